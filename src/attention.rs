@@ -1,0 +1,1 @@
+//! Floor 2: attention over pages, decode and chunked prefill.

@@ -1,0 +1,1 @@
+//! Floor 7: parse, dispatch, exit code.

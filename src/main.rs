@@ -1,0 +1,3 @@
+//! The `kvista` program: everything is in the library.
+
+fn main() {}

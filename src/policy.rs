@@ -1,0 +1,1 @@
+//! Floor 1: the published rules, pure: no tensors, no I/O, no clock.

@@ -1,0 +1,1 @@
+//! Floor 2: clock and ring: what observing is made of.

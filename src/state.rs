@@ -1,0 +1,1 @@
+//! Floor 3: reducers that fold steps into what views draw.

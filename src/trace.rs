@@ -1,0 +1,1 @@
+//! Floor 3: recordings in and out.

@@ -1,0 +1,1 @@
+//! Floor 6: terminal guard, layout, views, widgets, theme. Draws, never decides.
