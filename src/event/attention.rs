@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -77,7 +78,19 @@ pub fn quantise(p: f32) -> u8 {
 
 /// Cell byte to probability; 0 gives exactly 0.
 pub fn dequantise(q: u8) -> f32 {
-    if q == 0 { 0.0 } else { (-(255.0 - f32::from(q)) / STEPS_PER_OCTAVE).exp2() }
+    cell_values()[usize::from(q)]
+}
+
+/// What each cell byte stands for, see [`dequantise`]. A picture has a cell per head and token: whoever reads a whole
+/// one takes the table once.
+pub fn cell_values() -> &'static [f32; 256] {
+    static VALUES: LazyLock<[f32; 256]> = LazyLock::new(|| {
+        std::array::from_fn(|q| match q {
+            0 => 0.0,
+            q => ((q as f32 - 255.0) / STEPS_PER_OCTAVE).exp2(),
+        })
+    });
+    &VALUES
 }
 
 /// The attention picture of one sequence in one step: the rows of one query position in every layer.

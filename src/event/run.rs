@@ -73,6 +73,8 @@ pub struct Settings {
     pub threads: u32,
     /// Sequences in the batch.
     pub batch: u32,
+    /// A layer's survivors are moved together when more than this share of its slots is stranded; 1 is never.
+    pub compact: f64,
 }
 
 impl Default for Settings {
@@ -92,10 +94,11 @@ impl Default for Settings {
             seed: 0,
             temperature: 0.0,
             top_p: 1.0,
-            max_tokens: 128,
+            max_tokens: 64,
             ignore_eos: false,
             threads: 1,
             batch: 1,
+            compact: 1.0,
         }
     }
 }
@@ -201,6 +204,9 @@ impl RunInfo {
         if s.batch != d.batch {
             arg("batch", &s.batch.to_string());
         }
+        if s.compact != d.compact {
+            arg("compact", &s.compact.to_string());
+        }
         line
     }
 }
@@ -210,7 +216,7 @@ fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+%@".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
-    } else if word.chars().any(char::is_control) {
+    } else if word.chars().any(is_unseen) {
         let mut out = String::from("$'");
         for c in word.chars() {
             match c {
@@ -218,7 +224,7 @@ fn quoted(word: &str) -> String {
                 '\t' => out.push_str("\\t"),
                 '\'' => out.push_str("\\'"),
                 '\\' => out.push_str("\\\\"),
-                c if c.is_control() => out.extend(format!("\\u{:04x}", c as u32).chars()),
+                c if is_unseen(c) => out.extend(format!("\\u{:04x}", c as u32).chars()),
                 c => out.push(c),
             }
         }
@@ -227,6 +233,12 @@ fn quoted(word: &str) -> String {
     } else {
         format!("'{}'", word.replace('\'', "'\\''"))
     }
+}
+
+/// What a terminal obeys or does not show: in a line to be copied from one it must be spelled.
+fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]

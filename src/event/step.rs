@@ -201,9 +201,9 @@ impl Finish {
     }
 }
 
-/// What changed in the block tables of one layer of one sequence, in the order of the fields: blocks adopted from a
-/// shared prefix, shared blocks copied before a write, blocks taken for appended tokens, then (after the step's
-/// evictions) blocks given back, then compaction.
+/// What changed in the block tables of one layer of one sequence, in this order: blocks adopted from a shared prefix,
+/// blocks taken for appended tokens, then (after the step's evictions) blocks without survivors given back, shared
+/// blocks copied because compaction is about to write them, compaction, and the blocks that compaction gives back.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableOps {
     /// Decoder layer.
@@ -249,7 +249,7 @@ pub struct SeqStep {
     pub stage: Stage,
     /// Position of the first token fed; the others follow.
     pub first: Position,
-    /// Tokens fed. A position is appended to every (layer, KV head).
+    /// Tokens fed, those whose blocks were adopted first. A position is appended to every (layer, KV head).
     pub fed: Vec<Fed>,
     /// The token drawn, if this step drew one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -510,6 +510,38 @@ pub(crate) mod tests {
             traffic: vec![LayerTraffic { layer: 1, rows: 3, ..LayerTraffic::default() }],
             probe: ProbeCost { ns: 5, dropped: 0 },
             tuning: vec![Tuning { name: "budget".into(), from: "100%".into(), to: "25%".into() }],
+        }
+    }
+
+    /// Step `i` of a run of one token per step, one layer, one head, blocks of 16: consistent, so it folds.
+    pub(crate) fn plain_step(i: StepId) -> Step {
+        let taken = if i.is_multiple_of(16) { vec![(i / 16) as BlockId] } else { Vec::new() };
+        let tables =
+            if taken.is_empty() { Vec::new() } else { vec![TableOps { taken, ..TableOps::default() }] };
+        Step {
+            step: i,
+            start_ns: i * 10,
+            wall_ns: 9,
+            seqs: vec![SeqStep {
+                seq: 0,
+                stage: Stage::Decode,
+                first: i as Position,
+                fed: vec![Fed { id: 1, piece: "x".into(), origin: Origin::Generated }],
+                sampled: None,
+                tables,
+                resident: vec![i as u32 + 1],
+                dropped: Vec::new(),
+                finish: None,
+                evictions: Vec::new(),
+                attention: None,
+            }],
+            layer_ns: vec![[0; PHASES]],
+            outer_ns: [0; PHASES],
+            timing: Provenance::Measured,
+            tiers: Vec::new(),
+            traffic: Vec::new(),
+            probe: ProbeCost::default(),
+            tuning: Vec::new(),
         }
     }
 
