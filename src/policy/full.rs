@@ -1,0 +1,32 @@
+//! The full cache: nothing is ever lost. What every other rule is measured against.
+
+use std::sync::Arc;
+
+use super::accumulate::Needs;
+use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::{EvictPolicy, HeadInputs, Moment, Verdict, When};
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "full",
+    title: "Full cache",
+    doc: "keeps everything",
+    source: Source { paper: "", arxiv: "", at: "", evidence: Evidence::Own },
+    source_defaults: "",
+    needs: Needs::NONE,
+    acts: "never",
+    granularity: Granularity::Layer,
+    params: &[],
+    deviations: &[],
+    build: Build::Evict(|_| Arc::new(Full)),
+};
+
+#[derive(Debug)]
+struct Full;
+
+impl EvictPolicy for Full {
+    fn acts(&self, _: When) -> bool {
+        false
+    }
+
+    fn decide(&self, _: &Moment, _: &[HeadInputs<'_>], _: &mut Vec<Verdict>) {}
+}

@@ -1,0 +1,83 @@
+//! H2O: heavy hitters by cumulative attention, and the most recent tokens.
+//!
+//! Source: Zhang et al., "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models",
+//! arXiv 2306.14048; rule read in the authors' code (FMInference/H2O). After each forward every token's score grows by
+//! the attention it received. When more than HH + R tokens are resident, the R most recent stay, and among the rest
+//! the HH with the largest scores; each head decides for itself, and what is dropped never returns. Scores never
+//! decay, so early tokens have an advantage: that is the rule's own.
+//!
+//! Deviations:
+//! - One budget, split: R = round(recent × budget), HH = budget − R. The source states two shares of the prompt (0.1
+//!   and 0.1 in its example, so halves as here) or two numbers (4 and 512 in the class).
+//! - Heads are KV heads. Under grouped-query attention the score is the mean over the query heads that share one; it
+//!   ranks as their sum does. The source sums over the batch too; here a sequence has its own scores.
+//! - With `when=chunk` the rule also acts inside the prompt, which the source feeds in one forward.
+
+use std::sync::Arc;
+
+use super::accumulate::Needs;
+use super::param::{self, Budget, Param};
+use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::select::{Protected, select};
+use super::{EvictPolicy, HeadInputs, Moment, Verdict, When};
+use crate::event::Head;
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "h2o",
+    title: "H2O",
+    doc: "keeps the most recent tokens and, of the rest, those that drew the most attention so far",
+    source: Source {
+        paper: "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models",
+        arxiv: "2306.14048",
+        at: "github.com/FMInference/H2O",
+        evidence: Evidence::Source,
+    },
+    source_defaults: "heavy hitters 10% and recent 10% of the prompt in the example; 4 and 512 slots in the class",
+    needs: Needs { sum: true, ..Needs::NONE },
+    acts: "at the end of the prompt (or after each chunk of it: when=chunk), then after every token",
+    granularity: Granularity::Head,
+    params: &[
+        Param::budget("slots kept per head: heavy hitters and recent tokens together"),
+        Param::real("recent", (0.0, 1.0), 0.5, "share of the budget for the most recent tokens")
+            .steps(0.05, 0.25)
+            .live(),
+        Param::when(param::PROMPT),
+    ],
+    deviations: &[
+        "one budget split by `recent`; the source states heavy hitters and recent tokens apart",
+        "decides per KV head, on the mean over the query heads that share it (it ranks as their sum)",
+        "each sequence has its own scores; the source sums over the batch",
+        "when=chunk also acts inside the prompt, which the source feeds in one forward",
+    ],
+    build: Build::Evict(|spec| {
+        Arc::new(H2o {
+            budget: spec.budget().expect("declared above"),
+            recent: spec.real("recent"),
+            in_prompt: spec.choice("when") == param::CHUNK,
+        })
+    }),
+};
+
+#[derive(Debug)]
+struct H2o {
+    budget: Budget,
+    recent: f64,
+    in_prompt: bool,
+}
+
+impl EvictPolicy for H2o {
+    fn acts(&self, when: When) -> bool {
+        when != When::Chunk || self.in_prompt
+    }
+
+    fn decide(&self, moment: &Moment, heads: &[HeadInputs<'_>], out: &mut Vec<Verdict>) {
+        let Some(budget) = self.budget.slots(moment.prompt_len) else { return };
+        let recent = (self.recent * f64::from(budget)).round() as u32;
+        let protected = Protected { sinks: 0, recent };
+        for (head, inputs) in heads.iter().enumerate() {
+            out.extend(select(Some(head as Head), inputs.positions, budget, protected, |p| {
+                inputs.acc.sum(p)
+            }));
+        }
+    }
+}
