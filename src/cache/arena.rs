@@ -1,0 +1,207 @@
+//! Page storage of one tier, by block id: memory is taken when a block is, and given back with it.
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use super::config::KvDtype;
+use super::table::{LaneView, RowMove};
+use crate::event::BlockId;
+
+/// Pages of one kind (K or V) in one tier, `[slot][head_dim]` each.
+#[derive(Debug)]
+pub(super) enum Arena {
+    F32(Store<f32>),
+    F16(Store<f16>),
+}
+
+#[derive(Debug)]
+pub(super) struct Store<T> {
+    pages: Vec<Option<Box<[T]>>>,
+    /// Elements per row.
+    row: usize,
+    /// Rows per page.
+    width: usize,
+}
+
+/// Pages of one KV head in table order. Cheap to make and to copy: nothing is gathered.
+#[derive(Clone, Copy, Debug)]
+pub enum Pages<'a> {
+    /// Full precision.
+    F32(PageList<'a, f32>),
+    /// Half precision.
+    F16(PageList<'a, f16>),
+}
+
+/// Pages of one element type.
+#[derive(Clone, Copy, Debug)]
+pub struct PageList<'a, T> {
+    lane: LaneView<'a>,
+    store: &'a Store<T>,
+}
+
+impl<'a, T> PageList<'a, T> {
+    /// Number of pages.
+    pub const fn len(&self) -> usize {
+        self.lane.block_count()
+    }
+
+    /// Whether there is no page.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The `i`-th page, `[block_size][head_dim]`. Which rows count is in the lane's slots; the others hold whatever was
+    /// there before.
+    pub fn page(&self, i: usize) -> &'a [T] {
+        self.store.page(self.lane.block(i))
+    }
+
+    /// The row of a slot, counted in table order.
+    pub fn row(&self, slot: usize) -> &'a [T] {
+        let (width, row) = (self.store.width, self.store.row);
+        &self.page(slot / width)[slot % width * row..][..row]
+    }
+
+    /// All pages in table order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [T]> + use<'a, T> {
+        let store = self.store;
+        self.lane.blocks().map(move |id| store.page(id))
+    }
+}
+
+const HELD: &str = "a block in a table has its page";
+
+impl<T: Copy + Default> Store<T> {
+    const fn new(row: usize, width: usize) -> Self {
+        Self { pages: Vec::new(), row, width }
+    }
+
+    fn allocate(&mut self, id: BlockId) {
+        self.put(id, vec![T::default(); self.row * self.width].into());
+    }
+
+    fn put(&mut self, id: BlockId, page: Box<[T]>) {
+        let id = id as usize;
+        if self.pages.len() <= id {
+            self.pages.resize_with(id + 1, || None);
+        }
+        debug_assert!(self.pages[id].is_none(), "block {id} is taken twice");
+        self.pages[id] = Some(page);
+    }
+
+    fn free(&mut self, id: BlockId) {
+        self.pages[id as usize] = None;
+    }
+
+    fn page_mut(&mut self, id: BlockId) -> &mut [T] {
+        self.pages[id as usize].as_deref_mut().expect(HELD)
+    }
+
+    fn copy_page(&mut self, from: BlockId, to: BlockId) {
+        let page = self.page(from).into();
+        self.put(to, page);
+    }
+
+    /// Moves rows of one lane whose blocks, in table order, are `blocks`.
+    fn move_rows(&mut self, blocks: &[BlockId], moves: &[RowMove]) {
+        let (width, row) = (self.width, self.row);
+        for run in moves {
+            let (mut from, mut to, mut left) = (run.from as usize, run.to as usize, run.len as usize);
+            while left > 0 {
+                let n = left.min(width - from % width).min(width - to % width);
+                let (source, target) = (blocks[from / width], blocks[to / width]);
+                let (a, b) = (from % width * row, to % width * row);
+                if source == target {
+                    self.page_mut(source).copy_within(a..a + n * row, b);
+                } else {
+                    let pages = self.pages.get_disjoint_mut([source as usize, target as usize]);
+                    let [source, target] = pages.expect("two blocks of one lane differ");
+                    let source = source.as_deref().expect(HELD);
+                    target.as_deref_mut().expect(HELD)[b..b + n * row]
+                        .copy_from_slice(&source[a..a + n * row]);
+                }
+                (from, to, left) = (from + n, to + n, left - n);
+            }
+        }
+    }
+
+    /// Writes `n` rows from slot `slot` on; `put` fills row `i`.
+    fn write(&mut self, lane: LaneView<'_>, slot: usize, n: usize, put: impl Fn(usize, &mut [T])) {
+        let (width, row) = (self.width, self.row);
+        for i in 0..n {
+            let slot = slot + i;
+            let page = self.page_mut(lane.block(slot / width));
+            put(i, &mut page[slot % width * row..][..row]);
+        }
+    }
+}
+
+impl<T> Store<T> {
+    fn page(&self, id: BlockId) -> &[T] {
+        self.pages[id as usize].as_deref().expect(HELD)
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.pages.iter().flatten().map(|page| std::mem::size_of_val(&**page)).sum()
+    }
+}
+
+/// The same call on either element type.
+macro_rules! on {
+    ($arena:expr, $store:ident => $call:expr) => {
+        match $arena {
+            Arena::F32($store) => $call,
+            Arena::F16($store) => $call,
+        }
+    };
+}
+
+impl Arena {
+    pub(super) const fn new(dtype: KvDtype, row: usize, width: usize) -> Self {
+        match dtype {
+            KvDtype::F32 => Self::F32(Store::new(row, width)),
+            KvDtype::F16 => Self::F16(Store::new(row, width)),
+        }
+    }
+
+    pub(super) fn allocate(&mut self, id: BlockId) {
+        on!(self, s => s.allocate(id));
+    }
+
+    pub(super) fn free(&mut self, id: BlockId) {
+        on!(self, s => s.free(id));
+    }
+
+    /// Allocates the page of `to` as a copy.
+    pub(super) fn copy_page(&mut self, from: BlockId, to: BlockId) {
+        on!(self, s => s.copy_page(from, to));
+    }
+
+    pub(super) fn move_rows(&mut self, blocks: &[BlockId], moves: &[RowMove]) {
+        on!(self, s => s.move_rows(blocks, moves));
+    }
+
+    /// Bytes of pages really held, found by walking them.
+    pub(super) fn held_bytes(&self) -> usize {
+        on!(self, s => s.held_bytes())
+    }
+
+    pub(super) const fn pages<'a>(&'a self, lane: LaneView<'a>) -> Pages<'a> {
+        match self {
+            Self::F32(store) => Pages::F32(PageList { lane, store }),
+            Self::F16(store) => Pages::F16(PageList { lane, store }),
+        }
+    }
+
+    /// Writes `n` rows of a lane from slot `slot` on. Row `i` starts at `rows[i * stride]`.
+    pub(super) fn write(&mut self, lane: LaneView<'_>, slot: usize, n: usize, rows: &[f32], stride: usize) {
+        match self {
+            Self::F32(store) => store.write(lane, slot, n, |i, to| {
+                to.copy_from_slice(&rows[i * stride..][..to.len()]);
+            }),
+            Self::F16(store) => store.write(lane, slot, n, |i, to| {
+                to.convert_from_f32_slice(&rows[i * stride..][..to.len()]);
+            }),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Moving survivors together, and copying what is shared before it is written.
+
+use super::pool::Demand;
+use super::sequence::Turn;
+use super::{Cache, CacheError, HOLE, members};
+use crate::event::{BlockId, Head, Layer, SeqId};
+
+impl Cache {
+    /// Moves the survivors of one (sequence, layer) together, order kept, and gives back the blocks left over. Pages that
+    /// other sequences share are copied first, and stay as they are.
+    ///
+    /// # Errors
+    /// No block is free for such a copy, or the layer was compacted in this step already.
+    pub fn compact(&mut self, seq: SeqId, layer: Layer) -> Result<(), CacheError> {
+        self.check_layer(layer)?;
+        let sequence = self.sequences.get(&seq).ok_or(CacheError::NoSequence(seq))?;
+        let table = &sequence.tables[usize::from(layer)];
+        if (0..table.heads()).all(|head| table.stranded(head) == 0) {
+            return Ok(());
+        }
+        if sequence.turns[usize::from(layer)] == Turn::Done {
+            return Err(CacheError::OutOfOrder { seq, what: "a second compaction of one layer" });
+        }
+        let heads = self.config.shape.kv_heads;
+        let is_shared = |&(key, id): &_| members(key, id, heads).any(|id| self.pool.owners(id) > 1);
+        let shared: Vec<(Option<Head>, BlockId)> = table.compaction_writes().filter(is_shared).collect();
+        let (gangs, singles) = if table.is_split() { (0, shared.len()) } else { (shared.len(), 0) };
+        self.pool.check(Demand { gangs, singles })?;
+
+        self.let_go_behind_holes(seq, layer);
+        for (key, from) in shared {
+            self.copy_on_write(seq, layer, key, from);
+        }
+        self.move_together(seq, layer);
+        Ok(())
+    }
+
+    /// Lets go of the slots in every block that compaction touches; [`Self::move_together`] takes hold again.
+    fn let_go_behind_holes(&mut self, seq: SeqId, layer: Layer) {
+        let width = self.config.block_size as usize;
+        let table = &self.sequences[&seq].tables[usize::from(layer)];
+        for head in 0..table.heads() {
+            let lane = table.lane(head);
+            let Some(hole) = lane.slots.iter().position(|&p| p == HOLE) else { continue };
+            for slot in (hole - hole % width..lane.slots.len()).filter(|&slot| lane.slots[slot] != HOLE) {
+                self.pool.let_go(lane.block(slot / width), slot % width);
+            }
+        }
+    }
+
+    fn copy_on_write(&mut self, seq: SeqId, layer: Layer, key: Option<Head>, from: BlockId) {
+        let heads = self.config.shape.kv_heads;
+        let home = self.home(layer);
+        let to = self.pool.take(key, home);
+        for (from, to) in members(key, from, heads).zip(members(key, to, heads)) {
+            self.pages.keys.copy_page(from, to);
+            self.pages.values[home as usize].copy_page(from, to);
+            self.release(from);
+        }
+        let sequence = self.sequences.get_mut(&seq).expect("the caller looked it up");
+        let table = &mut sequence.tables[usize::from(layer)];
+        table.replace_block(from, to).expect("the block came from this table");
+        sequence.ops(layer, key).copied.push((from, to));
+    }
+
+    fn move_together(&mut self, seq: SeqId, layer: Layer) {
+        let width = self.config.block_size as usize;
+        let home = self.home(layer);
+        let heads = self.config.shape.kv_heads;
+        let sequence = self.sequences.get_mut(&seq).expect("the caller looked it up");
+        sequence.turns[usize::from(layer)] = Turn::Done;
+        let table = &mut sequence.tables[usize::from(layer)];
+        // Per KV head: its blocks, and the first that compaction touches.
+        let before: Vec<(Vec<BlockId>, usize)> = (0..heads)
+            .map(|head| {
+                let lane = table.lane(head);
+                let hole = lane.slots.iter().position(|&p| p == HOLE).unwrap_or(lane.slots.len());
+                (lane.blocks().collect(), hole / width)
+            })
+            .collect();
+        let done = table.compact();
+        let mut released = Vec::new();
+        for lane in &done {
+            for head in lane.head.map_or(0..heads, |h| h..h + 1) {
+                let (blocks, first) = &before[usize::from(head)];
+                self.pages.keys.move_rows(blocks, &lane.moves);
+                self.pages.values[home as usize].move_rows(blocks, &lane.moves);
+                let view = table.lane(head);
+                for i in *first..view.block_count() {
+                    self.pool.clear(view.block(i));
+                    self.pool.fill(view.block(i), 0, view.block_slots(i).len());
+                }
+            }
+            released.extend(lane.freed.iter().flat_map(|&id| members(lane.head, id, heads)));
+        }
+        for lane in done {
+            let ops = sequence.ops(layer, lane.head);
+            ops.compacted = true;
+            ops.freed.extend(lane.freed);
+        }
+        for id in released {
+            self.release(id);
+        }
+    }
+}

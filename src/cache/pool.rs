@@ -1,0 +1,276 @@
+//! Block ids and who holds their slots: reference counts and the byte ledger. No bytes here.
+//!
+//! Ids come in *frames* of `kv_heads` consecutive ids, so that a gang is one frame. Singles come from frames already in
+//! part use first, and the lowest free id always goes first: the same calls give the same ids.
+
+use std::collections::BTreeSet;
+
+use super::config::Exhausted;
+use crate::event::{BlockId, Head};
+
+/// Where the V pages of a block live; K pages are always on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Home {
+    Device = 0,
+    Host = 1,
+}
+
+/// Slots counted by [`Home`], each physical slot once however many sequences share it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Count {
+    pub(super) blocks: usize,
+    /// Slots that were ever handed to a position since the block was taken.
+    pub(super) filled: usize,
+    /// Slots that at least one sequence still holds.
+    pub(super) live: usize,
+}
+
+/// Blocks about to be taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Demand {
+    /// Whole frames.
+    pub(super) gangs: usize,
+    /// Blocks of single heads.
+    pub(super) singles: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Meta {
+    /// Tables that hold the block; 0 is free.
+    owners: u32,
+    filled: u32,
+    live: u32,
+    home: Home,
+}
+
+const FREE: Meta = Meta { owners: 0, filled: 0, live: 0, home: Home::Device };
+
+#[derive(Debug)]
+pub(super) struct Pool {
+    heads: BlockId,
+    width: usize,
+    capacity: BlockId,
+    /// Frames that exist so far, in use or free.
+    frames: BlockId,
+    free_frames: BTreeSet<BlockId>,
+    /// Frames with some blocks in use and some free.
+    partial: BTreeSet<BlockId>,
+    in_use: usize,
+    metas: Vec<Meta>,
+    /// Tables that hold a slot live, per slot of every block.
+    holders: Vec<u32>,
+    counts: [Count; 2],
+}
+
+impl Pool {
+    /// `capacity` is a multiple of `heads`.
+    pub(super) const fn new(heads: BlockId, width: usize, capacity: BlockId) -> Self {
+        Self {
+            heads,
+            width,
+            capacity,
+            frames: 0,
+            free_frames: BTreeSet::new(),
+            partial: BTreeSet::new(),
+            in_use: 0,
+            metas: Vec::new(),
+            holders: Vec::new(),
+            counts: [Count { blocks: 0, filled: 0, live: 0 }; 2],
+        }
+    }
+
+    pub(super) const fn count(&self, home: Home) -> Count {
+        self.counts[home as usize]
+    }
+
+    pub(super) fn owners(&self, id: BlockId) -> u32 {
+        self.metas[id as usize].owners
+    }
+
+    pub(super) fn home(&self, id: BlockId) -> Home {
+        self.metas[id as usize].home
+    }
+
+    /// Whether a demand can be met; taking it cannot fail then.
+    pub(super) fn check(&self, demand: Demand) -> Result<(), Exhausted> {
+        let heads = self.heads as usize;
+        let (free, frames) = (self.free(), self.whole_frames());
+        let in_partial = free - frames * heads;
+        let opened = demand.singles.saturating_sub(in_partial).div_ceil(heads);
+        if demand.gangs + opened <= frames {
+            return Ok(());
+        }
+        Err(Exhausted {
+            needed: demand.gangs * heads + demand.singles,
+            free,
+            whole: frames * heads,
+            capacity: self.capacity as usize,
+        })
+    }
+
+    pub(super) const fn free(&self) -> usize {
+        self.capacity as usize - self.in_use
+    }
+
+    fn whole_frames(&self) -> usize {
+        self.free_frames.len() + (self.capacity / self.heads - self.frames) as usize
+    }
+
+    /// A gang for no key, a single for a KV head. The demand was checked.
+    pub(super) fn take(&mut self, key: Option<Head>, home: Home) -> BlockId {
+        if key.is_none() { self.take_gang(home) } else { self.take_single(home) }
+    }
+
+    /// The lowest free frame's first id. All its blocks get one owner.
+    fn take_gang(&mut self, home: Home) -> BlockId {
+        let frame = self.free_frames.pop_first().unwrap_or_else(|| self.open_frame());
+        let first = frame * self.heads;
+        for id in first..first + self.heads {
+            self.own(id, home);
+        }
+        first
+    }
+
+    /// The lowest free id of a frame in part use, else of the lowest free frame.
+    fn take_single(&mut self, home: Home) -> BlockId {
+        let frame = match self.partial.first() {
+            Some(&frame) => frame,
+            None => self.free_frames.pop_first().unwrap_or_else(|| self.open_frame()),
+        };
+        let mut ids = frame * self.heads..(frame + 1) * self.heads;
+        let id = ids.find(|&id| self.owners(id) == 0).expect("the frame has a free block");
+        self.own(id, home);
+        self.file(frame);
+        id
+    }
+
+    fn open_frame(&mut self) -> BlockId {
+        let frame = self.frames;
+        debug_assert!(frame < self.capacity / self.heads, "the demand was checked");
+        self.frames += 1;
+        let ids = (self.frames * self.heads) as usize;
+        self.metas.resize(ids, FREE);
+        self.holders.resize(ids * self.width, 0);
+        frame
+    }
+
+    fn own(&mut self, id: BlockId, home: Home) {
+        self.metas[id as usize] = Meta { owners: 1, home, ..FREE };
+        self.counts[home as usize].blocks += 1;
+        self.in_use += 1;
+    }
+
+    /// Puts a frame where its use says it belongs.
+    fn file(&mut self, frame: BlockId) {
+        let ids = (frame * self.heads) as usize..((frame + 1) * self.heads) as usize;
+        let (total, used) = (ids.len(), self.metas[ids].iter().filter(|m| m.owners > 0).count());
+        self.partial.remove(&frame);
+        if used == 0 {
+            self.free_frames.insert(frame);
+        } else if used < total {
+            self.partial.insert(frame);
+        }
+    }
+
+    /// One more table holds all slots of a full block.
+    pub(super) fn share(&mut self, id: BlockId) {
+        debug_assert_eq!(self.metas[id as usize].live as usize, self.width, "only full blocks are shared");
+        self.metas[id as usize].owners += 1;
+        for holders in &mut self.holders[id as usize * self.width..][..self.width] {
+            *holders += 1;
+        }
+    }
+
+    /// The only owner puts positions into `n` slots from `row` on.
+    pub(super) fn fill(&mut self, id: BlockId, row: usize, n: usize) {
+        self.holders[id as usize * self.width + row..][..n].fill(1);
+        let meta = &mut self.metas[id as usize];
+        meta.filled += n as u32;
+        meta.live += n as u32;
+        let count = &mut self.counts[meta.home as usize];
+        count.filled += n;
+        count.live += n;
+    }
+
+    /// The only owner, who let go of every slot, starts the block afresh.
+    pub(super) fn clear(&mut self, id: BlockId) {
+        let meta = &mut self.metas[id as usize];
+        debug_assert!(meta.owners == 1 && meta.live == 0, "cleared while held");
+        self.counts[meta.home as usize].filled -= meta.filled as usize;
+        meta.filled = 0;
+    }
+
+    /// A table lets go of a slot that it held live.
+    pub(super) fn let_go(&mut self, id: BlockId, row: usize) {
+        let holders = &mut self.holders[id as usize * self.width + row];
+        *holders -= 1;
+        if *holders == 0 {
+            let meta = &mut self.metas[id as usize];
+            meta.live -= 1;
+            self.counts[meta.home as usize].live -= 1;
+        }
+    }
+
+    /// A table gives the block back; true if it was the last. A table that shares the block lets go of its slots first.
+    pub(super) fn release(&mut self, id: BlockId) -> bool {
+        let meta = &mut self.metas[id as usize];
+        meta.owners -= 1;
+        if meta.owners > 0 {
+            return false;
+        }
+        let count = &mut self.counts[meta.home as usize];
+        count.blocks -= 1;
+        count.filled -= meta.filled as usize;
+        count.live -= meta.live as usize;
+        *meta = FREE;
+        self.in_use -= 1;
+        self.file(id / self.heads);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn singles_fill_partly_used_frames_and_the_lowest_frame_comes_back_first() {
+        let mut pool = Pool::new(2, 4, 8);
+        assert_eq!([pool.take_gang(Home::Device), pool.take_gang(Home::Device)], [0, 2]);
+        assert_eq!(pool.take_single(Home::Device), 4);
+        assert_eq!(pool.take_gang(Home::Device), 6);
+        assert!(pool.release(2) && pool.release(3) && pool.release(1));
+        assert_eq!(pool.take_single(Home::Device), 1);
+        assert_eq!(pool.take_single(Home::Device), 5);
+        assert_eq!(pool.take_gang(Home::Device), 2);
+    }
+
+    #[test]
+    fn a_demand_counts_the_frames_that_singles_open() {
+        let mut pool = Pool::new(2, 4, 6);
+        pool.take_single(Home::Host);
+        let fits = |gangs, singles| pool.check(Demand { gangs, singles }).is_ok();
+        assert!(fits(2, 1) && fits(1, 3) && fits(0, 5));
+        assert!(!fits(3, 0) && !fits(2, 2) && !fits(0, 6));
+        assert_eq!(
+            pool.check(Demand { gangs: 2, singles: 2 }),
+            Err(Exhausted { needed: 6, free: 5, whole: 4, capacity: 6 })
+        );
+    }
+
+    #[test]
+    fn a_shared_slot_lives_until_its_last_holder_lets_go() {
+        let mut pool = Pool::new(1, 2, 4);
+        let id = pool.take_gang(Home::Host);
+        pool.fill(id, 0, 2);
+        pool.share(id);
+        pool.let_go(id, 1);
+        assert_eq!(pool.count(Home::Host), Count { blocks: 1, filled: 2, live: 2 });
+        pool.let_go(id, 1);
+        assert_eq!(pool.count(Home::Host), Count { blocks: 1, filled: 2, live: 1 });
+        pool.let_go(id, 0);
+        assert!(!pool.release(id));
+        assert!(pool.release(id));
+        assert_eq!(pool.count(Home::Host), Count::default());
+    }
+}
