@@ -1,1 +1,120 @@
 //! Floor 2: attention over pages, decode and chunked prefill.
+//!
+//! One trait, [`Attention`], and one backend so far, [`cpu::CpuAttention`]. A decode step is cut into stages that are
+//! called one after the other and can each be clocked, because a read set pulls V rows between them:
+//!
+//! ```text
+//! scores ─▶ select_top ─▶ (V rows are pulled) ─▶ weighted_sum_selected
+//!        └──────────────────────────────────────▶ weighted_sum
+//! ```
+//!
+//! # Shapes
+//!
+//! Queries and outputs are `[token][head][head_dim]`. Query head `i` reads KV head `i / group`, with `group` query heads
+//! per KV head ([`Shape`]). A query at position `p` sees the live slots whose position is at most `p`; scores are scaled
+//! by `1 / sqrt(head_dim)`.
+//!
+//! # Same bits
+//!
+//! A sum over slots is made of partial sums over fixed ranges of [`RANGE_SLOTS`] slots, each in ascending slot order,
+//! combined in ascending order. Neither the number of threads nor the size of a prefill chunk changes an output's bits,
+//! and a selection that holds every live slot gives the bits of the full sum.
+
+mod cells;
+pub mod cpu;
+mod kernel;
+mod lane;
+mod observe;
+mod probabilities;
+mod rope;
+mod select;
+#[cfg(test)]
+mod tests;
+mod tile;
+
+use crate::event::Position;
+
+pub use lane::{HOLE, HeadLane, Pages, Rows, Shape, ShapeError};
+pub use observe::observe;
+pub use probabilities::Probabilities;
+pub use rope::Rope;
+pub use select::{LaneSelection, Selection};
+pub use tile::RANGE_SLOTS;
+
+/// Consecutive queries of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Queries<'a> {
+    /// `[token][head][head_dim]`; rotated, unless the lanes hold keys before RoPE ([`HeadLane::rope`]).
+    pub rows: &'a [f32],
+    /// Position of the first token; the others follow.
+    pub first: Position,
+}
+
+/// What a prefill hands out beside its output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// Attention received by each slot, for [`Attention::column_sums`].
+    pub column_sums: bool,
+    /// The last query's rows, for [`Attention::probabilities`].
+    pub last_row: bool,
+}
+
+/// Where the time of a prefill went (measured), added up over the KV heads: with several threads it exceeds the wall
+/// clock, so a caller uses it to split the time that it clocked itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefillTime {
+    /// Query times keys, softmax.
+    pub score_ns: u64,
+    /// Probabilities times values.
+    pub weighted_sum_ns: u64,
+    /// Column sums and the copy of the last row: what was asked for by [`Wants`].
+    pub probe_ns: u64,
+}
+
+/// A backend: the stages of attention of one (sequence, layer), over one [`HeadLane`] per KV head.
+///
+/// The backend keeps the probabilities of its latest [`scores`](Self::scores) and the selection of its latest
+/// [`select_top`](Self::select_top); the later stages use them. Buffers are reused from call to call.
+///
+/// # Panics
+///
+/// All stages panic when slices do not have the lengths that [`Shape`] and the lanes imply, or when a later stage comes
+/// with lanes of other lengths than `scores` had: both are faults of the caller, never of an input.
+pub trait Attention: Send {
+    /// Heads and head size this backend was made for.
+    fn shape(&self) -> Shape;
+
+    /// Decode, first stage: the softmax probabilities of the newest token's query over every lane's slots, 0 at holes.
+    fn scores(&mut self, query: Queries<'_>, lanes: &[HeadLane<'_>]);
+
+    /// Decode, read set: the `n` slots of largest probability for each query head, ties going to the earlier position
+    /// (KCache, arXiv 2404.18057). `include_self` adds the query's own token to them where it is not among them.
+    fn select_top(&mut self, lanes: &[HeadLane<'_>], n: usize, include_self: bool) -> &Selection;
+
+    /// Decode, last stage over all slots; V is read from the lanes. `out` is `[head][head_dim]`.
+    fn weighted_sum(&mut self, lanes: &[HeadLane<'_>], out: &mut [f32]);
+
+    /// Decode, last stage over the latest selection. `values` has per KV head the V rows of its union, ascending as in
+    /// [`LaneSelection::slots`]. Every query head uses the rows that it asked for itself; the probabilities are not
+    /// scaled up for what was left out. `out` is `[head][head_dim]`.
+    fn weighted_sum_selected(&mut self, values: &[Rows<'_>], out: &mut [f32]);
+
+    /// A chunk of queries against lanes that already hold the chunk's own rows. `out` is `[token][head][head_dim]`.
+    fn prefill(
+        &mut self,
+        queries: Queries<'_>,
+        lanes: &[HeadLane<'_>],
+        wants: Wants,
+        out: &mut [f32],
+    ) -> PrefillTime;
+
+    /// The rows of the latest `scores`, or of the last query of the latest `prefill` that wanted them.
+    fn probabilities(&self) -> &Probabilities;
+
+    /// The latest selection.
+    fn selection(&self) -> &Selection;
+
+    /// Attention that each slot of a KV head received from the latest prefill's queries: the mean over the group's
+    /// query heads, summed over the queries (the accumulator of H2O, arXiv 2306.14048). Empty unless wanted.
+    fn column_sums(&self, kv_head: usize) -> &[f32];
+}

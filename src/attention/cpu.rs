@@ -1,0 +1,243 @@
+//! The CPU backend: plain slices, one task per KV head.
+
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use super::lane::{HeadLane, Rows, Shape};
+use super::probabilities::{LaneRows, Probabilities, add_group_mean};
+use super::select::{LaneSelection, Selection};
+use super::tile::{RangeSum, Tile, tile_queries, weighted_sum_chosen};
+use super::{Attention, PrefillTime, Queries, Wants};
+
+/// Multiply-adds from which a stage is shared out over threads. Waking rayon's workers costs some ten microseconds;
+/// this much work takes one core about a hundred, so sharing it out never loses much and soon wins.
+const PARALLEL_WORK: usize = 1 << 19;
+
+/// Floats of a cache line: rows of a tile start that much apart from a power of two, which would put them all into
+/// one set of the L1 cache.
+const LINE: usize = 16;
+
+/// Attention on the CPU, on the rayon pool that is current where it is called.
+#[derive(Debug)]
+pub struct CpuAttention {
+    shape: Shape,
+    heads: Vec<HeadScratch>,
+    probabilities: Probabilities,
+    selection: Selection,
+}
+
+/// What one KV head's task works in.
+#[derive(Clone, Debug, Default)]
+struct HeadScratch {
+    tile: Tile,
+    /// A block of K or V as f32.
+    block: Vec<f32>,
+    /// Probabilities of a prefill's tile.
+    probs: Vec<f32>,
+    sum: RangeSum,
+    /// A prefill's output of this head, `[token][head of the group][head_dim]`.
+    out: Vec<f32>,
+    column_sums: Vec<f32>,
+    time: PrefillTime,
+}
+
+impl CpuAttention {
+    /// A backend for layers of this shape.
+    pub fn new(shape: Shape) -> Self {
+        Self {
+            shape,
+            heads: vec![HeadScratch::default(); shape.kv_heads()],
+            probabilities: Probabilities::new(shape.group(), shape.kv_heads()),
+            selection: Selection { lanes: vec![LaneSelection::default(); shape.kv_heads()] },
+        }
+    }
+
+    /// Whether `queries` against these lanes are work enough for several threads.
+    fn in_parallel(&self, queries: usize, slots: usize) -> bool {
+        let work = slots.saturating_mul(queries).saturating_mul(self.shape.group() * self.shape.head_dim());
+        self.shape.kv_heads() > 1 && work >= PARALLEL_WORK && rayon::current_num_threads() > 1
+    }
+
+    /// Runs one task per KV head, each with its own scratch and probability rows.
+    fn each_head(&mut self, parallel: bool, task: impl Fn(usize, &mut HeadScratch, &mut LaneRows) + Sync) {
+        let rows = self.probabilities.lanes_mut();
+        if parallel {
+            let heads = self.heads.par_iter_mut().zip(rows.par_iter_mut()).enumerate();
+            heads.for_each(|(h, (scratch, rows))| task(h, scratch, rows));
+        } else {
+            let heads = self.heads.iter_mut().zip(rows).enumerate();
+            heads.for_each(|(h, (scratch, rows))| task(h, scratch, rows));
+        }
+    }
+
+    fn check_lanes(&self, lanes: &[HeadLane<'_>]) {
+        assert_eq!(lanes.len(), self.shape.kv_heads(), "one lane per KV head");
+    }
+
+    fn check_scored(&self, lanes: &[HeadLane<'_>]) {
+        self.check_lanes(lanes);
+        let same = |(h, lane): (usize, &HeadLane<'_>)| self.probabilities.slots(h) == lane.slots.len();
+        assert!(lanes.iter().enumerate().all(same), "the lanes are not those of the latest scores");
+    }
+
+    /// Hands each KV head's sums to its place in one token's output.
+    fn gather(&self, out: &mut [f32]) {
+        assert_eq!(out.len(), self.shape.width(), "the output is [head][head_dim]");
+        let width = self.shape.group() * self.shape.head_dim();
+        for (out, head) in out.chunks_exact_mut(width).zip(&self.heads) {
+            out.copy_from_slice(head.sum.total());
+        }
+    }
+}
+
+impl Attention for CpuAttention {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn scores(&mut self, query: Queries<'_>, lanes: &[HeadLane<'_>]) {
+        self.check_lanes(lanes);
+        assert_eq!(query.rows.len(), self.shape.width(), "one query is [head][head_dim]");
+        let shape = self.shape;
+        let parallel = self.in_parallel(1, slots(lanes));
+        self.each_head(parallel, |h, scratch, rows| {
+            let lane = &lanes[h];
+            scratch.tile.load(shape, h, query.rows, query.first, lane);
+            rows.resize(lane.slots.len(), shape.group());
+            if rows.slots > 0 {
+                scratch.tile.scores(lane, &mut rows.rows, rows.slots, &mut scratch.block);
+            }
+        });
+    }
+
+    fn select_top(&mut self, lanes: &[HeadLane<'_>], n: usize, include_self: bool) -> &Selection {
+        self.check_scored(lanes);
+        let heads = self.selection.lanes.iter_mut().zip(&self.heads).enumerate();
+        for (h, (selection, scratch)) in heads {
+            let own = scratch.tile.reach().checked_sub(1).filter(|_| include_self);
+            selection.choose(&self.probabilities.lane(h).rows, lanes[h].slots, n, own);
+        }
+        &self.selection
+    }
+
+    fn weighted_sum(&mut self, lanes: &[HeadLane<'_>], out: &mut [f32]) {
+        self.check_scored(lanes);
+        let parallel = self.in_parallel(1, slots(lanes));
+        self.each_head(parallel, |h, scratch, rows| {
+            let HeadScratch { tile, block, sum, .. } = scratch;
+            tile.weighted_sum(&lanes[h], &rows.rows, rows.slots, sum, block);
+        });
+        self.gather(out);
+    }
+
+    fn weighted_sum_selected(&mut self, values: &[Rows<'_>], out: &mut [f32]) {
+        assert_eq!(values.len(), self.shape.kv_heads(), "staged rows per KV head");
+        let d = self.shape.head_dim();
+        for (h, (scratch, &values)) in self.heads.iter_mut().zip(values).enumerate() {
+            let chosen = self.selection.lane(h);
+            assert_eq!(values.len(), chosen.slots().len() * d, "one staged row per slot of the union");
+            let shape = (self.shape.group(), d);
+            let HeadScratch { sum, block, .. } = scratch;
+            weighted_sum_chosen(chosen.slots(), chosen.all_weights(), values, shape, sum, block);
+        }
+        self.gather(out);
+    }
+
+    fn prefill(
+        &mut self,
+        queries: Queries<'_>,
+        lanes: &[HeadLane<'_>],
+        wants: Wants,
+        out: &mut [f32],
+    ) -> PrefillTime {
+        self.check_lanes(lanes);
+        let shape = self.shape;
+        assert!(queries.rows.len().is_multiple_of(shape.width()), "queries are [token][head][head_dim]");
+        assert_eq!(out.len(), queries.rows.len(), "the output is as long as the queries");
+        let tokens = queries.rows.len() / shape.width();
+        let parallel = self.in_parallel(tokens, slots(lanes));
+        self.each_head(parallel, |h, scratch, rows| {
+            scratch.prefill(shape, h, queries, &lanes[h], wants, rows);
+        });
+        let width = shape.group() * shape.head_dim();
+        for (t, out) in out.chunks_exact_mut(shape.width()).enumerate() {
+            for (out, head) in out.chunks_exact_mut(width).zip(&self.heads) {
+                out.copy_from_slice(&head.out[t * width..][..width]);
+            }
+        }
+        self.heads.iter().fold(PrefillTime::default(), |sum, head| PrefillTime {
+            score_ns: sum.score_ns + head.time.score_ns,
+            weighted_sum_ns: sum.weighted_sum_ns + head.time.weighted_sum_ns,
+            probe_ns: sum.probe_ns + head.time.probe_ns,
+        })
+    }
+
+    fn probabilities(&self) -> &Probabilities {
+        &self.probabilities
+    }
+
+    fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    fn column_sums(&self, kv_head: usize) -> &[f32] {
+        &self.heads[kv_head].column_sums
+    }
+}
+
+impl HeadScratch {
+    /// One KV head's share of a chunk, tile by tile.
+    fn prefill(
+        &mut self,
+        shape: Shape,
+        kv_head: usize,
+        queries: Queries<'_>,
+        lane: &HeadLane<'_>,
+        wants: Wants,
+        last: &mut LaneRows,
+    ) {
+        let (slots, group) = (lane.slots.len(), shape.group());
+        let stride = (slots.next_multiple_of(LINE) | LINE).max(LINE);
+        let per_tile = tile_queries(shape, slots);
+        self.time = PrefillTime::default();
+        self.out.clear();
+        self.column_sums.clear();
+        self.column_sums.resize(if wants.column_sums { slots } else { 0 }, 0.0);
+        for (i, rows) in queries.rows.chunks(per_tile * shape.width()).enumerate() {
+            let first = queries.first.saturating_add((i * per_tile) as u32);
+            let start = Instant::now();
+            self.tile.load(shape, kv_head, rows, first, lane);
+            self.probs.resize(self.tile.len() * group * stride, 0.0);
+            self.tile.scores(lane, &mut self.probs, stride, &mut self.block);
+            let scored = Instant::now();
+            self.tile.weighted_sum(lane, &self.probs, stride, &mut self.sum, &mut self.block);
+            self.out.extend_from_slice(self.sum.total());
+            let summed = Instant::now();
+            self.hand_out(wants, group, stride, slots, last);
+            self.time.score_ns += (scored - start).as_nanos() as u64;
+            self.time.weighted_sum_ns += (summed - scored).as_nanos() as u64;
+            self.time.probe_ns += summed.elapsed().as_nanos() as u64;
+        }
+    }
+
+    /// What the caller wants of the tile's probabilities; the last tile's last query is what remains in `last`.
+    fn hand_out(&mut self, wants: Wants, group: usize, stride: usize, slots: usize, last: &mut LaneRows) {
+        if wants.column_sums {
+            for query in self.probs.chunks_exact(group * stride) {
+                add_group_mean(query, stride, group, &mut self.column_sums);
+            }
+        }
+        if wants.last_row {
+            last.resize(slots, group);
+            let query = &self.probs[(self.tile.len() - 1) * group * stride..];
+            for (row, from) in last.rows.chunks_exact_mut(slots.max(1)).zip(query.chunks_exact(stride)) {
+                row.copy_from_slice(&from[..slots]);
+            }
+        }
+    }
+}
+
+fn slots(lanes: &[HeadLane<'_>]) -> usize {
+    lanes.iter().map(|lane| lane.slots.len()).sum()
+}

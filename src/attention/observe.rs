@@ -1,0 +1,137 @@
+//! The attention picture: probability rows as [`AttentionGroup`]s at a [`ScoreLevel`].
+
+use crate::event::{AttentionGroup, Cells, Head, HeadRow, Layer, Position, ScoreLevel};
+
+use super::cells::CELLS;
+use super::lane::{HOLE, HeadLane};
+use super::probabilities::Probabilities;
+use super::select::{Selection, bounded, largest, mass_outside};
+
+/// One group per KV head of `layer`, ascending; none at [`ScoreLevel::Off`].
+///
+/// With a read set (`read`) only the probabilities that a head used are drawn. A row's `dropped` is the mass of every
+/// probability that no cell carries: not read, outside the top K, or in a cell of 0.
+///
+/// # Panics
+///
+/// When `probabilities` or `read` are not of these lanes.
+pub fn observe(
+    level: ScoreLevel,
+    layer: Layer,
+    probabilities: &Probabilities,
+    read: Option<&Selection>,
+    lanes: &[HeadLane<'_>],
+) -> Vec<AttentionGroup> {
+    if level == ScoreLevel::Off {
+        return Vec::new();
+    }
+    let mut scratch = Scratch::default();
+    let mut groups = Vec::with_capacity(lanes.len());
+    for (kv_head, lane) in lanes.iter().enumerate() {
+        let mut rows = Vec::with_capacity(probabilities.group());
+        for (i, row) in probabilities.rows(kv_head).enumerate() {
+            assert_eq!(row.len(), lane.slots.len(), "the probabilities are of another lane");
+            let head = (kv_head * probabilities.group() + i) as Head;
+            let used = read.map(|read| scratch.used(row, read, kv_head, i));
+            let unread = read.map_or(0.0, |read| read.lane(kv_head).dropped()[i]);
+            let row = used.as_deref().unwrap_or(row);
+            let (cells, lost) = match level {
+                ScoreLevel::Off | ScoreLevel::Full => full(row, lane.slots),
+                ScoreLevel::Top(k) => scratch.ranking.top(row, lane.slots, k as usize),
+                ScoreLevel::Blocks => blocks(row, lane.block_size),
+            };
+            rows.push(HeadRow { head, dropped: bounded(lost + f64::from(unread)), cells });
+            if let Some(used) = used {
+                scratch.row = used;
+            }
+        }
+        groups.push(AttentionGroup {
+            layer,
+            kv_head: kv_head as Head,
+            positions: live_ranges(lane.slots),
+            rows,
+        });
+    }
+    groups
+}
+
+#[derive(Default)]
+struct Scratch {
+    row: Vec<f32>,
+    ranking: Ranking,
+}
+
+#[derive(Default)]
+struct Ranking {
+    keys: Vec<u64>,
+    chosen: Vec<u32>,
+}
+
+impl Scratch {
+    /// The row with what the head did not read set to 0, in a buffer that the caller gives back.
+    fn used(&mut self, row: &[f32], read: &Selection, kv_head: usize, head: usize) -> Vec<f32> {
+        let mut used = std::mem::take(&mut self.row);
+        used.clear();
+        used.resize(row.len(), 0.0);
+        let lane = read.lane(kv_head);
+        for (&slot, &weight) in lane.slots().iter().zip(lane.weights(head)) {
+            used[slot as usize] = weight;
+        }
+        used
+    }
+}
+
+impl Ranking {
+    fn top(&mut self, row: &[f32], slots: &[Position], k: usize) -> (Cells, f64) {
+        largest(row, slots, k, &mut self.keys, &mut self.chosen);
+        let mut lost = f64::from(mass_outside(row, &self.chosen));
+        let mut cells = Vec::with_capacity(self.chosen.len());
+        for &slot in &self.chosen {
+            let p = row[slot as usize];
+            match CELLS.quantise(p) {
+                0 => lost += f64::from(p),
+                cell => cells.push((slots[slot as usize], cell)),
+            }
+        }
+        (Cells::Top(cells), lost)
+    }
+}
+
+fn full(row: &[f32], slots: &[Position]) -> (Cells, f64) {
+    let mut lost = 0.0;
+    let mut cells = Vec::with_capacity(row.len());
+    for (&p, _) in row.iter().zip(slots).filter(|&(_, &position)| position != HOLE) {
+        let cell = CELLS.quantise(p);
+        if cell == 0 {
+            lost += f64::from(p);
+        }
+        cells.push(cell);
+    }
+    (Cells::Full(cells), lost)
+}
+
+fn blocks(row: &[f32], block_size: usize) -> (Cells, f64) {
+    let mut lost = 0.0;
+    let mut cells = Vec::with_capacity(row.len().div_ceil(block_size));
+    for block in row.chunks(block_size) {
+        let sum: f32 = block.iter().sum();
+        let cell = CELLS.quantise(sum);
+        if cell == 0 {
+            lost += f64::from(sum);
+        }
+        cells.push(cell);
+    }
+    (Cells::Blocks(cells), lost)
+}
+
+/// Live positions as ascending half-open ranges.
+fn live_ranges(slots: &[Position]) -> Vec<(Position, Position)> {
+    let mut ranges: Vec<(Position, Position)> = Vec::new();
+    for &position in slots.iter().filter(|&&p| p != HOLE) {
+        match ranges.last_mut() {
+            Some((_, end)) if *end == position => *end += 1,
+            _ => ranges.push((position, position + 1)),
+        }
+    }
+    ranges
+}

@@ -1,0 +1,202 @@
+//! The largest probabilities of a row, and a read set made of them.
+
+use crate::event::Position;
+
+use super::lane::HOLE;
+
+/// The slots chosen for one query, all heads.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    pub(super) lanes: Vec<LaneSelection>,
+}
+
+/// The slots chosen for one query by the query heads of one KV head.
+#[derive(Clone, Debug, Default)]
+pub struct LaneSelection {
+    /// Union of the heads' choices, ascending: the rows to pull.
+    slots: Vec<u32>,
+    /// `[head of the group][slot of the union]`: the probability, 0 where the head did not ask for the slot.
+    weights: Vec<f32>,
+    /// Sum over the heads of the slots that each asked for.
+    asked: usize,
+    dropped: Vec<f32>,
+    /// One head's choice, and per slot of the lane its place in the union.
+    scratch: Scratch,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Scratch {
+    chosen: Vec<Vec<u32>>,
+    places: Vec<u32>,
+    keys: Vec<u64>,
+}
+
+impl Selection {
+    /// The choice of a KV head's group.
+    pub fn lane(&self, kv_head: usize) -> &LaneSelection {
+        &self.lanes[kv_head]
+    }
+
+    /// One per KV head, in order.
+    pub fn lanes(&self) -> &[LaneSelection] {
+        &self.lanes
+    }
+
+    /// Rows that the query heads asked for, before the union.
+    pub fn asked_rows(&self) -> u64 {
+        self.lanes.iter().map(|l| l.asked as u64).sum()
+    }
+
+    /// Rows to read: the unions' sizes.
+    pub fn union_rows(&self) -> u64 {
+        self.lanes.iter().map(|l| l.slots.len() as u64).sum()
+    }
+}
+
+impl LaneSelection {
+    /// Union of the group's choices: slot indices into the lane, ascending.
+    pub fn slots(&self) -> &[u32] {
+        &self.slots
+    }
+
+    /// Sum over the group's query heads of the slots that each asked for.
+    pub fn asked_rows(&self) -> usize {
+        self.asked
+    }
+
+    /// Per query head of the group, the probability mass of the slots it did not ask for; exactly 0 where it asked for
+    /// all of them.
+    pub fn dropped(&self) -> &[f32] {
+        &self.dropped
+    }
+
+    /// The weights of one query head of the group over [`slots`](Self::slots), 0 where it did not ask.
+    pub fn weights(&self, head: usize) -> &[f32] {
+        &self.weights[head * self.slots.len()..][..self.slots.len()]
+    }
+
+    pub(super) fn all_weights(&self) -> &[f32] {
+        &self.weights
+    }
+
+    /// Chooses the `n` largest of each of the `rows` (`[head of the group][slot]`), and `own` where it is given.
+    pub(super) fn choose(&mut self, rows: &[f32], slots: &[Position], n: usize, own: Option<usize>) {
+        let group = rows.len().checked_div(slots.len()).unwrap_or(0);
+        let Scratch { chosen, places, keys } = &mut self.scratch;
+        chosen.resize_with(group, Vec::new);
+        self.dropped.clear();
+        self.asked = 0;
+        places.clear();
+        places.resize(slots.len(), 0);
+        for (row, chosen) in rows.chunks_exact(slots.len().max(1)).zip(&mut *chosen) {
+            largest(row, slots, n, keys, chosen);
+            if let Some(own) = own.map(|own| own as u32)
+                && let Err(place) = chosen.binary_search(&own)
+            {
+                chosen.insert(place, own);
+            }
+            self.asked += chosen.len();
+            self.dropped.push(mass_outside(row, chosen));
+            for &slot in &*chosen {
+                places[slot as usize] = 1;
+            }
+        }
+        self.slots.clear();
+        for (slot, place) in places.iter_mut().enumerate().filter(|(_, place)| **place == 1) {
+            *place = self.slots.len() as u32;
+            self.slots.push(slot as u32);
+        }
+        self.weights.clear();
+        self.weights.resize(group * self.slots.len(), 0.0);
+        let weights = self.weights.chunks_exact_mut(self.slots.len().max(1));
+        for ((row, chosen), weights) in rows.chunks_exact(slots.len().max(1)).zip(chosen).zip(weights) {
+            for &slot in &*chosen {
+                weights[places[slot as usize] as usize] = row[slot as usize];
+            }
+        }
+    }
+}
+
+/// The live slots of the `n` largest values of a row, ascending; ties go to the earlier slot.
+///
+/// Probabilities are never negative, so their bits order as they do; a NaN counts as the largest.
+pub(super) fn largest(row: &[f32], slots: &[Position], n: usize, keys: &mut Vec<u64>, chosen: &mut Vec<u32>) {
+    chosen.clear();
+    if n == 0 {
+        return;
+    }
+    keys.clear();
+    let live = row.iter().zip(slots).enumerate().filter(|&(_, (_, &position))| position != HOLE);
+    keys.extend(live.map(|(i, (p, _))| u64::from(p.to_bits()) << 32 | u64::from(u32::MAX - i as u32)));
+    if n < keys.len() {
+        keys.select_nth_unstable_by(n - 1, |a, b| b.cmp(a));
+        keys.truncate(n);
+        keys.sort_unstable_by_key(|key| *key as u32);
+        keys.reverse();
+    }
+    chosen.extend(keys.iter().map(|&key| u32::MAX - key as u32));
+}
+
+/// Mass of a row outside `chosen` (ascending), in `[0, 1]`; 1 where the row has no numbers.
+pub(super) fn mass_outside(row: &[f32], chosen: &[u32]) -> f32 {
+    let mut mass = 0.0f64;
+    let mut from = 0;
+    for &slot in chosen {
+        mass += row[from..slot as usize].iter().copied().map(f64::from).sum::<f64>();
+        from = slot as usize + 1;
+    }
+    mass += row[from..].iter().copied().map(f64::from).sum::<f64>();
+    bounded(mass)
+}
+
+/// A mass that rounding may have carried a little over 1.
+pub(super) fn bounded(mass: f64) -> f32 {
+    if mass.is_nan() { 1.0 } else { mass.clamp(0.0, 1.0) as f32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn top(row: &[f32], slots: &[Position], n: usize) -> Vec<u32> {
+        let mut chosen = Vec::new();
+        largest(row, slots, n, &mut Vec::new(), &mut chosen);
+        chosen
+    }
+
+    #[test]
+    fn ties_go_to_the_earlier_slot_and_holes_are_never_chosen() {
+        let slots = [0, HOLE, 2, 3, 4];
+        let row = [0.2, 0.0, 0.4, 0.2, 0.2];
+        assert_eq!(top(&row, &slots, 1), [2]);
+        assert_eq!(top(&row, &slots, 2), [0, 2]);
+        assert_eq!(top(&row, &slots, 3), [0, 2, 3]);
+        assert_eq!(top(&row, &slots, 9), [0, 2, 3, 4]);
+        assert_eq!(top(&row, &slots, 0), [0u32; 0]);
+    }
+
+    #[test]
+    fn the_union_keeps_each_heads_own_weights() {
+        let slots = [0, 1, 2, 3];
+        let rows = [0.7, 0.1, 0.1, 0.1, 0.1, 0.6, 0.1, 0.2];
+        let mut lane = LaneSelection::default();
+        lane.choose(&rows, &slots, 1, Some(3));
+        assert_eq!(lane.slots(), [0, 1, 3]);
+        assert_eq!(lane.asked_rows(), 4);
+        assert_eq!(lane.weights(0), [0.7, 0.0, 0.1]);
+        assert_eq!(lane.weights(1), [0.0, 0.6, 0.2]);
+        assert!((lane.dropped()[0] - 0.2).abs() < 1e-6 && (lane.dropped()[1] - 0.2).abs() < 1e-6);
+        lane.choose(&rows, &slots, 4, Some(3));
+        assert_eq!((lane.slots(), lane.dropped()), (&[0, 1, 2, 3][..], &[0.0, 0.0][..]));
+    }
+
+    #[test]
+    fn rows_without_numbers_do_not_panic() {
+        let slots = [0, 1];
+        let mut lane = LaneSelection::default();
+        lane.choose(&[f32::NAN, f32::NAN], &slots, 1, None);
+        assert_eq!((lane.slots(), lane.dropped()), (&[0][..], &[1.0][..]));
+        lane.choose(&[], &[], 3, None);
+        assert_eq!(lane.slots(), [0u32; 0]);
+    }
+}

@@ -1,0 +1,244 @@
+//! A tile: some consecutive queries of one KV head's group against its lane. Decode is a tile of one query.
+
+use crate::event::Position;
+
+use super::kernel::{add, add_scaled, dot, softmax};
+use super::lane::{HOLE, HeadLane, Rows, Shape};
+
+/// Slots per partial sum; see the room's note on same bits.
+pub const RANGE_SLOTS: usize = 1024;
+
+/// Probability cells that a tile of several queries may take: 1 MiB, about one core's L2 cache.
+const TILE_CELLS: usize = 1 << 18;
+/// Most queries per tile. Their rows of Q and of output stay in L1 while K and V go by.
+const TILE_QUERIES: usize = 16;
+
+/// How many queries go into a tile over a lane of `slots`.
+pub(super) fn tile_queries(shape: Shape, slots: usize) -> usize {
+    (TILE_CELLS / (shape.group() * slots.max(1))).clamp(1, TILE_QUERIES)
+}
+
+/// The queries of a tile, made ready for one KV head.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tile {
+    group: usize,
+    head_dim: usize,
+    /// `[query][head of the group][head_dim]`, scaled, and rotated where the lane asks for it.
+    rows: Vec<f32>,
+    /// Per query, how many leading slots it may see.
+    visible: Vec<usize>,
+}
+
+impl Tile {
+    /// Takes the queries in `rows` (`[query][head][head_dim]`, all heads), the first of them at `position`.
+    pub(super) fn load(
+        &mut self,
+        shape: Shape,
+        kv_head: usize,
+        rows: &[f32],
+        position: Position,
+        lane: &HeadLane<'_>,
+    ) {
+        (self.group, self.head_dim) = (shape.group(), shape.head_dim());
+        let width = self.group * self.head_dim;
+        self.rows.clear();
+        self.visible.clear();
+        let mut seen = (0, 0);
+        for (t, heads) in rows.chunks_exact(shape.width()).enumerate() {
+            seen = lane.visible(position.saturating_add(t as Position), seen);
+            self.visible.push(seen.0);
+            self.rows.extend_from_slice(&heads[kv_head * width..][..width]);
+            let own = &mut self.rows[t * width..];
+            if let Some(rope) = lane.rope {
+                rope.apply_heads(own, self.head_dim, seen.1.saturating_sub(1));
+            }
+            for x in own {
+                *x *= shape.scale();
+            }
+        }
+    }
+
+    /// Number of queries.
+    pub(super) fn len(&self) -> usize {
+        self.visible.len()
+    }
+
+    /// Slots that the last query may see; the others see fewer.
+    pub(super) fn reach(&self) -> usize {
+        self.visible.last().copied().unwrap_or(0)
+    }
+
+    /// First query that sees `slot`, looking from `from` on.
+    fn first_to_see(&self, slot: usize, mut from: usize) -> usize {
+        while self.visible[from] <= slot {
+            from += 1;
+        }
+        from
+    }
+
+    /// Probabilities of every row into `probs`, rows `stride` apart. Each K row is read once for all of them.
+    pub(super) fn scores(
+        &self,
+        lane: &HeadLane<'_>,
+        probs: &mut [f32],
+        stride: usize,
+        scratch: &mut Vec<f32>,
+    ) {
+        let (d, reach) = (self.head_dim, self.reach());
+        for row in probs.chunks_mut(stride).take(self.visible.len() * self.group) {
+            row.fill(f32::NEG_INFINITY);
+        }
+        let (mut rank, mut query) = (0, 0);
+        for (block, slots) in lane.slots[..reach].chunks(lane.block_size).enumerate() {
+            let live = live(slots);
+            if live == 0 {
+                continue;
+            }
+            let keys = keys(lane, block, slots, d, rank, scratch);
+            rank += live;
+            for (i, key) in keys.chunks_exact(d).enumerate() {
+                if slots[i] == HOLE {
+                    continue;
+                }
+                let slot = block * lane.block_size + i;
+                query = self.first_to_see(slot, query);
+                let rows = self.rows.chunks_exact(d).enumerate().skip(query * self.group);
+                for (r, row) in rows {
+                    probs[r * stride + slot] = dot(row, key);
+                }
+            }
+        }
+        for (r, row) in probs.chunks_mut(stride).take(self.visible.len() * self.group).enumerate() {
+            let (seen, rest) = row.split_at_mut(self.visible[r / self.group]);
+            softmax(seen);
+            rest.fill(0.0);
+        }
+    }
+
+    /// Probabilities times values into `sum`, for the rows that [`Tile::scores`] filled.
+    pub(super) fn weighted_sum(
+        &self,
+        lane: &HeadLane<'_>,
+        probs: &[f32],
+        stride: usize,
+        sum: &mut RangeSum,
+        scratch: &mut Vec<f32>,
+    ) {
+        let (d, reach) = (self.head_dim, self.reach());
+        sum.start(self.visible.len() * self.group, d);
+        let mut query = 0;
+        for (block, slots) in lane.slots[..reach].chunks(lane.block_size).enumerate() {
+            if live(slots) == 0 {
+                continue;
+            }
+            let values = lane.v.page(block, slots.len() * d).widen(scratch);
+            for (i, value) in values.chunks_exact(d).enumerate() {
+                if slots[i] == HOLE {
+                    continue;
+                }
+                let slot = block * lane.block_size + i;
+                query = self.first_to_see(slot, query);
+                sum.enter(slot);
+                for (r, part) in sum.rows(query * self.group) {
+                    add_scaled(part, probs[r * stride + slot], value);
+                }
+            }
+        }
+        sum.finish();
+    }
+}
+
+/// Weighted sum of chosen rows of V, `[chosen][head_dim]`; `weights` is `[head of the group][chosen]`.
+pub(super) fn weighted_sum_chosen(
+    chosen: &[u32],
+    weights: &[f32],
+    values: Rows<'_>,
+    (group, d): (usize, usize),
+    sum: &mut RangeSum,
+    scratch: &mut Vec<f32>,
+) {
+    /// Rows converted at a time.
+    const BATCH: usize = 64;
+    sum.start(group, d);
+    for (batch, slots) in chosen.chunks(BATCH).enumerate() {
+        let first = batch * BATCH;
+        let rows = values.cut(first * d, (first + slots.len()) * d).widen(scratch);
+        for (i, (value, &slot)) in rows.chunks_exact(d).zip(slots).enumerate() {
+            sum.enter(slot as usize);
+            for (r, part) in sum.rows(0) {
+                add_scaled(part, weights[r * chosen.len() + first + i], value);
+            }
+        }
+    }
+    sum.finish();
+}
+
+fn live(slots: &[Position]) -> usize {
+    slots.iter().filter(|&&p| p != HOLE).count()
+}
+
+/// One block's keys as f32, rotated where the lane asks for it; `rank` is that of the block's first live slot.
+fn keys<'s, 'a: 's>(
+    lane: &HeadLane<'a>,
+    block: usize,
+    slots: &[Position],
+    d: usize,
+    mut rank: usize,
+    scratch: &'s mut Vec<f32>,
+) -> &'s [f32] {
+    let page = lane.k.page(block, slots.len() * d);
+    let Some(rope) = lane.rope else {
+        return page.widen(scratch);
+    };
+    let keys = page.copy_into(scratch);
+    for (key, &position) in keys.chunks_exact_mut(d).zip(slots) {
+        if position != HOLE {
+            rope.apply(key, rank);
+            rank += 1;
+        }
+    }
+    keys
+}
+
+/// Sums of weighted rows, made of partial sums over fixed ranges of slots.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RangeSum {
+    head_dim: usize,
+    range: usize,
+    part: Vec<f32>,
+    total: Vec<f32>,
+}
+
+impl RangeSum {
+    fn start(&mut self, rows: usize, head_dim: usize) {
+        (self.head_dim, self.range) = (head_dim, 0);
+        for sums in [&mut self.part, &mut self.total] {
+            sums.clear();
+            sums.resize(rows * head_dim, 0.0);
+        }
+    }
+
+    /// Moves on to the range of `slot`; slots come in ascending order.
+    fn enter(&mut self, slot: usize) {
+        let range = slot / RANGE_SLOTS;
+        if range != self.range {
+            self.finish();
+            self.range = range;
+        }
+    }
+
+    /// The partial sums of the rows from `first` on, with their indices.
+    fn rows(&mut self, first: usize) -> impl Iterator<Item = (usize, &mut [f32])> {
+        self.part.chunks_exact_mut(self.head_dim).enumerate().skip(first)
+    }
+
+    fn finish(&mut self) {
+        add(&mut self.total, &self.part);
+        self.part.fill(0.0);
+    }
+
+    /// The sums, `[row][head_dim]`.
+    pub(super) fn total(&self) -> &[f32] {
+        &self.total
+    }
+}
