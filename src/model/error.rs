@@ -1,0 +1,141 @@
+//! What can go wrong with a model: bad input (the files), or the arithmetic itself.
+
+use thiserror::Error as ThisError;
+
+/// Why a model could not be loaded or run. Each message is one line: where, what, what would be right.
+#[derive(Debug, ThisError)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model path does not exist.
+    #[error("{path}: no such folder; give a folder with config.json, model.safetensors and tokenizer.json")]
+    NoFolder {
+        /// As given.
+        path: String,
+    },
+    /// The model path is a file.
+    #[error(
+        "{path}: not a folder; give the folder that holds config.json, model.safetensors and tokenizer.json"
+    )]
+    NotAFolder {
+        /// As given.
+        path: String,
+    },
+    /// A part of the model is not there, or is not a regular file.
+    #[error("{path}: no such file; a model needs config.json, model.safetensors and tokenizer.json")]
+    NoFile {
+        /// The missing file.
+        path: String,
+    },
+    /// The weights are split over several files.
+    #[error("{path}: sharded weights are not supported; merge them into one model.safetensors")]
+    Sharded {
+        /// The shards' index.
+        path: String,
+    },
+    /// The operating system could not read a file.
+    #[error("{path}: {source}")]
+    Read {
+        /// Which file.
+        path: String,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// A file is longer than any real one of its kind.
+    #[error("{path}: longer than {limit_bytes} bytes, which no such file should be")]
+    TooLong {
+        /// Which file.
+        path: String,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// A configuration is malformed, or asks for something this build does not do.
+    #[error("{path}: {reason}")]
+    Config {
+        /// Which file.
+        path: String,
+        /// Field, value, and what is supported.
+        reason: String,
+    },
+    /// The weights file is damaged, or does not fit the configuration.
+    #[error("{path}: {reason}")]
+    Weights {
+        /// Which file.
+        path: String,
+        /// Tensor, what was found, what was expected.
+        reason: String,
+    },
+    /// The weights would not fit into memory as f32.
+    #[error(
+        "{path}: needs {:.1} GB of memory as f32, {:.1} GB is available; choose a smaller model",
+        gigabytes(*.needed_bytes), gigabytes(*.available_bytes)
+    )]
+    Memory {
+        /// Which file.
+        path: String,
+        /// Weights in f32.
+        needed_bytes: u64,
+        /// What the operating system could still give.
+        available_bytes: u64,
+    },
+    /// The tokenizer cannot be built.
+    #[error("{path}: {reason}")]
+    Tokenizer {
+        /// Which file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// A text cannot be turned into ids.
+    #[error("the text cannot be encoded: {0}")]
+    Encode(String),
+    /// An id that the model has no row for.
+    #[error("token id {id} is outside the model's vocabulary of {vocab}")]
+    Id {
+        /// The id.
+        id: u32,
+        /// Rows in the embedding.
+        vocab: usize,
+    },
+    /// No token can be drawn: no logit is a finite number.
+    #[error("no token can be drawn: none of the {0} logits is finite; the weights may be damaged")]
+    NoFiniteLogit(usize),
+    /// The tensor library failed: a fault of this program, not of the input.
+    #[error("tensor arithmetic failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+fn gigabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}
+
+/// A text from a file as a message may show it: one line, no control characters, at most `most_chars` of it.
+pub(super) fn quoted(text: &str, most_chars: usize) -> String {
+    let mut chars = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut line: String = chars.by_ref().take(most_chars).collect();
+    if chars.next().is_some() {
+        line.push('…');
+    }
+    line
+}
+
+/// Most of another library's message that is passed on: it may quote the file.
+pub(super) const MOST_REASON_CHARS: usize = 200;
+
+impl Error {
+    /// Whether the input is at fault (exit code 2), rather than this program (3).
+    pub const fn is_bad_input(&self) -> bool {
+        !matches!(self, Self::Tensor(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_says_stays_on_its_line() {
+        assert_eq!(quoted("a\n\u{1b}[2J\u{9b}b", 20), "a  [2J b");
+        assert_eq!(quoted("äbc", 2), "äb…");
+        assert_eq!(quoted("äbc", 3), "äbc");
+    }
+}

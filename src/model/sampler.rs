@@ -1,0 +1,171 @@
+//! Drawing a token from logits.
+
+use candle_core::{Device, Tensor};
+use candle_transformers::generation::LogitsProcessor;
+
+use super::{Error, Result};
+
+/// A token and how sure the model was of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Drawn {
+    /// Vocabulary id.
+    pub id: u32,
+    /// Natural logarithm of its probability under the plain softmax of all logits (temperature 1).
+    pub logprob: f32,
+    /// Gap between the two largest logits that may be drawn; infinite where there is only one.
+    pub margin: f32,
+}
+
+/// Draws tokens: the largest logit at temperature 0 (the lowest id of equals), else at random from the nucleus.
+pub struct Sampler {
+    /// `None` at temperature 0.
+    random: Option<LogitsProcessor>,
+    /// Never drawn.
+    masked: Vec<u32>,
+}
+
+impl Sampler {
+    /// `temperature` 0 is greedy; `top_p` 1 is off; `masked` ids are never drawn.
+    pub fn new(seed: u64, temperature: f64, top_p: f64, masked: &[u32]) -> Self {
+        // Below the first the library is greedy too, with its own rule for equals; an infinite temperature makes NaN of
+        // the masked; a nucleus of nothing would be taken for none at all.
+        let random = (temperature >= 1e-7).then(|| {
+            let top_p = (top_p < 1.0).then_some(top_p.max(1e-6));
+            LogitsProcessor::new(seed, Some(temperature.min(1e6)), top_p)
+        });
+        Self { random, masked: masked.to_vec() }
+    }
+
+    /// Draws from one row of logits, `[vocab]`.
+    ///
+    /// # Errors
+    /// [`Error::NoFiniteLogit`] where nothing can be drawn.
+    pub fn draw(&mut self, logits: &[f32]) -> Result<Drawn> {
+        let ranked = self.top_two(logits).ok_or(Error::NoFiniteLogit(logits.len()))?;
+        let id = match &mut self.random {
+            None => ranked.best,
+            Some(random) => {
+                let mut allowed = logits.to_vec();
+                for &id in &self.masked {
+                    if let Some(logit) = allowed.get_mut(id as usize) {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                }
+                for logit in allowed.iter_mut().filter(|logit| !logit.is_finite()) {
+                    *logit = f32::NEG_INFINITY;
+                }
+                random.sample(&Tensor::from_vec(allowed, logits.len(), &Device::Cpu)?)?
+            }
+        };
+        Ok(Drawn { id, logprob: logprob(logits, id), margin: ranked.margin })
+    }
+
+    fn top_two(&self, logits: &[f32]) -> Option<Ranked> {
+        let mut best: Option<(u32, f32)> = None;
+        let mut second = f32::NEG_INFINITY;
+        for (id, &logit) in (0u32..).zip(logits) {
+            if !logit.is_finite() || best.is_some_and(|(_, best)| logit <= best && logit <= second) {
+                continue;
+            }
+            // Only ids that would change the result are looked up.
+            if self.masked.contains(&id) {
+                continue;
+            }
+            match best {
+                Some((_, value)) if logit <= value => second = logit,
+                _ => {
+                    second = best.map_or(f32::NEG_INFINITY, |(_, value)| value);
+                    best = Some((id, logit));
+                }
+            }
+        }
+        best.map(|(best, value)| Ranked { best, margin: value - second })
+    }
+}
+
+struct Ranked {
+    best: u32,
+    margin: f32,
+}
+
+/// Summed in f64: over a large vocabulary f32 loses the digits that a comparison of runs needs.
+fn logprob(logits: &[f32], id: u32) -> f32 {
+    let finite = || logits.iter().copied().filter(|logit| logit.is_finite());
+    let largest = f64::from(finite().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = finite().map(|logit| (f64::from(logit) - largest).exp()).sum();
+    (f64::from(logits[id as usize]) - largest - sum.ln()) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn greedy(logits: &[f32], masked: &[u32]) -> Drawn {
+        Sampler::new(0, 0.0, 1.0, masked).draw(logits).unwrap()
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_equals() {
+        let drawn = greedy(&[1.0, 3.0, 3.0, 2.0], &[]);
+        assert_eq!((drawn.id, drawn.margin), (1, 0.0));
+        let expected = (1.0 / (2.0 + f64::exp(-2.0) + f64::exp(-1.0))).ln() as f32;
+        assert!((drawn.logprob - expected).abs() < 1e-6);
+    }
+
+    #[test]
+    fn masked_and_broken_logits_are_never_drawn() {
+        let logits = [9.0, f32::NAN, f32::INFINITY, 1.0, 0.5];
+        let drawn = greedy(&logits, &[0]);
+        assert_eq!((drawn.id, drawn.margin), (3, 0.5));
+        assert!(drawn.logprob.is_finite());
+        let mut sampler = Sampler::new(3, 5.0, 1.0, &[0]);
+        for _ in 0..200 {
+            assert!(sampler.draw(&logits).unwrap().id >= 3);
+        }
+        let mut hottest = Sampler::new(3, f64::INFINITY, 0.9, &[0]);
+        assert!(hottest.draw(&logits).unwrap().id >= 3);
+        for logits in [&[][..], &[f32::NAN, f32::INFINITY]] {
+            for temperature in [0.0, 1.0] {
+                let result = Sampler::new(0, temperature, 1.0, &[]).draw(logits);
+                assert!(matches!(result, Err(Error::NoFiniteLogit(_))));
+            }
+        }
+        assert_eq!(greedy(&[4.0, 5.0], &[0]).margin, f32::INFINITY);
+    }
+
+    #[test]
+    fn the_nucleus_and_the_seed_hold() {
+        let logits = [2.0, 1.9, -1.0, -2.0];
+        let ids = |seed, top_p| {
+            let mut sampler = Sampler::new(seed, 1.0, top_p, &[]);
+            (0..300).map(|_| sampler.draw(&logits).unwrap().id).collect::<Vec<_>>()
+        };
+        assert!(ids(1, 0.5).iter().all(|id| *id == 0));
+        assert!(ids(1, 0.8).iter().all(|id| *id <= 1) && ids(1, 0.8).contains(&1));
+        assert!(ids(1, 0.0).iter().all(|id| *id == 0));
+        assert!(ids(1, 1.0).iter().any(|id| *id >= 2));
+        assert_eq!(ids(1, 1.0), ids(1, 1.0));
+        assert_ne!(ids(1, 1.0), ids(2, 1.0));
+    }
+
+    proptest! {
+        #[test]
+        fn greedy_is_the_first_largest(logits in prop::collection::vec(-5i8..5, 1..40), masked in prop::collection::vec(0u32..40, 0..5)) {
+            let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
+            let allowed = || (0u32..).zip(&logits).filter(|(id, _)| !masked.contains(id));
+            let largest = allowed().map(|(_, x)| *x).fold(f32::NEG_INFINITY, f32::max);
+            let expected = allowed().find(|(_, x)| **x == largest);
+            match Sampler::new(0, 0.0, 1.0, &masked).draw(&logits) {
+                Ok(drawn) => {
+                    prop_assert_eq!(Some(drawn.id), expected.map(|(id, _)| id));
+                    let mut sorted: Vec<f32> = allowed().map(|(_, x)| *x).collect();
+                    sorted.sort_by(|a, b| b.total_cmp(a));
+                    prop_assert_eq!(drawn.margin, sorted.get(1).map_or(f32::INFINITY, |x| sorted[0] - x));
+                }
+                Err(_) => prop_assert!(expected.is_none()),
+            }
+        }
+    }
+}
