@@ -1,0 +1,94 @@
+//! A whole state as bytes, so that a replay can start anywhere.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::{FoldError, MAX_SEQS, MAX_TUNING, PhaseHistograms, State};
+use crate::event::{PHASES, RunInfo};
+
+/// Version of the encoding, the first byte of a keyframe.
+const VERSION: u8 = 1;
+/// Bound of every count, so that sums of them stay far from overflowing.
+pub(super) const MAX_COUNT: u64 = 1 << 53;
+/// As many as there are [`crate::event::Tier`]s.
+const MAX_TIERS: usize = 4;
+
+/// Why a keyframe could not be read.
+#[derive(Debug, Error)]
+pub enum KeyframeError {
+    /// Written by another version of kvista.
+    #[error(
+        "keyframe of version {0}, this build reads version {VERSION}: replay from the start, or use the build that recorded it"
+    )]
+    Version(u8),
+    /// Damaged.
+    #[error("damaged keyframe: {0}")]
+    Damaged(String),
+    /// Its shape is not the run's.
+    #[error(transparent)]
+    Shape(#[from] FoldError),
+}
+
+impl State {
+    /// This state as bytes. [`RunInfo`] is not in it.
+    pub fn keyframe(&self) -> Vec<u8> {
+        postcard::to_extend(self, vec![VERSION]).expect("every field is serialisable")
+    }
+
+    /// The state a keyframe holds; equal to the one it was made from.
+    pub fn from_keyframe(run: Arc<RunInfo>, bytes: &[u8]) -> Result<Self, KeyframeError> {
+        let (&version, body) = bytes.split_first().ok_or_else(|| KeyframeError::Damaged("empty".into()))?;
+        if version != VERSION {
+            return Err(KeyframeError::Version(version));
+        }
+        let blank = Self::new(run)?;
+        let mut state: Self =
+            postcard::from_bytes(body).map_err(|e| KeyframeError::Damaged(e.to_string()))?;
+        state.run = blank.run;
+        state.check()?;
+        Ok(state)
+    }
+
+    /// A keyframe comes from a file. What later folds and views index, subtract or walk must be as a fold leaves it, or
+    /// they would panic or never end.
+    fn check(&self) -> Result<(), FoldError> {
+        let wrong = |what: &str| FoldError::Contradiction {
+            step: self.step.unwrap_or(0),
+            what: format!("the keyframe's {what} are not those of this run"),
+        };
+        let layers = self.run.model.layers as usize;
+        let shaped = |set: &PhaseHistograms| set.layers.len() == layers && set.phases.len() == PHASES;
+        let counts = [
+            self.step.unwrap_or(0),
+            self.gap_steps,
+            self.dropped_samples,
+            self.latency.decoded.0,
+            self.traffic.pull_steps,
+        ];
+        let tiers = self.tiers.iter().flat_map(|t| {
+            [t.live_bytes, t.stranded_bytes, t.unfilled_bytes, t.copies_bytes, t.capacity_bytes]
+        });
+        if !counts.into_iter().chain(tiers).all(|n| n <= MAX_COUNT) || self.tiers.len() > MAX_TIERS {
+            return Err(wrong("counts"));
+        }
+        if !shaped(&self.latency.prefill) || !shaped(&self.latency.decode) {
+            return Err(wrong("histograms"));
+        }
+        if self.traffic.last.len() != layers || self.traffic.total.len() != layers {
+            return Err(wrong("traffic columns"));
+        }
+        if self.tuning.len() > MAX_TUNING || !self.history.is_sound(self.step) {
+            return Err(wrong("histories"));
+        }
+        let in_order = self.seqs.iter().enumerate().all(|(i, s)| s.seq as usize == i);
+        if self.seqs.len() > MAX_SEQS || !in_order || !self.seqs.iter().all(|s| s.is_sound(&self.run)) {
+            return Err(wrong("sequences"));
+        }
+        let tokens = |seq| self.seq(seq).map_or(0, |s| s.tokens.len());
+        if !self.evictions.is_sound(tokens) {
+            return Err(wrong("decisions"));
+        }
+        Ok(())
+    }
+}

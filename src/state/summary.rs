@@ -1,0 +1,163 @@
+//! A run in one JSON object: the last line of every headless run and replay.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{Quote, State};
+use crate::event::{Origin, Phase, SeqId, Tier};
+
+/// What `run --headless --json` and `replay --headless --format json` end with. Times are engine time in ns.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Ids of prompt and question, first sequence.
+    pub prompt_ids: Vec<u32>,
+    /// Generated ids, first sequence.
+    pub token_ids: Vec<u32>,
+    /// Generated text, first sequence.
+    pub text: String,
+    /// Generated ids of every sequence of a batch; absent for one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub batch_token_ids: Vec<Vec<u32>>,
+    /// Whether the answer was right, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub right: Option<bool>,
+    /// Why the first sequence ended.
+    pub finish: Option<crate::event::Finish>,
+    /// Steps folded.
+    pub steps: u64,
+    /// Device it ran on.
+    pub device: String,
+    /// Eviction policy.
+    pub policy: String,
+    /// Read set; empty for none.
+    pub read: String,
+    /// Derived: tokens sampled in decode steps / duration of those steps.
+    pub tokens_per_s: Option<f64>,
+    /// Measured, allocated bytes by tier after the last step, and its parts.
+    pub resident_bytes: BTreeMap<&'static str, TierBytes>,
+    /// Measured.
+    pub traffic_bytes: TrafficBytes,
+    /// Derived: mean attention mass not read in the last step; null without a read set.
+    pub mass_dropped: Option<f32>,
+    /// Victims of all decisions (measured).
+    pub victims: u64,
+    /// Measured; p50 and p99 per phase, and the figures users quote.
+    pub latency_ns: Latencies,
+    /// Derived: allocated KV bytes of all tiers / tokens fed.
+    pub bytes_per_token: Option<f64>,
+    /// Derived: time spent observing / duration of all steps.
+    pub probe_overhead: f64,
+    /// Attention pictures left out because a listener lagged.
+    pub dropped_samples: u64,
+    /// Steps lost to this listener.
+    pub gap_steps: u64,
+    /// Over decisions, residency, token ids, byte counts.
+    pub state_hash: String,
+}
+
+/// Bytes of one tier.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct TierBytes {
+    /// All pages.
+    pub allocated: u64,
+    /// Rows of resident tokens.
+    pub live: u64,
+    /// Rows of evicted tokens in pages still in use.
+    pub stranded: u64,
+    /// Rows never written.
+    pub unfilled: u64,
+    /// Second copies.
+    pub copies: u64,
+}
+
+/// Bytes moved between tiers since the run began.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct TrafficBytes {
+    /// Host to device.
+    pub host_to_device: u64,
+    /// Device to host.
+    pub device_to_host: u64,
+}
+
+/// Quotes by stage and phase.
+#[derive(Clone, Debug, Serialize)]
+pub struct Latencies {
+    /// Phases of prefill chunks.
+    pub prefill: BTreeMap<&'static str, Quote>,
+    /// Phases of decode steps.
+    pub decode: BTreeMap<&'static str, Quote>,
+    /// Time to first token.
+    pub time_to_first_token: Quote,
+    /// Time per token after the first.
+    pub per_token: Quote,
+    /// First token fed to last drawn.
+    pub end_to_end: Quote,
+}
+
+impl State {
+    /// The run so far in one object.
+    pub fn summary(&self) -> Summary {
+        let first = self.seq(0);
+        let ids = |seq: SeqId| self.seq(seq).map(super::SeqState::generated_ids).unwrap_or_default();
+        let phases = |set: &super::PhaseHistograms| {
+            let mut out: BTreeMap<_, _> =
+                Phase::ALL.iter().map(|&p| (p.name(), Quote::of(&set.phases[p as usize]))).collect();
+            out.retain(|_, q| q.count > 0);
+            out.insert("step", Quote::of(&set.steps));
+            out
+        };
+        let moved = self.traffic.sum();
+        let allocated: u64 = self.tiers.iter().map(crate::event::TierUse::allocated_bytes).sum();
+        let fed: usize = self.seqs.iter().map(|s| s.tokens.len()).sum();
+        Summary {
+            prompt_ids: first
+                .map(|s| s.tokens.iter().filter(|t| t.origin != Origin::Generated).map(|t| t.id).collect())
+                .unwrap_or_default(),
+            token_ids: ids(0),
+            text: first.map(super::SeqState::generated_text).unwrap_or_default(),
+            batch_token_ids: if self.seqs.len() > 1 {
+                (0..self.seqs.len() as SeqId).map(ids).collect()
+            } else {
+                Vec::new()
+            },
+            right: self.run.expected.as_deref().and_then(|e| first.and_then(|s| s.answer(e))),
+            finish: first.and_then(|s| s.finish),
+            steps: self.step.map_or(0, |s| s + 1),
+            device: self.run.settings.device.clone(),
+            policy: self.run.settings.policy.clone(),
+            read: self.run.settings.read.clone(),
+            tokens_per_s: self.latency.tokens_per_s(),
+            resident_bytes: self
+                .tiers
+                .iter()
+                .filter(|t| t.tier == Tier::Device || t.allocated_bytes() > 0)
+                .map(|t| {
+                    let bytes = TierBytes {
+                        allocated: t.allocated_bytes(),
+                        live: t.live_bytes,
+                        stranded: t.stranded_bytes,
+                        unfilled: t.unfilled_bytes,
+                        copies: t.copies_bytes,
+                    };
+                    (t.tier.name(), bytes)
+                })
+                .collect(),
+            traffic_bytes: TrafficBytes { host_to_device: moved.h2d_bytes, device_to_host: moved.d2h_bytes },
+            mass_dropped: self.mass_dropped(),
+            victims: self.evictions.total_victims(),
+            latency_ns: Latencies {
+                prefill: phases(&self.latency.prefill),
+                decode: phases(&self.latency.decode),
+                time_to_first_token: Quote::of(&self.latency.first_token),
+                per_token: Quote::of(&self.latency.per_token),
+                end_to_end: Quote::of(&self.latency.end_to_end),
+            },
+            bytes_per_token: (fed > 0).then(|| allocated as f64 / fed as f64),
+            probe_overhead: self.latency.probe_overhead(),
+            dropped_samples: self.dropped_samples,
+            gap_steps: self.gap_steps,
+            state_hash: self.hash.to_string(),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! V traffic between tiers: what moved in the newest decode step, and since the run began.
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::{LayerTraffic, Step};
+
+/// Per layer, newest step and totals.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// The newest step's traffic, one entry per layer (zero where nothing moved).
+    pub last: Vec<LayerTraffic>,
+    /// Sums since the run began, one entry per layer.
+    pub total: Vec<LayerTraffic>,
+    /// Steps in which anything moved host to device.
+    pub pull_steps: u64,
+}
+
+impl Traffic {
+    pub(super) fn new(layers: usize) -> Self {
+        let empty: Vec<_> =
+            (0..layers).map(|l| LayerTraffic { layer: l as u16, ..LayerTraffic::default() }).collect();
+        Self { last: empty.clone(), total: empty, pull_steps: 0 }
+    }
+
+    pub(super) fn fold(&mut self, step: &Step) {
+        for (l, entry) in self.last.iter_mut().enumerate() {
+            *entry = LayerTraffic { layer: l as u16, ..LayerTraffic::default() };
+        }
+        for t in &step.traffic {
+            let Some((last, total)) =
+                self.last.get_mut(t.layer as usize).zip(self.total.get_mut(t.layer as usize))
+            else {
+                continue;
+            };
+            *last = *t;
+            for (sum, x) in [
+                (&mut total.h2d_bytes, t.h2d_bytes),
+                (&mut total.d2h_bytes, t.d2h_bytes),
+                (&mut total.rows, t.rows),
+                (&mut total.asked_rows, t.asked_rows),
+                (&mut total.reused_rows, t.reused_rows),
+                (&mut total.copy_ns, t.copy_ns),
+                (&mut total.link_ns, t.link_ns),
+                (&mut total.stall_ns, t.stall_ns),
+            ] {
+                *sum = sum.saturating_add(x);
+            }
+        }
+        self.pull_steps += u64::from(step.traffic.iter().any(|t| t.h2d_bytes > 0));
+    }
+
+    /// Whether any V row ever crossed a tier.
+    pub fn any(&self) -> bool {
+        self.total.iter().any(|t| t.h2d_bytes + t.d2h_bytes > 0)
+    }
+
+    /// Sum over the layers of the totals.
+    pub fn sum(&self) -> LayerTraffic {
+        sum(&self.total)
+    }
+
+    /// Sum over the layers of the newest step.
+    pub fn last_sum(&self) -> LayerTraffic {
+        sum(&self.last)
+    }
+}
+
+fn sum(layers: &[LayerTraffic]) -> LayerTraffic {
+    layers.iter().fold(LayerTraffic::default(), |a, t| LayerTraffic {
+        layer: 0,
+        h2d_bytes: a.h2d_bytes.saturating_add(t.h2d_bytes),
+        d2h_bytes: a.d2h_bytes.saturating_add(t.d2h_bytes),
+        rows: a.rows.saturating_add(t.rows),
+        asked_rows: a.asked_rows.saturating_add(t.asked_rows),
+        reused_rows: a.reused_rows.saturating_add(t.reused_rows),
+        copy_ns: a.copy_ns.saturating_add(t.copy_ns),
+        link_ns: a.link_ns.saturating_add(t.link_ns),
+        stall_ns: a.stall_ns.saturating_add(t.stall_ns),
+    })
+}
