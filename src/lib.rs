@@ -11,7 +11,7 @@
 //! | 6 | `ui` | terminal guard, layout, views, widgets, theme: draws, never decides |
 //! | 5 | `app` | messages to effects; the command registry; overlays; key map |
 //! | 4 | `engine` | the live loop |
-//! | 3 | [`model`], `trace`, [`state`] | decoder and weights, recordings in and out, reducers |
+//! | 3 | [`model`], [`trace`], [`state`] | decoder and weights, recordings in and out, reducers |
 //! | 2 | [`attention`], [`cache`], [`probe`] | kernels' facade, the paged pool, clock and ring |
 //! | 1 | [`policy`] | the rules, pure |
 //! | 0 | [`event`] | ids, units, `Step` |
@@ -23,3 +23,4 @@ pub mod model;
 pub mod policy;
 pub mod probe;
 pub mod state;
+pub mod trace;
