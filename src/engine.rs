@@ -1,1 +1,34 @@
-//! Floor 4: the live loop.
+//! Floor 4: the live loop. Owns model, cache and policy, and produces one [`Step`](crate::event::Step) per forward.
+//!
+//! * [`Engine`] is the loop's body, synchronous: one call, one step. Headless runs and benchmarks drive it directly.
+//! * [`live`] puts it on a thread of its own, obeys [`Command`]s between steps, keeps the pace and starts re-runs.
+//! * [`Feed`] hands every [`Item`] to listeners over bounded rings; the engine never waits for one. A listener that
+//!   falls behind loses steps, is told so, and goes on from a whole [`State`](crate::state::State).
+//! * [`recorder`] is a listener that writes a file.
+
+mod core;
+mod decide;
+mod error;
+mod fault;
+mod feed;
+mod forward;
+#[cfg(test)]
+mod golden;
+mod lanes;
+mod link;
+pub mod live;
+#[cfg(test)]
+mod properties;
+pub mod recorder;
+mod sequence;
+mod setup;
+#[cfg(test)]
+mod witness;
+
+pub use core::{Engine, Observe};
+pub use error::EngineError;
+pub use fault::Fault;
+pub use feed::{Feed, ListenerId};
+pub use link::{Command, Item, Prompt, Reference, Status};
+pub use recorder::{Recorded, Recorder};
+pub use setup::{check, pool_blocks};

@@ -1,0 +1,314 @@
+//! [`Engine`]: one run, one call per step.
+
+use std::sync::Arc;
+
+use super::lanes::Staging;
+use super::sequence::{Script, Sequence, Work};
+use super::setup::Plan;
+use super::{EngineError, Prompt};
+use crate::attention::cpu::CpuAttention;
+use crate::attention::{Attention, Rope, Shape};
+use crate::cache::{Cache, CacheConfig, CacheError, KvDtype, KvShape, RopeMode};
+use crate::event::{Finish, Layer, LayerTraffic, Position, RunInfo, SeqId, Settings, Step, StepId, Tuning};
+use crate::model::{Model, Sampler};
+use crate::policy::{self, Accumulators, Policy, ReadRule, ReadSet};
+use crate::probe::{Clock, PhaseTimer};
+
+/// How much the engine observes of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Observe {
+    /// Nothing: the baseline that overhead is measured against. Steps carry tokens only.
+    Off,
+    /// Phase times, decisions, bytes.
+    Events,
+    /// The same, and the attention picture at the run's score level.
+    Rows,
+}
+
+/// One run under way: model, cache, policy, sequences.
+pub struct Engine {
+    pub(super) model: Arc<Model>,
+    pub(super) info: Arc<RunInfo>,
+    pub(super) policy: Policy,
+    pub(super) read: Option<ReadSet>,
+    pub(super) cache: Cache,
+    pub(super) attention: Box<dyn Attention>,
+    pub(super) rope: Rope,
+    pub(super) prompt: Vec<u32>,
+    pub(super) context_len: usize,
+    pub(super) sequences: Vec<Sequence>,
+    pub(super) timer: PhaseTimer,
+    pub(super) observe: Observe,
+    pub(super) step: StepId,
+    /// Changes to stamp on the next step.
+    tuning: Vec<Tuning>,
+    /// Attention pictures left out so far.
+    pub(super) dropped: u64,
+    pub(super) staging: Vec<Staging>,
+    /// Most bytes staged at once in the present step.
+    pub(super) staged_bytes: u64,
+    pub(super) traffic: Vec<LayerTraffic>,
+    #[cfg(test)]
+    pub(super) witness: super::witness::Witness,
+}
+
+impl Engine {
+    /// Prepares a run; nothing is computed yet.
+    ///
+    /// # Errors
+    /// Settings that are wrong, or do not fit the model or the prompt: one clear line.
+    pub fn new(model: Arc<Model>, settings: &Settings, prompt: &Prompt) -> Result<Self, EngineError> {
+        let plan = Plan::new(&model, settings, prompt)?;
+        let s = &plan.info.settings;
+        let config = model.decoder.config();
+        let (layers, kv_heads) = (config.layers, config.kv_heads);
+        let host_v_from_layer = plan.read.as_ref().map(|read| {
+            let ReadRule::Kcache(kcache) = read.rule();
+            kcache.exempt_layers.min(layers as u32) as Layer
+        });
+        let rope_mode = match plan.policy.rope() {
+            policy::Rope::Pre => RopeMode::Pre,
+            policy::Rope::Post => RopeMode::Post,
+        };
+        let mut cache = Cache::new(CacheConfig {
+            shape: KvShape { layers: layers as u16, kv_heads: kv_heads as u16, head_dim: config.head_dim },
+            block_size: s.block_size,
+            blocks: s.blocks,
+            dtype: if s.kv_dtype == "f16" { KvDtype::F16 } else { KvDtype::F32 },
+            rope: rope_mode,
+            host_v_from_layer,
+            salt: salt(&plan.info),
+        })?;
+        let shape = Shape::new(config.heads, kv_heads, config.head_dim)
+            .map_err(|e| EngineError::Setting(e.to_string()))?;
+        let needs = plan.policy.needs();
+        let sequences = (0..s.batch as SeqId)
+            .map(|id| {
+                cache.add(id);
+                Sequence {
+                    id,
+                    fed: Vec::new(),
+                    pending: None,
+                    generated: 0,
+                    finish: None,
+                    sampler: Sampler::new(
+                        s.seed.wrapping_add(u64::from(id)),
+                        s.temperature,
+                        s.top_p,
+                        model.tokenizer.unused(),
+                    ),
+                    accumulators: vec![Accumulators::new(needs); layers * kv_heads],
+                    pulled: vec![Vec::new(); layers * kv_heads],
+                }
+            })
+            .collect();
+        Ok(Self {
+            attention: Box::new(CpuAttention::new(shape)),
+            rope: Rope::new(config.head_dim, config.rope_theta, config.context),
+            timer: PhaseTimer::new(Clock::new(), layers),
+            staging: (0..kv_heads).map(|_| Staging::default()).collect(),
+            info: Arc::new(plan.info),
+            policy: plan.policy,
+            read: plan.read,
+            cache,
+            prompt: plan.prompt_ids,
+            context_len: plan.context_len,
+            sequences,
+            observe: Observe::Rows,
+            step: 0,
+            tuning: Vec::new(),
+            dropped: 0,
+            staged_bytes: 0,
+            traffic: Vec::new(),
+            #[cfg(test)]
+            witness: super::witness::Witness::default(),
+            model,
+        })
+    }
+
+    /// What the run is.
+    pub fn info(&self) -> &Arc<RunInfo> {
+        &self.info
+    }
+
+    /// How much is observed from the next step on.
+    pub const fn set_observe(&mut self, observe: Observe) {
+        self.observe = observe;
+    }
+
+    /// Counts an attention picture that will be left out of the next step because a listener lags.
+    pub const fn count_dropped(&mut self) {
+        self.dropped += 1;
+    }
+
+    /// Whether every sequence has ended.
+    pub fn is_finished(&self) -> bool {
+        self.sequences.iter().all(|s| s.finish.is_some())
+    }
+
+    /// Whether the whole prompt of every sequence has been fed.
+    pub fn is_decoding(&self) -> bool {
+        self.sequences.iter().all(|s| s.fed.len() >= self.prompt.len() || s.finish.is_some())
+    }
+
+    /// Changes a live-tunable parameter of the policy or the read set from the next step on. `None` when it has that
+    /// value already.
+    ///
+    /// # Errors
+    /// Unknown parameter, a value out of range or under the policy's fixed parts, or one that needs a re-run.
+    pub fn tune(&mut self, name: &str, value: &str) -> Result<Option<Tuning>, EngineError> {
+        let of_policy = self.policy.entry().params.iter().any(|p| p.name == name);
+        let (change, policy, read) = match &self.read {
+            Some(read) if !of_policy => {
+                let mut read = read.clone();
+                (read.set(name, value)?, None, Some(read))
+            }
+            _ => {
+                let mut policy = self.policy.clone();
+                let change = policy.set(name, value)?;
+                policy.check(self.prompt.len() as u32)?;
+                (change, Some(policy), None)
+            }
+        };
+        let Some(change) = change else { return Ok(None) };
+        if !change.live {
+            return Err(EngineError::Setting(format!(
+                "{name} takes effect with a re-run (r), not within a run"
+            )));
+        }
+        if let Some(policy) = policy {
+            self.policy = policy;
+        }
+        if let Some(read) = read {
+            self.read = Some(read);
+        }
+        self.tuning.push(change.tuning.clone());
+        Ok(Some(change.tuning))
+    }
+
+    /// Ends every sequence that is under way, with a last step that says so; `None` if there is none.
+    ///
+    /// # Errors
+    /// Faults of kvista itself.
+    pub fn stop(&mut self) -> Result<Option<Step>, EngineError> {
+        let open: Vec<usize> =
+            (0..self.sequences.len()).filter(|&i| self.sequences[i].finish.is_none()).collect();
+        if open.is_empty() {
+            return Ok(None);
+        }
+        self.timer.begin(self.observe != Observe::Off);
+        let parts = open
+            .into_iter()
+            .map(|index| {
+                self.sequences[index].finish = Some(Finish::Stopped);
+                self.idle_part(index, Vec::new())
+            })
+            .collect();
+        let step = self.forward(&[], parts)?;
+        self.step += 1;
+        Ok(Some(step))
+    }
+
+    /// One forward over every sequence that goes on. `None` once all have ended.
+    ///
+    /// # Errors
+    /// Faults of the model or of kvista itself; a full pool is not one, it ends the sequence.
+    pub fn step(&mut self) -> Result<Option<Step>, EngineError> {
+        if self.is_finished() {
+            return Ok(None);
+        }
+        self.timer.begin(self.observe != Observe::Off);
+        let mut work = Vec::new();
+        let mut starved = Vec::new();
+        for index in 0..self.sequences.len() {
+            match self.next_work(index)? {
+                Next::Feed(w) => work.push(w),
+                Next::Starved => starved.push(self.starve(index)?),
+                Next::Wait => {}
+            }
+        }
+        let step = self.forward(&work, starved)?;
+        self.step += 1;
+        Ok(Some(step))
+    }
+
+    /// Reserves room for what a sequence feeds next.
+    fn next_work(&mut self, index: usize) -> Result<Next, EngineError> {
+        let seq = self.sequences[index].id;
+        if self.waits_for_prefix(index) {
+            return Ok(Next::Wait);
+        }
+        let adopted = if self.shares_prefixes() && index > 0 && self.sequences[index].fed.is_empty() {
+            // The last prompt token always goes through the model: its logits are wanted.
+            let sharable = self.prompt.len().saturating_sub(1).min(self.context_len);
+            self.cache.share_prefix(seq, &self.prompt[..sharable])
+        } else {
+            0
+        };
+        let script = Script {
+            prompt: &self.prompt,
+            context_len: self.context_len,
+            chunk: self.info.settings.chunk as usize,
+            has_question: !self.info.question.is_empty(),
+        };
+        let Some(work) = self.sequences[index].next(index, &script, adopted) else { return Ok(Next::Wait) };
+        match self.cache.reserve(seq, work.first_computed(), work.computed().len()) {
+            Ok(()) => Ok(Next::Feed(work)),
+            // Pages adopted a moment ago cannot be handed back unrecorded: feed what was adopted alone.
+            Err(CacheError::Exhausted(_)) if adopted > 0 => {
+                self.sequences[index].finish = Some(Finish::PoolExhausted);
+                Ok(Next::Feed(Work { ids: work.ids[..adopted].to_vec(), draws: false, ..work }))
+            }
+            Err(CacheError::Exhausted(_)) => Ok(Next::Starved),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// Prefixes are shared where nothing of a page depends on more than its tokens, and no policy needs the attention
+    /// that the skipped queries would have paid.
+    fn shares_prefixes(&self) -> bool {
+        self.sequences.len() > 1 && !self.policy.needs().attention()
+    }
+
+    /// With a shared prompt, the first sequence computes it and the others adopt its pages.
+    fn waits_for_prefix(&self, index: usize) -> bool {
+        let first = &self.sequences[0];
+        index > 0
+            && self.shares_prefixes()
+            && self.sequences[index].fed.is_empty()
+            && first.fed.len() < self.context_len
+            && first.finish.is_none()
+    }
+
+    /// The changes to stamp on the step being made.
+    pub(super) fn take_tuning(&mut self) -> Vec<Tuning> {
+        std::mem::take(&mut self.tuning)
+    }
+
+    /// Index of a (layer, KV head) in layer-major columns.
+    pub(super) fn lane_index(&self, layer: usize, head: usize) -> usize {
+        layer * self.model.decoder.config().kv_heads + head
+    }
+
+    /// Longest sequence the model was made for.
+    pub(super) fn context(&self) -> Position {
+        self.model.decoder.card().context
+    }
+}
+
+enum Next {
+    Feed(Work),
+    /// The pool has no room for the next tokens.
+    Starved,
+    Wait,
+}
+
+/// Pages are shared only between runs of the same model and page format; within one process that is one run.
+fn salt(info: &RunInfo) -> [u8; 32] {
+    let mut h = blake3::Hasher::new();
+    for part in [&info.model.name, &info.model.source, &info.settings.kv_dtype, &info.settings.policy] {
+        h.update(&(part.len() as u64).to_le_bytes());
+        h.update(part.as_bytes());
+    }
+    *h.finalize().as_bytes()
+}

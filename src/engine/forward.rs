@@ -1,0 +1,495 @@
+//! One forward: model, cache and attention glued together, and the [`Step`] that tells of it.
+
+use candle_core::{Device, Tensor};
+
+use super::EngineError;
+use super::core::{Engine, Observe};
+use super::lanes::{Lanes, StagedPages, Staging};
+use super::sequence::Work;
+use crate::attention::{HeadLane, Queries, Selection, Wants, observe};
+use crate::cache::{Cache, HOLE, RopeMode};
+use crate::event::{
+    AttentionGroup, AttentionMap, Fed, Finish, Head, Layer, LayerTraffic, PHASES, Phase, Position, ProbeCost,
+    Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
+};
+use crate::model::{self, Qkv};
+use crate::policy::{Kcache, ReadRule};
+
+/// What one sequence's step gathers while the layers run.
+#[derive(Default)]
+struct Gathered {
+    groups: Vec<AttentionGroup>,
+    dropped: Vec<f32>,
+    sampled: Option<Sampled>,
+}
+
+impl Engine {
+    /// Feeds the work through the model and lets the policy decide. `idle` are the parts of sequences that feed nothing.
+    pub(super) fn forward(&mut self, work: &[Work], idle: Vec<SeqStep>) -> Result<Step, EngineError> {
+        self.begin_traffic();
+        let mut gathered: Vec<Gathered> = work.iter().map(|_| Gathered::default()).collect();
+        let computed: usize = work.iter().map(|w| w.computed().len()).sum();
+        if computed > 0 {
+            let ids: Vec<u32> = work.iter().flat_map(|w| w.computed().iter().copied()).collect();
+            let mut x = self.model.decoder.embed(&ids)?;
+            self.timer.lap(None, Phase::Embed);
+            for layer in 0..self.model.decoder.config().layers {
+                x = self.layer(layer, x, work, &mut gathered)?;
+            }
+            self.draw(&x, work, &mut gathered)?;
+        }
+        for w in work {
+            let s = &mut self.sequences[w.index];
+            s.fed.extend_from_slice(&w.ids);
+            if w.stage == Stage::Decode {
+                s.pending = None;
+            }
+        }
+        let mut parts = idle;
+        for (w, gathered) in work.iter().zip(gathered) {
+            parts.push(self.close(w, gathered)?);
+        }
+        parts.sort_by_key(|p| p.seq);
+        self.cache.note_copies(Tier::Device, self.staged_bytes);
+        self.timer.lap(None, Phase::Policy);
+        let mut step = Step {
+            step: self.step,
+            start_ns: 0,
+            wall_ns: 0,
+            seqs: parts,
+            layer_ns: Vec::new(),
+            outer_ns: [0; PHASES],
+            timing: Provenance::Measured,
+            tiers: self.cache.usage().into(),
+            traffic: Vec::new(),
+            probe: ProbeCost { ns: 0, dropped: self.dropped },
+            tuning: self.take_tuning(),
+        };
+        step.traffic = self.end_traffic();
+        if self.observe != Observe::Off {
+            step.layer_ns = self.timer.layers().to_vec();
+        }
+        self.timer.lap(None, Phase::Probe);
+        let time = self.timer.finish();
+        step.outer_ns = *self.timer.outer();
+        (step.start_ns, step.wall_ns, step.probe.ns) = (time.start_ns, time.wall_ns, time.probe_ns);
+        Ok(step)
+    }
+
+    fn layer(
+        &mut self,
+        layer: usize,
+        x: Tensor,
+        work: &[Work],
+        gathered: &mut [Gathered],
+    ) -> Result<Tensor, EngineError> {
+        let mut qkv = self.model.decoder.qkv(layer, &x)?;
+        self.rotate(&mut qkv, work);
+        let at = Some(layer as Layer);
+        self.timer.lap(at, Phase::Qkv);
+        let config = self.model.decoder.config();
+        let (q_width, kv_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let mut out = vec![0.0; qkv.q.len()];
+        let mut row = 0;
+        for (w, gathered) in work.iter().zip(gathered) {
+            let rows = w.computed().len();
+            if rows == 0 {
+                continue;
+            }
+            let kv = row * kv_width..(row + rows) * kv_width;
+            let seq = self.sequences[w.index].id;
+            let (k, v) = (&qkv.k[kv.clone()], &qkv.v[kv]);
+            self.cache.write(seq, layer as Layer, w.first_computed(), k, v)?;
+            self.count_push(layer, rows);
+            self.timer.lap(at, Phase::Append);
+            let range = row * q_width..(row + rows) * q_width;
+            self.attend(layer, w, &qkv.q[range.clone()], &mut out[range], gathered);
+            row += rows;
+        }
+        let x = self.model.decoder.mix(layer, x, &out)?;
+        self.timer.lap(at, Phase::Mlp);
+        Ok(x)
+    }
+
+    /// Rotates queries and keys to their positions, unless keys are kept before RoPE: attention rotates both then.
+    fn rotate(&self, qkv: &mut Qkv, work: &[Work]) {
+        if self.cache.config().rope == RopeMode::Pre {
+            return;
+        }
+        let config = self.model.decoder.config();
+        let (q_width, kv_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let positions = work.iter().flat_map(|w| {
+            let first = w.first_computed() as usize;
+            first..first + w.computed().len()
+        });
+        let rows = qkv.q.chunks_exact_mut(q_width).zip(qkv.k.chunks_exact_mut(kv_width));
+        for ((q, k), position) in rows.zip(positions) {
+            self.rope.apply_heads(q, config.head_dim, position);
+            self.rope.apply_heads(k, config.head_dim, position);
+        }
+    }
+
+    /// Attention of one sequence in one layer: output, accumulators, the read set's traffic, the picture.
+    fn attend(&mut self, layer: usize, w: &Work, q: &[f32], out: &mut [f32], gathered: &mut Gathered) {
+        let queries = Queries { rows: q, first: w.first_computed() };
+        let read = self.read.as_ref().and_then(|read| {
+            let ReadRule::Kcache(kcache) = read.rule();
+            (!kcache.is_exempt(layer as Layer)).then_some(kcache)
+        });
+        match w.stage {
+            Stage::Decode => self.decode(layer, w, read, queries, out, gathered),
+            Stage::Prefill => self.prefill(layer, w, read.is_some(), queries, out, gathered),
+        }
+        #[cfg(test)]
+        self.witness_rows(layer);
+    }
+
+    /// One query. Under KCache (arXiv 2404.18057) the scores over all keys stay exact, and then only the V rows of the
+    /// largest N are pulled and summed; without a read set, or in an exempt layer, all rows are summed where they lie.
+    fn decode(
+        &mut self,
+        layer: usize,
+        w: &Work,
+        read: Option<Kcache>,
+        queries: Queries<'_>,
+        out: &mut [f32],
+        gathered: &mut Gathered,
+    ) {
+        let at = Some(layer as Layer);
+        let seq = self.sequences[w.index].id;
+        let pages = Lanes::of(&self.cache, seq, layer as Layer);
+        let lanes = pages.resident((self.cache.config().rope == RopeMode::Pre).then_some(&self.rope));
+        self.attention.scores(queries, &lanes);
+        self.timer.lap(at, Phase::Score);
+        if let Some(kcache) = read {
+            self.attention.select_top(&lanes, kcache.n as usize, kcache.include_self);
+            self.timer.lap(at, Phase::Select);
+            let pulled = &mut self.sequences[w.index].pulled[layer * lanes.len()..][..lanes.len()];
+            let selection = self.attention.selection();
+            let (traffic, staged) = pull_selected(
+                &mut self.staging,
+                &self.cache,
+                (seq, layer as Layer),
+                selection,
+                &lanes,
+                pulled,
+            );
+            self.staged_bytes = self.staged_bytes.max(staged);
+            add_traffic(&mut self.traffic[layer], &traffic);
+            self.timer.lap(at, Phase::VPull);
+            let values: Vec<_> = self.staging.iter().map(Staging::rows).collect();
+            self.attention.weighted_sum_selected(&values, out);
+            if kcache.renorm {
+                renormalise(out, self.attention.selection(), self.model.decoder.config().head_dim);
+            }
+        } else {
+            self.attention.weighted_sum(&lanes, out);
+        }
+        self.timer.lap(at, Phase::WeightedSum);
+        let selection = read.map(|_| self.attention.selection());
+        match selection {
+            Some(selection) => gathered.dropped.extend(selection.lanes().iter().map(|lane| {
+                let d = lane.dropped();
+                d.iter().sum::<f32>() / d.len().max(1) as f32
+            })),
+            None if self.read.is_some() => gathered.dropped.extend(std::iter::repeat_n(0.0, lanes.len())),
+            None => {}
+        }
+        let level = self.picture_level();
+        if level != ScoreLevel::Off {
+            let probabilities = self.attention.probabilities();
+            gathered.groups.extend(observe(level, layer as Layer, probabilities, selection, &lanes));
+            self.timer.lap(at, Phase::Probe);
+        }
+        drop(lanes);
+        drop(pages);
+        self.accumulate_decode(layer, w);
+        self.timer.lap(at, Phase::Policy);
+    }
+
+    /// A chunk of the prompt. Its attention is exact also under a read set: the V rows of earlier chunks come back from
+    /// the host for it, and are counted.
+    fn prefill(
+        &mut self,
+        layer: usize,
+        w: &Work,
+        values_on_host: bool,
+        queries: Queries<'_>,
+        out: &mut [f32],
+        gathered: &mut Gathered,
+    ) {
+        let at = Some(layer as Layer);
+        let seq = self.sequences[w.index].id;
+        let level = self.picture_level();
+        let needs = self.policy.needs();
+        let wants = Wants { column_sums: needs.sum, last_row: needs.last_row || level != ScoreLevel::Off };
+        if values_on_host {
+            self.pull_lanes(layer, w);
+            self.timer.lap(at, Phase::VPull);
+        }
+        let config = self.cache.config();
+        let block_elements = config.block_size as usize * config.shape.head_dim;
+        let rope = (config.rope == RopeMode::Pre).then_some(&self.rope);
+        let pages = Lanes::of(&self.cache, seq, layer as Layer);
+        let staged = StagedPages::of(&self.staging, block_elements);
+        let lanes = if values_on_host { staged.lanes(&pages, rope) } else { pages.resident(rope) };
+        let time = self.attention.prefill(queries, &lanes, wants, out);
+        self.timer.lap(at, Phase::Score);
+        // The parts were clocked per KV head, on as many threads as worked: they divide the wall time.
+        let all = (time.score_ns + time.weighted_sum_ns + time.probe_ns).max(1);
+        let wall = self.timer.layers()[layer][Phase::Score as usize];
+        let share = |ns: u64| (u128::from(wall) * u128::from(ns) / u128::from(all)) as u64;
+        self.timer.shift(at, Phase::Score, Phase::WeightedSum, share(time.weighted_sum_ns));
+        let extra = if needs.attention() { Phase::Policy } else { Phase::Probe };
+        self.timer.shift(at, Phase::Score, extra, share(time.probe_ns));
+        if level != ScoreLevel::Off {
+            let probabilities = self.attention.probabilities();
+            gathered.groups.extend(observe(level, layer as Layer, probabilities, None, &lanes));
+            self.timer.lap(at, Phase::Probe);
+        }
+        drop(lanes);
+        drop(pages);
+        if needs.attention() {
+            self.accumulate_prefill(layer, w, wants);
+            self.timer.lap(at, Phase::Policy);
+        }
+    }
+
+    /// Copies the whole V lanes of a layer back to the device tier; the chunk's own rows are still there.
+    fn pull_lanes(&mut self, layer: usize, w: &Work) {
+        let seq = self.sequences[w.index].id;
+        let mut staged = 0;
+        let mut traffic = LayerTraffic::default();
+        for (h, staging) in self.staging.iter_mut().enumerate() {
+            staged += staging.pull(&self.cache, seq, layer as Layer, h as Head, None);
+            let live = self.cache.table(seq, layer as Layer).live(h as Head);
+            let older = live.saturating_sub(w.computed().len()) as u64;
+            traffic.rows += older;
+            traffic.asked_rows += older;
+            let config = self.cache.config();
+            traffic.h2d_bytes += older * (config.shape.head_dim * config.dtype.bytes()) as u64;
+        }
+        self.staged_bytes = self.staged_bytes.max(staged);
+        add_traffic(&mut self.traffic[layer], &traffic);
+    }
+
+    /// The level of this step's picture.
+    fn picture_level(&self) -> ScoreLevel {
+        if self.observe == Observe::Rows { self.info.settings.scores } else { ScoreLevel::Off }
+    }
+
+    fn accumulate_decode(&mut self, layer: usize, w: &Work) {
+        if !self.policy.needs().attention() {
+            return;
+        }
+        let s = &mut self.sequences[w.index];
+        let table = self.cache.table(s.id, layer as Layer);
+        let probabilities = self.attention.probabilities();
+        for h in 0..table.heads() {
+            let slots = table.lane(h).slots;
+            let mut row = vec![0.0; slots.len()];
+            probabilities.add_group_mean(usize::from(h), &mut row);
+            let (positions, row) = live(slots, &row);
+            let index = layer * usize::from(table.heads()) + usize::from(h);
+            s.accumulators[index].observe_decode(&positions, &row);
+        }
+    }
+
+    fn accumulate_prefill(&mut self, layer: usize, w: &Work, wants: Wants) {
+        let s = &mut self.sequences[w.index];
+        let table = self.cache.table(s.id, layer as Layer);
+        for h in 0..table.heads() {
+            let slots = table.lane(h).slots;
+            let sums = if wants.column_sums { self.attention.column_sums(usize::from(h)) } else { &[] };
+            let mut last = vec![0.0; if wants.last_row { slots.len() } else { 0 }];
+            if wants.last_row {
+                self.attention.probabilities().add_group_mean(usize::from(h), &mut last);
+            }
+            let (positions, sums) = live(slots, sums);
+            let (_, last) = live(slots, &last);
+            let index = layer * usize::from(table.heads()) + usize::from(h);
+            s.accumulators[index].observe_prefill(&positions, w.computed().len() as u32, &sums, &last);
+        }
+    }
+
+    /// Logits of the sequences that want them, and the tokens drawn from these.
+    fn draw(&mut self, x: &Tensor, work: &[Work], gathered: &mut [Gathered]) -> Result<(), EngineError> {
+        let mut last_rows = Vec::new();
+        let mut row = 0u32;
+        for w in work {
+            row += w.computed().len() as u32;
+            if w.draws {
+                last_rows.push(row - 1);
+            }
+        }
+        if last_rows.is_empty() {
+            return Ok(());
+        }
+        let rows =
+            Tensor::from_slice(&last_rows, last_rows.len(), &Device::Cpu).map_err(model::Error::from)?;
+        let x = x.index_select(&rows, 0).map_err(model::Error::from)?;
+        let logits = self.model.decoder.logits(&x)?;
+        self.timer.lap(None, Phase::Logits);
+        let vocab = self.model.decoder.config().vocab;
+        let drawing = work.iter().zip(gathered).filter(|(w, _)| w.draws);
+        for ((w, gathered), logits) in drawing.zip(logits.chunks_exact(vocab)) {
+            let drawn = self.sequences[w.index].sampler.draw(logits)?;
+            #[cfg(test)]
+            let drawn = self.witness.draw(drawn, logits);
+            gathered.sampled = Some(Sampled {
+                id: drawn.id,
+                piece: self.model.tokenizer.piece(drawn.id),
+                logprob: drawn.logprob,
+                margin: drawn.margin,
+            });
+        }
+        self.timer.lap(None, Phase::Sample);
+        Ok(())
+    }
+
+    /// Ends a sequence's step: the policy decides, the drawn token is noted, the end is seen.
+    fn close(&mut self, w: &Work, gathered: Gathered) -> Result<SeqStep, EngineError> {
+        let evictions = self.decide(w.index, w.when)?;
+        let context = self.context() as usize;
+        let s = &mut self.sequences[w.index];
+        if let Some(drawn) = &gathered.sampled {
+            s.pending = Some(drawn.id);
+            s.generated += 1;
+            let settings = &self.info.settings;
+            let ends = !settings.ignore_eos && self.model.tokenizer.eos().contains(&drawn.id);
+            if ends {
+                s.finish.get_or_insert(Finish::EndToken);
+            } else if s.generated >= settings.max_tokens {
+                s.finish.get_or_insert(Finish::MaxTokens);
+            } else if s.fed.len() >= context {
+                s.finish.get_or_insert(Finish::ContextFull);
+            }
+        }
+        let (id, finish) = (s.id, s.finish);
+        if w.when != crate::policy::When::Token && self.sequences.len() > 1 {
+            let fed = &self.sequences[w.index].fed;
+            self.cache.offer_prefix(id, fed);
+        }
+        let fed = w
+            .ids
+            .iter()
+            .map(|&id| Fed { id, piece: self.model.tokenizer.piece(id), origin: w.origin })
+            .collect();
+        let attention = (!gathered.groups.is_empty()).then(|| AttentionMap {
+            level: self.info.settings.scores,
+            query: w.first + w.ids.len() as Position - 1,
+            groups: gathered.groups,
+        });
+        let mut resident = Vec::new();
+        self.cache.resident(id, &mut resident);
+        Ok(SeqStep {
+            seq: id,
+            stage: w.stage,
+            first: w.first,
+            fed,
+            sampled: gathered.sampled,
+            tables: self.cache.take_ops(id),
+            resident,
+            dropped: gathered.dropped,
+            finish,
+            evictions,
+            attention,
+        })
+    }
+
+    fn begin_traffic(&mut self) {
+        let layers = self.model.decoder.config().layers;
+        self.traffic.clear();
+        self.traffic
+            .extend((0..layers).map(|l| LayerTraffic { layer: l as Layer, ..LayerTraffic::default() }));
+        self.staged_bytes = 0;
+    }
+
+    /// Counts V rows of a layer whose home is the host: they are pushed there.
+    fn count_push(&mut self, layer: usize, rows: usize) {
+        let config = self.cache.config();
+        if config.v_on_host(layer as Layer) {
+            let row_bytes = config.shape.head_dim * config.dtype.bytes();
+            self.traffic[layer].d2h_bytes += (rows * usize::from(config.shape.kv_heads) * row_bytes) as u64;
+        }
+    }
+
+    fn end_traffic(&mut self) -> Vec<LayerTraffic> {
+        let link_bytes_per_ns = self.info.settings.link_gbps;
+        let mut moved: Vec<LayerTraffic> =
+            self.traffic.iter().copied().filter(|t| t.h2d_bytes + t.d2h_bytes > 0).collect();
+        for t in &mut moved {
+            t.copy_ns = self.timer.layers()[usize::from(t.layer)][Phase::VPull as usize];
+            // 1 GB/s is 1 byte per ns.
+            t.link_ns = ((t.h2d_bytes + t.d2h_bytes) as f64 / link_bytes_per_ns).round() as u64;
+            t.stall_ns = t.link_ns;
+        }
+        moved
+    }
+}
+
+/// Copies the selected V rows of one (sequence, layer) to the device tier: what moved, and the bytes staged. `pulled`
+/// holds the positions of the previous step per KV head, and those of this one afterwards.
+fn pull_selected(
+    staging: &mut [Staging],
+    cache: &Cache,
+    (seq, layer): (SeqId, Layer),
+    selection: &Selection,
+    lanes: &[HeadLane<'_>],
+    pulled: &mut [Vec<Position>],
+) -> (LayerTraffic, u64) {
+    let mut traffic = LayerTraffic { layer, asked_rows: selection.asked_rows(), ..LayerTraffic::default() };
+    let mut staged_bytes = 0;
+    let row_bytes = (cache.config().shape.head_dim * cache.config().dtype.bytes()) as u64;
+    for (h, (staging, before)) in staging.iter_mut().zip(pulled).enumerate() {
+        let slots = selection.lane(h).slots();
+        staged_bytes += staging.pull(cache, seq, layer, h as Head, Some(slots));
+        let all = slots.iter().map(|&s| lanes[h].slots[s as usize]);
+        // The newest token's V is still on the device; only what is older is pulled.
+        let newest = lanes[h].slots.last().copied();
+        let positions: Vec<Position> = all.filter(|&p| Some(p) != newest).collect();
+        traffic.rows += positions.len() as u64;
+        traffic.reused_rows += common(before, &positions);
+        traffic.h2d_bytes += positions.len() as u64 * row_bytes;
+        *before = positions;
+    }
+    (traffic, staged_bytes)
+}
+
+fn add_traffic(sum: &mut LayerTraffic, t: &LayerTraffic) {
+    sum.h2d_bytes += t.h2d_bytes;
+    sum.d2h_bytes += t.d2h_bytes;
+    sum.rows += t.rows;
+    sum.asked_rows += t.asked_rows;
+    sum.reused_rows += t.reused_rows;
+}
+
+/// Positions and values of the slots that are not holes.
+fn live(slots: &[Position], values: &[f32]) -> (Vec<Position>, Vec<f32>) {
+    let positions = slots.iter().copied().filter(|&p| p != HOLE).collect();
+    let values = slots.iter().zip(values).filter(|&(&p, _)| p != HOLE).map(|(_, &x)| x).collect();
+    (positions, values)
+}
+
+/// How many values two ascending lists have in common.
+fn common(a: &[Position], b: &[Position]) -> u64 {
+    let mut rest = a;
+    b.iter()
+        .filter(|&&p| {
+            rest = &rest[rest.partition_point(|&q| q < p)..];
+            rest.first() == Some(&p)
+        })
+        .count() as u64
+}
+
+/// Scales each query head's output by the mass that was read.
+fn renormalise(out: &mut [f32], selection: &Selection, head_dim: usize) {
+    let masses = selection.lanes().iter().flat_map(|lane| lane.dropped().iter().map(|d| 1.0 - d));
+    for (head, mass) in out.chunks_exact_mut(head_dim).zip(masses) {
+        if mass > 0.0 {
+            for x in head {
+                *x /= mass;
+            }
+        }
+    }
+}

@@ -1,0 +1,617 @@
+//! The engine on a thread of its own: commands, pace, re-runs, recording.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::fault::Fault;
+use super::feed::ListenerId;
+use super::link::{Command, Item, Prompt, Reference, Status};
+use super::recorder::{self, Recorder};
+use super::{Engine, EngineError, Feed, Observe};
+use crate::event::{Finish, Settings};
+use crate::model::Model;
+use crate::policy::{parse_policy, parse_read};
+use crate::probe::Receiver;
+
+/// Items between engine and UI.
+const RING: usize = 4_096;
+/// Waiting for a command, the engine still looks this often whether a lagging listener can catch up.
+const NUDGE_EVERY: Duration = Duration::from_millis(50);
+/// Fastest pace that is still paced; above it waiting costs more than it shows.
+const MAX_PACE: f64 = 10_000.0;
+
+/// How a live run starts.
+pub struct Start {
+    /// Its settings.
+    pub settings: Settings,
+    /// Its prompt.
+    pub prompt: Prompt,
+    /// Steps per second.
+    pub pace: Option<f64>,
+    /// Stop once the prompt has been fed, so that a person starts the decoding.
+    pub pause_at_decode: bool,
+    /// Record from the first step.
+    pub record: Option<PathBuf>,
+}
+
+/// The engine's thread, seen from outside.
+pub struct Live {
+    /// Obeyed at step boundaries.
+    pub commands: mpsc::Sender<Command>,
+    thread: JoinHandle<Result<(), String>>,
+}
+
+impl Live {
+    /// Asks the engine to end, and waits until the recording is finished.
+    ///
+    /// # Errors
+    /// One line: the engine or the recorder failed.
+    pub fn finish(self) -> Result<(), String> {
+        // The thread may have ended already; then nobody hears it.
+        let _ = self.commands.send(Command::Quit);
+        self.thread.join().unwrap_or_else(|_| Err("internal fault: the engine panicked".into()))
+    }
+}
+
+/// Starts the engine's thread; `load` runs on it, so the caller stays responsive while weights are read.
+///
+/// # Errors
+/// The thread cannot be started.
+pub fn spawn(
+    load: impl FnOnce() -> Result<Model, EngineError> + Send + 'static,
+    start: Start,
+) -> std::io::Result<(Live, Receiver<Item>)> {
+    let (commands, inbox) = mpsc::channel();
+    let mut feed = Feed::default();
+    let (_, items) = feed.listen(RING);
+    let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
+        let mut live = Loop {
+            feed,
+            inbox,
+            waiting: VecDeque::new(),
+            engine: None,
+            mode: Mode::Running,
+            pace: start.pace,
+            due: Instant::now(),
+            pause_at_decode: start.pause_at_decode,
+            recording: None,
+            reference: None,
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| live.run(load, &start)));
+        let result = match outcome {
+            Ok(()) => Ok(()),
+            Err(panic) => {
+                let why = format!("internal fault: the engine panicked: {}", panic_text(&*panic));
+                live.feed.tell(&Item::Status(Status::Failed(why.clone())));
+                Err(why)
+            }
+        };
+        let recorded = live.stop_recording();
+        live.feed.tell(&Item::Status(Status::Gone));
+        result.and(recorded)
+    })?;
+    Ok((Live { commands, thread }, items))
+}
+
+/// What a panic said.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Running,
+    Paused,
+    /// One step, then pause.
+    Once,
+    /// Nothing to do until a re-run.
+    Ended,
+}
+
+struct Loop {
+    feed: Feed,
+    inbox: mpsc::Receiver<Command>,
+    /// Commands read while the full-cache answer was computed.
+    waiting: VecDeque<Command>,
+    engine: Option<(Arc<Model>, Engine)>,
+    mode: Mode,
+    pace: Option<f64>,
+    /// When the next paced step is due.
+    due: Instant,
+    pause_at_decode: bool,
+    recording: Option<(ListenerId, Recorder)>,
+    /// The full-cache answer, and what it is the answer to.
+    reference: Option<(Question, Reference)>,
+}
+
+/// What decides a full-cache answer.
+#[derive(Clone, Debug, PartialEq)]
+struct Question {
+    prompt: Prompt,
+    settings: Settings,
+}
+
+impl Question {
+    fn of(prompt: &Prompt, settings: &Settings) -> Self {
+        let settings = Settings {
+            policy: "full".into(),
+            read: String::new(),
+            scores: crate::event::ScoreLevel::Off,
+            link_gbps: Settings::default().link_gbps,
+            batch: 1,
+            blocks: 0,
+            blocks_given: false,
+            ..settings.clone()
+        };
+        Self { prompt: prompt.clone(), settings }
+    }
+}
+
+impl Loop {
+    fn run(&mut self, load: impl FnOnce() -> Result<Model, EngineError>, start: &Start) {
+        self.tell(Status::Loading { what: "weights".into() });
+        let model = match load() {
+            Ok(model) => Arc::new(model),
+            Err(error) => return self.fail_for_good(&error.to_string()),
+        };
+        if let Some(path) = &start.record {
+            self.start_recording(path);
+        }
+        self.begin(&model, &start.settings, &start.prompt, false);
+        loop {
+            match self.next_command() {
+                Some(Command::Quit) => break,
+                Some(command) => self.obey(command, &model),
+                None => self.advance(),
+            }
+        }
+        self.wind_up();
+    }
+
+    /// A run that cannot even begin: wait for the listener to go.
+    fn fail_for_good(&mut self, why: &str) {
+        self.tell(Status::Failed(why.into()));
+        while !matches!(self.inbox.recv(), Ok(Command::Quit) | Err(_)) {}
+    }
+
+    fn tell(&mut self, status: Status) {
+        self.feed.tell(&Item::Status(status));
+    }
+
+    /// The next command; `None` when it is time for a step. A closed inbox counts as quitting.
+    fn next_command(&mut self) -> Option<Command> {
+        if let Some(command) = self.waiting.pop_front() {
+            return Some(command);
+        }
+        loop {
+            let stepping = matches!(self.mode, Mode::Running | Mode::Once);
+            let wait = match (self.mode, self.pace) {
+                (Mode::Running, Some(_)) => self.due.saturating_duration_since(Instant::now()),
+                _ if stepping => Duration::ZERO,
+                _ => NUDGE_EVERY,
+            };
+            let command = if wait.is_zero() {
+                self.inbox.try_recv().map_err(|e| match e {
+                    TryRecvError::Empty => RecvTimeoutError::Timeout,
+                    TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+                })
+            } else {
+                self.inbox.recv_timeout(wait.min(NUDGE_EVERY))
+            };
+            match command {
+                Ok(command) => return Some(command),
+                Err(RecvTimeoutError::Disconnected) => return Some(Command::Quit),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.feed.nudge();
+                    self.watch_recorder();
+                    let due = self.pace.is_none() || self.mode == Mode::Once || Instant::now() >= self.due;
+                    if stepping && due {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command, model: &Arc<Model>) {
+        match command {
+            Command::Play => self.go(Mode::Running),
+            Command::StepOnce => self.go(Mode::Once),
+            Command::Pause => {
+                if self.mode == Mode::Running {
+                    self.mode = Mode::Paused;
+                    self.tell(Status::Paused);
+                }
+            }
+            Command::Pace(pace) => {
+                self.pace = pace.filter(|p| p.is_finite() && *p > 0.0 && *p < MAX_PACE);
+                self.due = Instant::now();
+            }
+            Command::Tune(name, value) => {
+                if let Some((_, engine)) = &mut self.engine
+                    && let Err(error) = engine.tune(&name, &value)
+                {
+                    self.tell(Status::Refused(error.to_string()));
+                }
+            }
+            Command::Rerun(settings, prompt) => self.begin(model, &settings, &prompt, true),
+            Command::Record(Some(path)) => self.start_recording(&path),
+            Command::Record(None) => {
+                // What went wrong is told as a status.
+                let _ = self.stop_recording();
+            }
+            Command::Quit => {}
+        }
+    }
+
+    fn go(&mut self, mode: Mode) {
+        if self.mode != Mode::Ended {
+            self.mode = mode;
+            self.due = Instant::now();
+            self.pause_at_decode = false;
+            self.tell(Status::Running);
+        }
+    }
+
+    /// A new run; on a re-run the full-cache answer is found out first.
+    fn begin(&mut self, model: &Arc<Model>, settings: &Settings, prompt: &Prompt, rerun: bool) {
+        self.wind_up();
+        self.engine = None;
+        let question = Question::of(prompt, settings);
+        if rerun && let Err(error) = self.find_reference(model, settings, &question) {
+            return self.fail(&error);
+        }
+        let engine = match Engine::new(Arc::clone(model), settings, prompt) {
+            Ok(engine) => engine,
+            Err(error) => return self.fail(&error),
+        };
+        if let Err(error) = self.feed.begin(engine.info()) {
+            return self.fail(&error.into());
+        }
+        if let Some((asked, reference)) = &self.reference
+            && *asked == question
+        {
+            self.feed.tell(&Item::Reference(reference.clone()));
+        }
+        self.engine = Some((Arc::clone(model), engine));
+        self.mode = Mode::Running;
+        self.due = Instant::now();
+        self.tell(Status::Running);
+    }
+
+    fn fail(&mut self, error: &EngineError) {
+        self.mode = Mode::Ended;
+        self.tell(Status::Failed(error.to_string()));
+    }
+
+    /// Runs the prompt on the full cache, unless that answer is known or the run is one itself. A re-run or quitting
+    /// asked for meanwhile ends the search.
+    fn find_reference(
+        &mut self,
+        model: &Arc<Model>,
+        settings: &Settings,
+        question: &Question,
+    ) -> Result<(), EngineError> {
+        let known = self.reference.as_ref().is_some_and(|(asked, _)| asked == question);
+        if known || keeps_everything(settings) {
+            return Ok(());
+        }
+        self.tell(Status::Reference);
+        let mut engine = Engine::new(Arc::clone(model), &question.settings, &question.prompt)?;
+        engine.set_observe(Observe::Off);
+        let mut ids = Vec::new();
+        while let Some(step) = engine.step()? {
+            ids.extend(
+                step.seqs.iter().filter(|s| s.seq == 0).filter_map(|s| s.sampled.as_ref()).map(|s| s.id),
+            );
+            self.feed.nudge();
+            while let Ok(command) = self.inbox.try_recv() {
+                self.waiting.push_back(command);
+            }
+            if self.waiting.iter().any(|c| matches!(c, Command::Quit | Command::Rerun(..))) {
+                return Ok(());
+            }
+        }
+        let text = model.tokenizer.text(&ids);
+        self.reference = Some((question.clone(), Reference { ids, text }));
+        Ok(())
+    }
+
+    fn advance(&mut self) {
+        let Some((_, engine)) = &mut self.engine else {
+            self.mode = Mode::Ended;
+            return;
+        };
+        if self.feed.is_crowded() {
+            engine.count_dropped();
+            engine.set_observe(Observe::Events);
+        } else {
+            engine.set_observe(Observe::Rows);
+        }
+        if let Some(pace) = self.pace {
+            self.due = Instant::now() + Duration::from_secs_f64(1.0 / pace);
+        }
+        let step = match engine.step() {
+            Ok(Some(step)) => step,
+            Ok(None) => return self.end(),
+            Err(error) => return self.fail(&error),
+        };
+        Fault::Engine.strike(step.step);
+        let (decoding, finished) = (engine.is_decoding(), engine.is_finished());
+        if let Err(error) = self.feed.step(step) {
+            return self.fail(&error.into());
+        }
+        if finished {
+            self.end();
+        } else if self.mode == Mode::Once || (self.pause_at_decode && decoding) {
+            self.pause_at_decode = false;
+            self.mode = Mode::Paused;
+            self.tell(Status::Paused);
+        }
+    }
+
+    fn end(&mut self) {
+        self.mode = Mode::Ended;
+        let Some(state) = self.feed.state() else { return };
+        let finish = state.seqs.first().and_then(|s| s.finish).unwrap_or(Finish::Stopped);
+        if keeps_everything(&state.run.settings)
+            && state.evictions.total_victims() == 0
+            && state.tuning.is_empty()
+            && let Some(s) = state.seq(0)
+        {
+            let run = &state.run;
+            let prompt = Prompt {
+                text: run.prompt.clone(),
+                question: run.question.clone(),
+                expected: run.expected.clone(),
+            };
+            let reference = Reference { ids: s.generated_ids(), text: s.generated_text() };
+            self.feed.tell(&Item::Reference(reference.clone()));
+            if let Some(state) = self.feed.state() {
+                self.reference = Some((Question::of(&prompt, &state.run.settings), reference));
+            }
+        }
+        self.tell(Status::Finished(finish));
+    }
+
+    /// Ends the run under way so that its recording says so.
+    fn wind_up(&mut self) {
+        if let Some((_, engine)) = &mut self.engine
+            && let Ok(Some(step)) = engine.stop()
+        {
+            // A fault here would only hide how the run really went.
+            let _ = self.feed.step(step);
+        }
+    }
+
+    fn start_recording(&mut self, path: &Path) {
+        if self.recording.is_some() {
+            return;
+        }
+        let (id, items) = self.feed.listen(recorder::RING);
+        match Recorder::start(path, items) {
+            Ok(recorder) => {
+                self.recording = Some((id, recorder));
+                let file = path.display().to_string();
+                self.tell(Status::Recording { line: format!("recording into {file}"), file: Some(file) });
+            }
+            Err(why) => {
+                self.feed.dismiss(id);
+                self.tell(Status::Recording { file: None, line: why });
+            }
+        }
+    }
+
+    fn stop_recording(&mut self) -> Result<(), String> {
+        let Some((id, recorder)) = self.recording.take() else { return Ok(()) };
+        self.feed.dismiss(id);
+        match recorder.finish() {
+            Ok(files) => {
+                for file in files {
+                    let path = file.path.display();
+                    let line = format!("{path}: {} steps, {} bytes", file.steps, file.bytes);
+                    self.tell(Status::Recording { file: None, line });
+                }
+                Ok(())
+            }
+            Err(why) => {
+                self.tell(Status::Recording { file: None, line: format!("recording stopped: {why}") });
+                Err(why)
+            }
+        }
+    }
+
+    /// A recorder that failed is told of once; the run goes on.
+    fn watch_recorder(&mut self) {
+        if self.recording.as_ref().is_some_and(|(_, recorder)| recorder.failure().is_some()) {
+            // Told as a status.
+            let _ = self.stop_recording();
+        }
+    }
+}
+
+/// Whether settings keep the whole cache and read all of it.
+fn keeps_everything(settings: &Settings) -> bool {
+    let policy = parse_policy(&settings.policy).is_ok_and(|p| p.slots(settings.max_tokens).is_none());
+    policy && (settings.read.is_empty() || parse_read(&settings.read).is_err())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Origin, RunInfo};
+    use crate::model::demo;
+    use crate::state::State;
+    use crate::trace::Recording;
+
+    /// A listener that folds what it hears.
+    struct Ear {
+        items: Receiver<Item>,
+        state: Option<State>,
+        info: Option<Arc<RunInfo>>,
+        reference: Option<Reference>,
+        statuses: Vec<Status>,
+    }
+
+    impl Ear {
+        /// Listens until a status fulfils the condition.
+        fn until(&mut self, what: impl Fn(&Status) -> bool) -> &mut Self {
+            let deadline = Instant::now() + Duration::from_secs(120);
+            let heard = self.statuses.len();
+            while !self.statuses[heard..].iter().any(&what) {
+                assert!(Instant::now() < deadline, "only heard {:?}", self.statuses);
+                self.items.wait(Duration::from_secs(1));
+                let items: Vec<Item> = self.items.drain().collect();
+                for item in items {
+                    match item {
+                        Item::Begin(info) => {
+                            self.state = Some(State::new(Arc::clone(&info)).unwrap());
+                            self.info = Some(info);
+                            self.reference = None;
+                        }
+                        Item::Step(step) => self.state.as_mut().unwrap().fold(&step).unwrap(),
+                        Item::Resync(state) => self.state = Some(*state),
+                        Item::Status(status) => self.statuses.push(status),
+                        Item::Reference(reference) => self.reference = Some(reference),
+                    }
+                }
+            }
+            self
+        }
+
+        fn state(&self) -> &State {
+            self.state.as_ref().unwrap()
+        }
+    }
+
+    fn start(policy: &str, pause_at_decode: bool, record: Option<PathBuf>) -> (Live, Ear, Prompt, Settings) {
+        let key = demo::passkey(1, 300, 0.3);
+        let prompt = Prompt { text: key.context, question: key.question, expected: Some(key.key) };
+        let settings = Settings {
+            policy: policy.into(),
+            compress: "context".into(),
+            max_tokens: 12,
+            ..Settings::default()
+        };
+        let start =
+            Start { settings: settings.clone(), prompt: prompt.clone(), pace: None, pause_at_decode, record };
+        let (live, items) = spawn(|| Ok(demo::load()?), start).unwrap();
+        let ear = Ear { items, state: None, info: None, reference: None, statuses: Vec::new() };
+        (live, ear, prompt, settings)
+    }
+
+    fn finished(status: &Status) -> bool {
+        matches!(status, Status::Finished(_))
+    }
+
+    #[test]
+    fn a_person_steps_plays_breaks_the_answer_and_compares() {
+        let (live, mut ear, prompt, settings) = start("h2o:budget=100%", true, None);
+        ear.until(|s| *s == Status::Paused);
+        let fed =
+            |ear: &Ear| ear.state().seqs[0].tokens.iter().filter(|t| t.origin == Origin::Generated).count();
+        assert_eq!(fed(&ear), 0, "decoding waits for a person");
+        live.commands.send(Command::StepOnce).unwrap();
+        ear.until(|s| *s == Status::Paused);
+        assert_eq!(fed(&ear), 1);
+        live.commands.send(Command::Play).unwrap();
+        ear.until(finished);
+        let expected = prompt.expected.clone().unwrap();
+        assert_eq!(ear.state().seqs[0].answer(&expected), Some(true));
+        let full = ear.state().seqs[0].generated_ids();
+
+        let lower = Settings { policy: "h2o:budget=25%".into(), ..settings.clone() };
+        live.commands.send(Command::Rerun(Box::new(lower), prompt.clone())).unwrap();
+        ear.until(finished);
+        assert_eq!(ear.info.as_ref().unwrap().settings.policy, "h2o:budget=25%");
+        assert_eq!(ear.state().seqs[0].answer(&expected), Some(false));
+        assert_eq!(ear.reference.as_ref().unwrap().ids, full, "the first run was the full cache's answer");
+
+        let unknown = Settings { policy: "h3o".into(), ..settings };
+        live.commands.send(Command::Rerun(Box::new(unknown), prompt)).unwrap();
+        ear.until(|s| matches!(s, Status::Failed(why) if why.contains("h3o")));
+        live.finish().unwrap();
+    }
+
+    #[test]
+    fn an_evicting_first_run_gets_its_reference_at_the_re_run() {
+        let (live, mut ear, prompt, settings) = start("h2o:budget=25%", false, None);
+        ear.until(finished);
+        assert!(ear.reference.is_none());
+        live.commands.send(Command::Rerun(Box::new(settings), prompt.clone())).unwrap();
+        ear.until(|s| *s == Status::Reference).until(finished);
+        let text = &ear.reference.as_ref().unwrap().text;
+        assert!(text.trim_start().starts_with(prompt.expected.unwrap().trim()), "{text}");
+        live.finish().unwrap();
+    }
+
+    #[test]
+    fn tuning_takes_effect_in_the_run_and_bad_values_are_refused() {
+        let (live, mut ear, ..) = start("h2o:budget=100%", true, None);
+        ear.until(|s| *s == Status::Paused);
+        live.commands.send(Command::Tune("budget".into(), "64".into())).unwrap();
+        live.commands.send(Command::Tune("budget".into(), "0".into())).unwrap();
+        live.commands.send(Command::Tune("when".into(), "chunk".into())).unwrap();
+        // Both refusals may be heard at once.
+        ear.until(|s| matches!(s, Status::Refused(why) if why.contains("re-run")));
+        live.commands.send(Command::Play).unwrap();
+        ear.until(finished);
+        assert_eq!(ear.state().tuned("budget"), Some("64"));
+        assert!(ear.state().seqs[0].resident.iter().all(|&n| n <= 64));
+        live.finish().unwrap();
+    }
+
+    #[test]
+    fn a_recording_started_in_mid_run_and_one_over_a_re_run_hold_what_was_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, late) = (folder.path().join("a.mcap"), folder.path().join("late.mcap"));
+        let (live, mut ear, prompt, settings) = start("full", true, Some(first.clone()));
+        ear.until(|s| *s == Status::Paused);
+        live.commands.send(Command::Play).unwrap();
+        ear.until(finished);
+        let hash = ear.state().hash;
+        live.commands.send(Command::Rerun(Box::new(settings.clone()), prompt.clone())).unwrap();
+        ear.until(finished);
+        live.commands.send(Command::Record(None)).unwrap();
+        ear.until(|s| matches!(s, Status::Recording { line, .. } if line.contains("a-2.mcap")));
+        for path in [&first, &folder.path().join("a-2.mcap")] {
+            assert_eq!(folded(path).hash, hash, "{}", path.display());
+        }
+
+        live.commands.send(Command::Rerun(Box::new(settings), prompt)).unwrap();
+        live.commands.send(Command::Pause).unwrap();
+        ear.until(|s| *s == Status::Paused);
+        live.commands.send(Command::Record(Some(late.clone()))).unwrap();
+        live.commands.send(Command::Play).unwrap();
+        ear.until(finished);
+        let state = ear.state().clone();
+        live.finish().unwrap();
+        assert_eq!(folded(&late).hash, state.hash);
+    }
+
+    /// The state at the end of a recording, which may begin in mid-run.
+    fn folded(path: &Path) -> State {
+        let recording = Recording::open(path).unwrap();
+        assert!(recording.complete());
+        let run = Arc::new(recording.run().clone());
+        let (first, last) = recording.bounds().unwrap();
+        let mut state = match first {
+            0 => State::new(run).unwrap(),
+            first => {
+                let (at, bytes) = recording.keyframe_at_or_before(first - 1).unwrap().unwrap();
+                assert_eq!(at + 1, first);
+                State::from_keyframe(run, &bytes).unwrap()
+            }
+        };
+        for step in recording.read(0..last + 1) {
+            state.fold(&step.unwrap()).unwrap();
+        }
+        state
+    }
+}

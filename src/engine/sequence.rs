@@ -1,0 +1,97 @@
+//! One sequence of the run: where it stands and what it feeds next.
+
+use crate::event::{Finish, Origin, Position, SeqId, Stage};
+use crate::model::Sampler;
+use crate::policy::{Accumulators, When};
+
+/// A sequence under way.
+pub(super) struct Sequence {
+    pub(super) id: SeqId,
+    /// Ids fed so far, by position.
+    pub(super) fed: Vec<u32>,
+    /// The token drawn last, not fed yet.
+    pub(super) pending: Option<u32>,
+    pub(super) generated: u32,
+    pub(super) finish: Option<Finish>,
+    pub(super) sampler: Sampler,
+    /// Per (layer, KV head), layer-major.
+    pub(super) accumulators: Vec<Accumulators>,
+    /// Positions whose V rows the previous decode step pulled, per (layer, KV head), ascending.
+    pub(super) pulled: Vec<Vec<Position>>,
+}
+
+/// What one sequence feeds in one step.
+pub(super) struct Work {
+    /// Index of the sequence.
+    pub(super) index: usize,
+    pub(super) stage: Stage,
+    /// Position of the first token, adopted ones included.
+    pub(super) first: Position,
+    /// All tokens the step appends.
+    pub(super) ids: Vec<u32>,
+    pub(super) origin: Origin,
+    /// Leading ids whose rows came from a shared prefix and are not computed again.
+    pub(super) adopted: usize,
+    /// Whether the last token's logits are wanted.
+    pub(super) draws: bool,
+    /// The moment the policy is asked at.
+    pub(super) when: When,
+}
+
+impl Work {
+    /// Ids that go through the model.
+    pub(super) fn computed(&self) -> &[u32] {
+        &self.ids[self.adopted..]
+    }
+
+    /// Position of the first id that goes through the model.
+    pub(super) fn first_computed(&self) -> Position {
+        self.first + self.adopted as Position
+    }
+}
+
+/// The prompt as the sequences feed it.
+pub(super) struct Script<'a> {
+    pub(super) prompt: &'a [u32],
+    pub(super) context_len: usize,
+    pub(super) chunk: usize,
+    pub(super) has_question: bool,
+}
+
+impl Sequence {
+    /// What comes next; `None` when the sequence has ended. `adopted` ids at the start of the prompt are already in the
+    /// cache.
+    pub(super) fn next(&self, index: usize, script: &Script<'_>, adopted: usize) -> Option<Work> {
+        if self.finish.is_some() {
+            return None;
+        }
+        let at = self.fed.len();
+        if at >= script.prompt.len() {
+            let ids = vec![self.pending?];
+            return Some(Work {
+                index,
+                stage: Stage::Decode,
+                first: at as Position,
+                ids,
+                origin: Origin::Generated,
+                adopted: 0,
+                draws: true,
+                when: When::Token,
+            });
+        }
+        // A chunk never straddles the end of the compressed span: the policy decides exactly there.
+        let in_context = at < script.context_len;
+        let span_end = if in_context { script.context_len } else { script.prompt.len() };
+        let end = (at + adopted + script.chunk).min(span_end);
+        Some(Work {
+            index,
+            stage: Stage::Prefill,
+            first: at as Position,
+            ids: script.prompt[at..end].to_vec(),
+            origin: if script.has_question && !in_context { Origin::Question } else { Origin::Prompt },
+            adopted,
+            draws: end == script.prompt.len(),
+            when: if end == script.context_len { When::EndOfPrompt } else { When::Chunk },
+        })
+    }
+}

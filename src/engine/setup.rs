@@ -1,0 +1,147 @@
+//! From settings to a run: what is checked before the first token.
+
+use super::{EngineError, Prompt};
+use crate::event::{Has, ModelCard, RunInfo, Settings};
+use crate::model::Model;
+use crate::policy::{Policy, ReadSet, When, parse_policy, parse_read};
+
+/// Largest chunk, batch and block size that make sense; more is a typing mistake.
+const MAX_CHUNK: u32 = 65_536;
+const MAX_BATCH: u32 = 1_024;
+
+/// Settings, prompt and model brought together.
+pub(super) struct Plan {
+    pub(super) info: RunInfo,
+    pub(super) policy: Policy,
+    pub(super) read: Option<ReadSet>,
+    pub(super) prompt_ids: Vec<u32>,
+    /// Leading ids that are compressed before the rest is fed.
+    pub(super) context_len: usize,
+}
+
+/// Whether these settings can run this prompt on this model.
+///
+/// # Errors
+/// One clear line: what is wrong, and what would be right.
+pub fn check(model: &Model, settings: &Settings, prompt: &Prompt) -> Result<(), EngineError> {
+    Plan::new(model, settings, prompt).map(|_| ())
+}
+
+/// Blocks that hold `context` tokens of `batch` sequences in every (layer, KV head).
+pub fn pool_blocks(card: &ModelCard, block_size: u32, batch: u32) -> u32 {
+    let per_lane = card.context.div_ceil(block_size.max(1));
+    per_lane.saturating_mul(card.layers).saturating_mul(card.kv_heads).saturating_mul(batch)
+}
+
+fn refuse<T>(why: impl Into<String>) -> Result<T, EngineError> {
+    Err(EngineError::Setting(why.into()))
+}
+
+impl Plan {
+    pub(super) fn new(model: &Model, settings: &Settings, prompt: &Prompt) -> Result<Self, EngineError> {
+        let card = model.decoder.card();
+        check_numbers(settings)?;
+        let policy = parse_policy(&settings.policy)?;
+        let read = if settings.read.is_empty() { None } else { Some(parse_read(&settings.read)?) };
+
+        let mut prompt_ids = model.tokenizer.encode(&prompt.text)?;
+        let context_end = prompt_ids.len();
+        if !prompt.question.is_empty() {
+            prompt_ids.extend(model.tokenizer.encode_continuation(&prompt.question)?);
+        }
+        if prompt_ids.is_empty() {
+            return refuse("the prompt is empty, and this model has no token to begin with: give --prompt");
+        }
+        if prompt_ids.len() as u64 > u64::from(card.context) {
+            return refuse(format!(
+                "the prompt has {} tokens, the context of model '{}' is {}: shorten the prompt",
+                prompt_ids.len(),
+                card.name,
+                card.context
+            ));
+        }
+        policy.check(prompt_ids.len() as u32)?;
+        let context_len = match settings.compress.as_str() {
+            "prompt" => prompt_ids.len(),
+            "context" if prompt.question.is_empty() => {
+                return refuse("--compress context needs --question: what is fed after the compression");
+            }
+            "context" => context_end,
+            other => return refuse(format!("--compress {other}: use context or prompt")),
+        };
+
+        let mut settings = settings.clone();
+        settings.policy = policy.to_string();
+        settings.read = read.as_ref().map(ToString::to_string).unwrap_or_default();
+        if !settings.blocks_given {
+            settings.blocks = pool_blocks(card, settings.block_size, settings.batch);
+        }
+        let info = RunInfo {
+            tool: concat!("kvista ", env!("CARGO_PKG_VERSION")).into(),
+            started_unix_ms: unix_ms(),
+            model: card.clone(),
+            prompt: prompt.text.clone(),
+            question: prompt.question.clone(),
+            expected: prompt.expected.clone(),
+            prompt_tokens: prompt_ids.len() as u32,
+            has: Has {
+                decisions: true,
+                rows: settings.scores,
+                rows_of_full_cache: ![When::Chunk, When::EndOfPrompt, When::Token]
+                    .into_iter()
+                    .any(|when| policy.acts(when)),
+            },
+            settings,
+        };
+        Ok(Self { info, policy, read, prompt_ids, context_len })
+    }
+}
+
+fn check_numbers(s: &Settings) -> Result<(), EngineError> {
+    if s.device != "cpu" {
+        return refuse(format!("--device {}: this build knows auto and cpu", s.device));
+    }
+    if !matches!(s.kv_dtype.as_str(), "f32" | "f16") {
+        return refuse(format!("--kv-dtype {}: use f32 or f16", s.kv_dtype));
+    }
+    if s.block_size == 0 || s.block_size > crate::cache::table::MAX_BLOCK_SIZE {
+        return refuse(format!(
+            "--block-size {}: use 1 to {} slots",
+            s.block_size,
+            crate::cache::table::MAX_BLOCK_SIZE
+        ));
+    }
+    if s.chunk == 0 || s.chunk > MAX_CHUNK {
+        return refuse(format!("--chunk {}: use 1 to {MAX_CHUNK} tokens", s.chunk));
+    }
+    if s.batch == 0 || s.batch > MAX_BATCH {
+        return refuse(format!("--batch {}: use 1 to {MAX_BATCH} sequences", s.batch));
+    }
+    if s.blocks_given && s.blocks == 0 {
+        return refuse(
+            "--blocks 0: use at least 1, or leave it out for enough blocks for the model's context",
+        );
+    }
+    if s.max_tokens == 0 {
+        return refuse("--max-tokens 0: use at least 1");
+    }
+    if !(s.link_gbps.is_finite() && s.link_gbps > 0.0) {
+        return refuse(format!("--link {}: use a speed above 0 GB/s", s.link_gbps));
+    }
+    if !(s.temperature.is_finite() && s.temperature >= 0.0) {
+        return refuse(format!("--temperature {}: use 0 (greedy) or more", s.temperature));
+    }
+    if !(s.top_p > 0.0 && s.top_p <= 1.0) {
+        return refuse(format!("--top-p {}: use more than 0, at most 1", s.top_p));
+    }
+    if !(s.compact > 0.0 && s.compact <= 1.0) {
+        return refuse(format!("--compact {}: use a share above 0, at most 1 (never)", s.compact));
+    }
+    Ok(())
+}
+
+fn unix_ms() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}
