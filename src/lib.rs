@@ -2,13 +2,13 @@
 //!
 //! # The house
 //!
-//! One type travels, [`event::Step`]: live runs and replays produce steps, [`state`] folds them, `ui` draws the
+//! One type travels, [`event::Step`]: live runs and replays produce steps, [`state`] folds them, [`ui`] draws the
 //! state. A view cannot know where its data came from. Each room may use only the floors below it:
 //!
 //! | floor | rooms | |
 //! |---|---|---|
 //! | 7 | `main`, `cli` | parse, dispatch, exit code |
-//! | 6 | `ui` | terminal guard, layout, views, widgets, theme: draws, never decides |
+//! | 6 | [`ui`] | terminal guard, layout, views, widgets, theme: draws, never decides |
 //! | 5 | [`app`] | messages to effects; the command registry; overlays; key map |
 //! | 4 | [`engine`] | the live loop |
 //! | 3 | [`model`], [`trace`], [`state`] | decoder and weights, recordings in and out, reducers |
@@ -26,3 +26,4 @@ pub mod policy;
 pub mod probe;
 pub mod state;
 pub mod trace;
+pub mod ui;

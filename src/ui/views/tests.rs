@@ -1,0 +1,147 @@
+//! Views at the sizes people have, in the moments that are not the usual one.
+
+use std::sync::Arc;
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+
+use crate::app::App;
+use crate::event::{Cells, RunInfo, ScoreLevel, Settings, attention};
+use crate::state::{EvictionLog, SeqState, State, Traffic};
+use crate::ui::draw::render;
+use crate::ui::draw::samples::{STEPS, app, press};
+use crate::ui::export::{styled_dump, text};
+use crate::ui::theme::{dark, plain};
+
+const VIEWS: [(&str, &str); 5] =
+    [("2", "blocks"), ("3", "attention"), ("4", "evictions"), ("5", "traffic"), ("6", "latency")];
+
+fn drawn(app: &App, width: u16, height: u16, styles: &crate::ui::theme::Styles) -> Buffer {
+    let area = Rect::new(0, 0, width, height);
+    let mut buf = Buffer::empty(area);
+    render(&mut buf, area, app, styles);
+    buf
+}
+
+fn words(app: &App, width: u16, height: u16) -> String {
+    text(&drawn(app, width, height, &plain()))
+}
+
+fn state(app: &mut App) -> &mut State {
+    Arc::make_mut(app.state.as_mut().unwrap())
+}
+
+fn settings(app: &mut App, change: impl FnOnce(&mut Settings)) {
+    let mut run: RunInfo = app.run.as_deref().unwrap().clone();
+    change(&mut run.settings);
+    app.run = Some(Arc::new(run));
+}
+
+/// Turns the picture into one of another level.
+fn at_level(seq: &mut SeqState, level: ScoreLevel) {
+    let (_, map) = seq.attention.as_mut().unwrap();
+    map.level = level;
+    for group in &mut map.groups {
+        let positions: Vec<u32> = group.iter_positions().collect();
+        for row in &mut group.rows {
+            row.cells = match level {
+                ScoreLevel::Blocks => {
+                    Cells::Blocks(vec![attention::quantise(0.5), attention::quantise(0.25), 0])
+                }
+                _ => Cells::Top(positions.iter().take(2).map(|&p| (p, attention::quantise(0.3))).collect()),
+            };
+            row.dropped = 0.4;
+        }
+    }
+}
+
+#[test]
+fn five_views_on_a_large_screen() {
+    let mut app = app(STEPS);
+    for (digit, name) in VIEWS {
+        press(&mut app, digit);
+        insta::assert_snapshot!(format!("200x60_{name}"), words(&app, 200, 60));
+    }
+}
+
+#[test]
+fn styles_of_the_lists() {
+    let mut app = app(STEPS);
+    press(&mut app, "4 j j z");
+    insta::assert_snapshot!("victims_zoomed", styled_dump(&drawn(&app, 110, 20, &dark())));
+    press(&mut app, "z 2 z");
+    insta::assert_snapshot!("tables_zoomed", styled_dump(&drawn(&app, 90, 24, &dark())));
+}
+
+#[test]
+fn every_pane_alone_on_a_small_screen() {
+    let mut app = app(STEPS);
+    for (digit, name) in VIEWS {
+        press(&mut app, digit);
+        for pane in 0..app.view.panes().len() {
+            app.pane = pane;
+            let drawn = words(&app, 50, 14);
+            insta::assert_snapshot!(format!("50x14_{name}_{}", app.view.panes()[pane]), drawn);
+        }
+    }
+}
+
+#[test]
+fn levels_of_attention_are_drawn_for_what_they_are() {
+    let mut app = app(STEPS);
+    press(&mut app, "3");
+    at_level(&mut state(&mut app).seqs[0], ScoreLevel::Top(2));
+    insta::assert_snapshot!("attention_top", words(&app, 100, 30));
+    at_level(&mut state(&mut app).seqs[0], ScoreLevel::Blocks);
+    insta::assert_snapshot!("attention_blocks", words(&app, 100, 30));
+    state(&mut app).seqs[0].attention = None;
+    settings(&mut app, |s| s.scores = ScoreLevel::Off);
+    assert!(words(&app, 100, 30).contains("--scores full"));
+}
+
+#[test]
+fn an_old_picture_says_so() {
+    let mut app = app(STEPS);
+    press(&mut app, "3");
+    let state = state(&mut app);
+    let shown = state.step.unwrap();
+    state.seqs[0].attention.as_mut().unwrap().0 = shown - 2;
+    assert!(words(&app, 120, 30).contains("2 steps old"));
+}
+
+#[test]
+fn without_victims_the_reason_is_told() {
+    let mut app = app(STEPS);
+    state(&mut app).evictions = EvictionLog::default();
+    settings(&mut app, |s| s.policy = "full".into());
+    press(&mut app, "4");
+    let drawn = words(&app, 100, 30);
+    assert!(drawn.contains("nothing was lost") && drawn.contains("full keeps everything"), "{drawn}");
+    settings(&mut app, |s| s.policy = "h2o:budget=90".into());
+    let drawn = words(&app, 100, 30);
+    assert!(drawn.contains("has not reached its budget") && drawn.contains("of 90 slots"), "{drawn}");
+}
+
+#[test]
+fn without_a_read_set_the_flag_that_makes_one_is_named() {
+    let mut app = app(STEPS);
+    let state = state(&mut app);
+    let still = |t: &mut Vec<_>| t.iter_mut().for_each(|t| *t = crate::event::LayerTraffic::default());
+    let Traffic { last, total, .. } = &mut state.traffic;
+    still(last);
+    still(total);
+    settings(&mut app, |s| s.read = String::new());
+    press(&mut app, "5");
+    assert!(words(&app, 80, 24).contains("--kcache n=64,l=1"));
+}
+
+#[test]
+fn forgotten_decisions_are_counted() {
+    let mut app = app(STEPS);
+    let state = state(&mut app);
+    let mut log = serde_json::to_value(&state.evictions).unwrap();
+    log["total_decisions"] = (state.evictions.total_decisions() + 7).into();
+    state.evictions = serde_json::from_value(log).unwrap();
+    press(&mut app, "4");
+    assert!(words(&app, 130, 30).contains("7 older decisions forgotten"));
+}
