@@ -7,7 +7,7 @@
 //!
 //! | floor | rooms | |
 //! |---|---|---|
-//! | 7 | `main`, `cli` | parse, dispatch, exit code |
+//! | 7 | `main`, [`cli`] | parse, dispatch, exit code |
 //! | 6 | [`ui`] | terminal guard, layout, views, widgets, theme: draws, never decides |
 //! | 5 | [`app`] | messages to effects; the command registry; overlays; key map |
 //! | 4 | [`engine`] | the live loop |
@@ -19,6 +19,7 @@
 pub mod app;
 pub mod attention;
 pub mod cache;
+pub mod cli;
 pub mod engine;
 pub mod event;
 pub mod model;

@@ -1,3 +1,7 @@
 //! The `kvista` program: everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kvista::cli::main()
+}

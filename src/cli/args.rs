@@ -1,0 +1,263 @@
+//! The command line, as typed.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::event::ScoreLevel;
+use crate::ui::theme::{ColorChoice, Symbols};
+
+/// See what an LLM's KV cache does: run a real model, watch the cache, record, replay.
+///
+/// Without a verb: the embedded demo model hides a pass key in its prompt, and the terminal UI opens on it.
+#[derive(Debug, Parser)]
+#[command(name = "kvista", version, max_term_width = 100)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) look: Look,
+    #[command(subcommand)]
+    pub(crate) verb: Option<Verb>,
+}
+
+/// How things look; the same for every verb.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub(crate) struct Look {
+    /// When to use colour, or how many colours.
+    #[arg(long, global = true, value_enum, value_name = "WHEN", help_heading = "Look")]
+    pub(crate) color: Option<ColorChoice>,
+    /// Which symbols the terminal's font has.
+    #[arg(long, global = true, value_enum, value_name = "SET", help_heading = "Look")]
+    pub(crate) symbols: Option<Symbols>,
+    /// Theme by name (`kvista themes` lists them) or a .toml file.
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Look")]
+    pub(crate) theme: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Run a model on a prompt, in the terminal UI or headless.
+    Run(Box<RunArgs>),
+    /// Play a recording: in the terminal UI, or one frame of a view as text, SVG or JSON.
+    Replay(ReplayArgs),
+    /// Facts about a recording or a model.
+    Inspect(InspectArgs),
+    /// Check a recording: checksums, every message, the state hash.
+    Verify(VerifyArgs),
+    /// Save every whole step of a damaged recording into a new file.
+    Repair(RepairArgs),
+    /// Every policy and read set: rule, source, parameters.
+    Policies(ListArgs),
+    /// Every theme.
+    Themes(ListArgs),
+    /// Every key.
+    Keys(ListArgs),
+    /// The configuration file: where it is, what may stand in it, whether it is right.
+    Config(ConfigArgs),
+    /// Completions for a shell, to standard output.
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// The manual page, to standard output.
+    Man,
+}
+
+/// `kvista run`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct RunArgs {
+    /// Folder with config.json, model.safetensors and tokenizer.json. Default: the embedded demo model.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<String>,
+    /// Where to run. This build knows the CPU; `auto` says what it chose.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub(crate) device: String,
+    /// The prompt. Default with the demo model: a story that hides a pass key.
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompt_file")]
+    pub(crate) prompt: Option<String>,
+    /// The prompt from a file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompt_file: Option<PathBuf>,
+    /// `-` reads the prompt from standard input.
+    #[arg(value_name = "-", value_parser = ["-"], conflicts_with_all = ["prompt", "prompt_file"])]
+    pub(crate) stdin: Option<String>,
+    /// Fed after the prompt, once the policy has compressed it (see --compress).
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) question: Option<String>,
+    /// Sequences run side by side on the same prompt, seeds counting up.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) batch: u32,
+    /// Most tokens to generate.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) max_tokens: u32,
+    /// Keep going past the model's end tokens.
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    /// Sampling temperature; 0 is greedy.
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub(crate) temperature: f64,
+    /// Nucleus sampling; 1 is off.
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub(crate) top_p: f64,
+    /// Seed of the sampler and of the demo prompt.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Compute threads. Default: all cores but one.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<u32>,
+    /// Eviction policy, e.g. h2o:budget=25%,recent=0.5 (`kvista policies` lists them).
+    #[arg(long, value_name = "SPEC", default_value = "full")]
+    pub(crate) policy: String,
+    /// Read set, e.g. kcache:n=64,l=1.
+    #[arg(long, value_name = "SPEC", conflicts_with = "kcache")]
+    pub(crate) read: Option<String>,
+    /// Short for --read kcache:…
+    #[arg(long, value_name = "n=N,l=L")]
+    pub(crate) kcache: Option<String>,
+    /// Type of the cache's pages: f32 or f16.
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub(crate) kv_dtype: String,
+    /// Slots per block.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) block_size: u32,
+    /// Blocks in the pool. Default: enough for the model's context.
+    #[arg(long, value_name = "N")]
+    pub(crate) blocks: Option<u32>,
+    /// Move a layer's survivors together when more than this share of its slots is stranded; 1 is never.
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    pub(crate) compact: f64,
+    /// What is compressed before the question is seen: `context` (the prompt without the question; default when there
+    /// is a question) or `prompt` (everything).
+    #[arg(long, value_name = "SPAN")]
+    pub(crate) compress: Option<String>,
+    /// Most prompt tokens per step.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) chunk: u32,
+    /// Speed of the modelled link between host and device, GB/s.
+    #[arg(long, value_name = "GB/s", default_value_t = 25.0)]
+    pub(crate) link: f64,
+    /// Attention pictures: off, blocks, top:K or full.
+    #[arg(long, value_name = "LEVEL", default_value_t = ScoreLevel::Full)]
+    pub(crate) scores: ScoreLevel,
+    /// Steps per second, so that a person can watch. 0 is as fast as it goes, the default headless; in
+    /// the UI it is 8.
+    #[arg(long, value_name = "TOK/S")]
+    pub(crate) pace: Option<f64>,
+    /// Record into a file (.mcap).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
+    /// No UI: print the text and a summary.
+    #[arg(long)]
+    pub(crate) headless: bool,
+    /// Headless, one JSON object per line: a `step` each, a `summary` last.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Headless, plain lines that are only ever appended: for screen readers and logs.
+    #[arg(long)]
+    pub(crate) plain: bool,
+}
+
+impl RunArgs {
+    /// `kvista run` with nothing behind it.
+    pub(crate) fn bare() -> Self {
+        let Ok(Args { verb: Some(Verb::Run(run)), .. }) = Args::try_parse_from(["kvista", "run"]) else {
+            unreachable!("every argument of run has a default");
+        };
+        *run
+    }
+}
+
+/// `kvista replay`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct ReplayArgs {
+    /// The recording.
+    pub(crate) file: PathBuf,
+    /// Step to show; counts from the end when negative. Default: the first in the UI, the last headless.
+    #[arg(long, value_name = "STEP", allow_hyphen_values = true)]
+    pub(crate) at: Option<i64>,
+    /// No UI: print one frame, or with --format json the steps and the summary.
+    #[arg(long)]
+    pub(crate) headless: bool,
+    /// Which view to draw.
+    #[arg(long, value_name = "NAME", default_value = "overview", value_parser =
+        ["overview", "blocks", "attention", "evictions", "traffic", "latency", "log", "text", "policy"])]
+    pub(crate) view: String,
+    /// Columns and rows of the frame.
+    #[arg(long, value_name = "WxH", default_value = "120x40")]
+    pub(crate) size: String,
+    /// What to print.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = FrameFormat::Text)]
+    pub(crate) format: FrameFormat,
+    /// Token to select.
+    #[arg(long, value_name = "POSITION")]
+    pub(crate) token: Option<u32>,
+    /// Layer to select.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) layer: u16,
+    /// Query head to select.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) head: u16,
+}
+
+/// `--format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FrameFormat {
+    /// Characters only.
+    Text,
+    /// Characters and colours.
+    Ansi,
+    /// A picture.
+    Svg,
+    /// The steps up to --at and the summary, one object per line.
+    Json,
+}
+
+/// `kvista inspect`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct InspectArgs {
+    /// A recording, a model folder, or `demo`.
+    pub(crate) what: String,
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `kvista verify`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct VerifyArgs {
+    /// The recording.
+    pub(crate) file: PathBuf,
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `kvista repair`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct RepairArgs {
+    /// The damaged recording; it is not touched.
+    pub(crate) file: PathBuf,
+    /// Where the whole steps go.
+    #[arg(short, long, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Verbs that only list.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct ListArgs {
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `kvista config`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct ConfigArgs {
+    /// `path`: where it is looked for. `default`: a commented file with every key. `check`: read it and say what is
+    /// wrong.
+    #[arg(value_parser = ["path", "default", "check"], default_value = "path")]
+    pub(crate) what: String,
+}

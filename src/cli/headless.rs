@@ -1,0 +1,252 @@
+//! `kvista run --headless`: the same engine, recorder and reducers, without a screen.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::args::RunArgs;
+use super::setup::{self, Setup};
+use super::{Failure, json, output, remark};
+use crate::engine::{Engine, Feed, Recorded, Recorder};
+use crate::event::{Origin, SeqStep, Step};
+use crate::state::{State, Summary};
+use crate::ui::number;
+use crate::ui::text;
+use crate::ui::theme::Symbols;
+
+/// Items between engine and recorder.
+const RING: usize = 4_096;
+
+/// What is printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Output {
+    /// One object per line.
+    Json,
+    /// One line per step.
+    Plain,
+    /// The generated text, then a few facts on standard error.
+    Text,
+}
+
+/// Runs to the end, or to the first interrupt; then the recording is finished.
+pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
+    let Setup { model, settings, prompt } = setup::setup(args)?;
+    let format = match (args.json, args.plain) {
+        (true, _) => Output::Json,
+        (_, true) => Output::Plain,
+        _ => Output::Text,
+    };
+    let interrupted = interrupt_flag()?;
+    let model = Arc::new(model.load().map_err(|e| setup::failure(&e))?);
+    let mut engine = Engine::new(model, &settings, &prompt).map_err(|e| setup::failure(&e))?;
+    let mut feed = Feed::default();
+    let recorder = match &args.record {
+        Some(path) => {
+            let (id, items) = feed.listen(RING);
+            Some((id, Recorder::start(path, items).map_err(Failure::Input)?))
+        }
+        None => None,
+    };
+    feed.begin(engine.info()).map_err(Failure::fault)?;
+    let mut printer = Printer { out: io::stdout().lock(), format, ids_seen: 0 };
+    printer.begin(&engine)?;
+    let run = drive(&mut engine, &mut feed, &mut printer, args.pace.filter(|pace| *pace > 0.0), &interrupted);
+    // Whatever happened, what was recorded so far is finished first.
+    let recorded = recorder.map(|(id, recorder)| {
+        feed.dismiss(id);
+        recorder.finish()
+    });
+    run?;
+    let Some(state) = feed.state() else { return Ok(()) };
+    printer.end(state)?;
+    match recorded {
+        Some(Ok(files)) => {
+            for Recorded { path, bytes, steps } in files {
+                if format != Output::Json {
+                    let path = text::safe(path.display().to_string().as_bytes(), Symbols::Ascii);
+                    remark(&format!("recorded {steps} steps, {} in {path}", number::bytes(bytes).trim()));
+                }
+            }
+            Ok(())
+        }
+        Some(Err(why)) => Err(Failure::Fault(why)),
+        None => Ok(()),
+    }
+}
+
+/// Raised by Ctrl-C, a closed terminal, or a polite kill.
+pub(super) fn interrupt_flag() -> Result<Arc<AtomicBool>, Failure> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // The second time the signal kills, should finishing hang.
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&flag))
+            .map_err(Failure::fault)?;
+        signal_hook::flag::register(signal, Arc::clone(&flag)).map_err(Failure::fault)?;
+    }
+    Ok(flag)
+}
+
+fn drive(
+    engine: &mut Engine,
+    feed: &mut Feed,
+    printer: &mut Printer<'_>,
+    pace: Option<f64>,
+    interrupted: &AtomicBool,
+) -> Result<(), Failure> {
+    let mut due = Instant::now();
+    loop {
+        let stopped = interrupted.load(Ordering::Relaxed);
+        let step = if stopped { engine.stop() } else { engine.step() };
+        let Some(step) = step.map_err(|e| setup::failure(&e))? else { return Ok(()) };
+        let step = feed.step(step).map_err(Failure::fault)?;
+        printer.step(&step)?;
+        if let Some(pace) = pace {
+            due += Duration::from_secs_f64(1.0 / pace);
+            while Instant::now() < due && !interrupted.load(Ordering::Relaxed) {
+                std::thread::sleep(
+                    due.saturating_duration_since(Instant::now()).min(Duration::from_millis(50)),
+                );
+            }
+        }
+    }
+}
+
+struct Printer<'a> {
+    out: io::StdoutLock<'a>,
+    format: Output,
+    ids_seen: usize,
+}
+
+impl Printer<'_> {
+    fn begin(&mut self, engine: &Engine) -> Result<(), Failure> {
+        if self.format == Output::Plain {
+            let info = engine.info();
+            let s = &info.settings;
+            let read = if s.read.is_empty() { "none" } else { &s.read };
+            self.line(&format!(
+                "model {}, device {}, policy {}, read set {read}, prompt {} tokens",
+                info.model.name, s.device, s.policy, info.prompt_tokens
+            ))?;
+            self.line(&format!("repeat: {}", info.command()))?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), Failure> {
+        match self.format {
+            Output::Json => json::print_step(&mut self.out, step),
+            Output::Plain => self.line(&plain(step)),
+            Output::Text => {
+                for drawn in step.seqs.iter().filter(|s| s.seq == 0).filter_map(|s| s.sampled.as_ref()) {
+                    self.ids_seen += 1;
+                    let written = if io::stdout().is_terminal() {
+                        write!(self.out, "{}", text::safe(&drawn.piece.0, Symbols::Block))
+                    } else {
+                        self.out.write_all(&drawn.piece.0)
+                    };
+                    written.and_then(|()| self.out.flush()).map_err(|e| output(&e))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn end(&mut self, state: &State) -> Result<(), Failure> {
+        let summary = state.summary();
+        match self.format {
+            Output::Json => json::print_summary(&mut self.out, &summary),
+            Output::Plain => facts(&summary).iter().try_for_each(|line| self.line(line)),
+            Output::Text => {
+                writeln!(self.out).map_err(|e| output(&e))?;
+                for line in facts(&summary) {
+                    remark(&line);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn line(&mut self, line: &str) -> Result<(), Failure> {
+        writeln!(self.out, "{}", text::safe(line.as_bytes(), Symbols::Ascii)).map_err(|e| output(&e))
+    }
+}
+
+/// One step in one line.
+fn plain(step: &Step) -> String {
+    let mut facts: Vec<String> = step.seqs.iter().map(plain_part).collect();
+    let moved: u64 = step.traffic.iter().map(|t| t.h2d_bytes).sum();
+    if moved > 0 {
+        facts.push(format!("{} from the host", number::bytes(moved).trim()));
+    }
+    facts.push(number::duration(step.wall_ns, Symbols::Ascii).trim().to_owned());
+    format!("step {}: {}", step.step, facts.join("; "))
+}
+
+fn plain_part(part: &SeqStep) -> String {
+    let mut facts = vec![match part.fed.first().map(|f| f.origin) {
+        Some(Origin::Prompt) => format!("prompt, {} tokens", part.fed.len()),
+        Some(Origin::Question) => format!("question, {} tokens", part.fed.len()),
+        Some(Origin::Generated) => "token".into(),
+        None => "nothing fed".into(),
+    }];
+    let victims: usize = part.evictions.iter().map(|e| e.positions.len()).sum();
+    if victims > 0 {
+        facts.push(format!("{victims} evicted"));
+    }
+    if let Some(drawn) = &part.sampled {
+        facts.push(format!("drew {:?}", drawn.piece.lossy()));
+    }
+    if let Some(finish) = part.finish {
+        facts.push(format!("ended: {}", finish.words()));
+    }
+    facts.join(", ")
+}
+
+/// The summary in lines.
+fn facts(s: &Summary) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(right) = s.right {
+        lines.push(format!("answer: {}", if right { "right" } else { "wrong" }));
+    }
+    let rate = s.tokens_per_s.map_or_else(|| "-".into(), |r| format!("{r:.1}"));
+    lines.push(format!(
+        "{} tokens in {} steps, {rate} tokens/s (derived), {} victims (measured), policy {}{}",
+        s.token_ids.len(),
+        s.steps,
+        s.victims,
+        s.policy,
+        if s.read.is_empty() { String::new() } else { format!(", read set {}", s.read) }
+    ));
+    let tiers: Vec<String> = s
+        .resident_bytes
+        .iter()
+        .map(|(tier, b)| {
+            format!("{tier} {} ({} live)", number::bytes(b.allocated).trim(), number::bytes(b.live).trim())
+        })
+        .collect();
+    lines.push(format!("cache (measured): {}", tiers.join(", ")));
+    if let Some(dropped) = s.mass_dropped {
+        lines.push(format!(
+            "read set: {} pulled from the host (measured), {:.2} % of the attention mass not read in the last step (derived)",
+            number::bytes(s.traffic_bytes.host_to_device).trim(),
+            dropped * 100.0
+        ));
+    }
+    let l = &s.latency_ns;
+    lines.push(format!(
+        "first token {}, per token p50 {} p99 {}, end to end {} (measured, engine time); observing took {:.2} % (derived)",
+        number::duration(l.time_to_first_token.p50, Symbols::Ascii).trim(),
+        number::duration(l.per_token.p50, Symbols::Ascii).trim(),
+        number::duration(l.per_token.p99, Symbols::Ascii).trim(),
+        number::duration(l.end_to_end.p50, Symbols::Ascii).trim(),
+        s.probe_overhead * 100.0
+    ));
+    if s.dropped_samples + s.gap_steps > 0 {
+        lines.push(format!("dropped: {} attention pictures, {} steps", s.dropped_samples, s.gap_steps));
+    }
+    lines.push(format!("state {}", s.state_hash));
+    lines
+}

@@ -1,0 +1,158 @@
+//! From arguments to a run.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::Failure;
+use super::args::RunArgs;
+use crate::engine::{EngineError, Prompt};
+use crate::event::Settings;
+use crate::model::{self, Model};
+
+/// Longest prompt read from a file or standard input.
+const MAX_PROMPT_BYTES: u64 = 64 << 20;
+/// Policy of the demo: everything is kept, until a person lowers the budget.
+pub(crate) const DEMO_POLICY: &str = "h2o:budget=100%";
+
+/// Which model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ModelSource {
+    Demo,
+    Folder(PathBuf),
+}
+
+impl ModelSource {
+    pub(crate) fn load(&self) -> Result<Model, EngineError> {
+        Ok(match self {
+            Self::Demo => model::demo::load()?,
+            Self::Folder(folder) => model::load(folder)?,
+        })
+    }
+}
+
+/// Everything a run needs to start.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) model: ModelSource,
+    pub(crate) settings: Settings,
+    pub(crate) prompt: Prompt,
+}
+
+/// What `kvista` without a verb runs.
+pub(crate) fn demo() -> Result<Setup, Failure> {
+    let args = RunArgs { device: "auto".into(), policy: DEMO_POLICY.into(), ..RunArgs::bare() };
+    setup(&args)
+}
+
+/// Checks what can be checked without the model, and reads the prompt.
+pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
+    let model = match args.model.as_deref() {
+        None | Some("demo") => ModelSource::Demo,
+        Some(folder) => ModelSource::Folder(PathBuf::from(folder)),
+    };
+    let device = match args.device.as_str() {
+        "auto" | "cpu" => "cpu",
+        other => return Err(Failure::Input(format!("--device {other}: this build knows auto and cpu"))),
+    };
+    let prompt = prompt(args, &model)?;
+    let read = match (&args.read, &args.kcache) {
+        (Some(read), _) => read.clone(),
+        (None, Some(numbers)) => format!("kcache:{numbers}"),
+        (None, None) => String::new(),
+    };
+    let usual_span = if prompt.question.is_empty() { "prompt" } else { "context" };
+    let threads = threads(args.threads)?;
+    if let Some(pace) = args.pace.filter(|p| !(p.is_finite() && *p >= 0.0)) {
+        return Err(Failure::Input(format!(
+            "--pace {pace}: use steps per second, or 0 for as fast as it goes"
+        )));
+    }
+    let settings = Settings {
+        device: device.into(),
+        policy: args.policy.clone(),
+        read,
+        kv_dtype: args.kv_dtype.clone(),
+        block_size: args.block_size,
+        blocks: args.blocks.unwrap_or(0),
+        blocks_given: args.blocks.is_some(),
+        compress: args.compress.clone().unwrap_or_else(|| usual_span.into()),
+        chunk: args.chunk,
+        link_gbps: args.link,
+        scores: args.scores,
+        seed: args.seed,
+        temperature: args.temperature,
+        top_p: args.top_p,
+        max_tokens: args.max_tokens,
+        ignore_eos: args.ignore_eos,
+        threads,
+        batch: args.batch,
+        compact: args.compact,
+    };
+    Ok(Setup { model, settings, prompt })
+}
+
+/// The number of compute threads, put in force for the whole process.
+fn threads(asked: Option<u32>) -> Result<u32, Failure> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let threads = match asked {
+        Some(0) => return Err(Failure::Input("--threads 0: use at least 1".into())),
+        Some(n) if n > 4 * cores.max(16) => {
+            return Err(Failure::Input(format!("--threads {n}: this machine has {cores} cores")));
+        }
+        Some(n) => n,
+        None => cores.saturating_sub(1).max(1),
+    };
+    // Fails only when a pool exists already, which then is the one this very call made before.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global();
+    Ok(threads)
+}
+
+fn prompt(args: &RunArgs, model: &ModelSource) -> Result<Prompt, Failure> {
+    let text = match (&args.prompt, &args.prompt_file, &args.stdin) {
+        (Some(text), _, _) => Some(text.clone()),
+        (_, Some(file), _) => Some(read_prompt(file)?),
+        (_, _, Some(_)) => Some(read_all("standard input", std::io::stdin().lock())?),
+        _ => None,
+    };
+    let question = args.question.clone().unwrap_or_default();
+    match (text, model) {
+        (Some(text), _) => Ok(Prompt { text, question: with_space(question), expected: None }),
+        (None, ModelSource::Demo) if question.is_empty() => {
+            let hidden = model::demo::passkey(args.seed, model::demo::TOKENS, model::demo::DEPTH);
+            Ok(Prompt { text: hidden.context, question: hidden.question, expected: Some(hidden.key) })
+        }
+        (None, _) => Err(Failure::Input("no prompt: give --prompt TEXT, --prompt-file FILE or -".into())),
+    }
+}
+
+/// A question goes on where the prompt ended; most tokenizers want the space between them.
+fn with_space(question: String) -> String {
+    if question.is_empty() || question.starts_with(char::is_whitespace) {
+        question
+    } else {
+        format!(" {question}")
+    }
+}
+
+fn read_prompt(file: &Path) -> Result<String, Failure> {
+    let shown = file.display().to_string();
+    let opened = fs::File::open(file).map_err(|e| Failure::Input(format!("{shown}: cannot be read: {e}")))?;
+    read_all(&shown, opened)
+}
+
+fn read_all(shown: &str, from: impl Read) -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    from.take(MAX_PROMPT_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Failure::Input(format!("{shown}: cannot be read: {e}")))?;
+    if bytes.len() as u64 > MAX_PROMPT_BYTES {
+        return Err(Failure::Input(format!("{shown}: a prompt longer than {} MiB", MAX_PROMPT_BYTES >> 20)));
+    }
+    String::from_utf8(bytes).map_err(|_| Failure::Input(format!("{shown}: not UTF-8 text")))
+}
+
+/// An engine's refusal as the program's.
+pub(crate) fn failure(error: &EngineError) -> Failure {
+    if error.is_input() { Failure::input(error) } else { Failure::fault(error) }
+}
