@@ -1,0 +1,149 @@
+//! Headless runs: the lines, the summary, determinism, the demo's story.
+
+use serde_json::{Map, Value};
+
+use crate::program::{run, short_run};
+
+/// Fields that users and scripts rely on.
+const FIELDS: [&str; 14] = [
+    "prompt_ids",
+    "token_ids",
+    "text",
+    "steps",
+    "device",
+    "policy",
+    "tokens_per_s",
+    "resident_bytes",
+    "traffic_bytes",
+    "mass_dropped",
+    "latency_ns",
+    "probe_overhead",
+    "dropped_samples",
+    "state_hash",
+];
+
+#[test]
+fn every_line_is_a_step_until_the_summary() {
+    let ran = short_run(&[]).ok();
+    assert_eq!(ran.err(), "");
+    let lines = ran.lines();
+    let (last, steps) = lines.split_last().unwrap();
+    for (at, line) in steps.iter().enumerate() {
+        assert_eq!(line["step"]["step"], at, "{line}");
+    }
+    let summary = last["summary"].as_object().unwrap();
+    for field in FIELDS {
+        assert!(summary.contains_key(field), "{field} is missing: {last}");
+    }
+    assert_eq!(summary["steps"], steps.len());
+    assert_eq!(summary["token_ids"].as_array().unwrap().len(), 12);
+    assert_eq!((&summary["device"], &summary["policy"]), (&"cpu".into(), &"h2o:budget=16".into()));
+    assert!(summary["tokens_per_s"].as_f64().unwrap() > 0.0);
+    assert!(summary["resident_bytes"]["device"]["allocated"].as_u64().unwrap() > 0);
+    assert_eq!(summary["traffic_bytes"]["host_to_device"], 0);
+    for quote in ["time_to_first_token", "per_token", "end_to_end"] {
+        let quote = &summary["latency_ns"][quote];
+        assert!(
+            quote["p50"].as_u64().unwrap() > 0 && quote["p99"].as_u64() >= quote["p50"].as_u64(),
+            "{quote}"
+        );
+    }
+    let victims = |part: &Value| part["evictions"].as_array().map_or(0, Vec::len);
+    assert!(steps.iter().any(|line| line["step"]["seqs"].as_array().unwrap().iter().any(|p| victims(p) > 0)));
+}
+
+#[test]
+fn a_replay_prints_the_very_same_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("run.mcap");
+    let file = file.to_str().unwrap();
+    for more in
+        [&[][..], &["--policy", "full", "--kcache", "n=8,l=1"], &["--batch", "2", "--scores", "top:4"]]
+    {
+        // A flag given twice is refused: the policy of the short run gives way.
+        let live = if more.contains(&"--policy") {
+            let args =
+                ["run", "--headless", "--json", "--prompt", crate::program::PROMPT, "--max-tokens", "12"];
+            run(args.iter().chain(more).chain(&["--record", file]))
+        } else {
+            short_run(&[more, &["--record", file]].concat())
+        };
+        let live = live.ok();
+        let replayed = run(["replay", "--headless", "--format", "json", file]).ok();
+        assert_eq!(replayed.out(), live.out(), "{more:?}");
+        std::fs::remove_file(file).unwrap();
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_state() {
+    for more in [&[][..], &["--temperature", "0.8", "--top-p", "0.9", "--seed", "7"]] {
+        let [first, second] = [(); 2].map(|()| short_run(more).ok().summary());
+        assert_eq!(first["state_hash"], second["state_hash"]);
+        assert_eq!(first["token_ids"], second["token_ids"]);
+    }
+    // As fast as it goes, as the UI spells it.
+    let unpaced = short_run(&["--pace", "0"]).ok().summary();
+    assert_eq!(unpaced["state_hash"], short_run(&[]).ok().summary()["state_hash"]);
+    let other = short_run(&["--temperature", "0.8", "--seed", "8"]).ok().summary();
+    assert_ne!(other["state_hash"], short_run(&[]).ok().summary()["state_hash"]);
+}
+
+#[test]
+fn block_size_chunk_and_threads_do_not_change_the_answer() {
+    let ids = |more: &[&str]| {
+        let args = ["run", "--headless", "--json", "--prompt", crate::program::PROMPT, "--max-tokens", "12"];
+        run(args.iter().chain(more)).ok().summary()["token_ids"].clone()
+    };
+    let expected = ids(&[]);
+    for more in [
+        ["--chunk", "7"],
+        ["--chunk", "1"],
+        ["--block-size", "1"],
+        ["--block-size", "128"],
+        ["--threads", "2"],
+    ] {
+        assert_eq!(ids(&more), expected, "{more:?}");
+    }
+}
+
+/// The demo's prompt with few generated tokens.
+fn demo(more: &[&str]) -> Map<String, Value> {
+    let args = ["run", "--headless", "--json", "--max-tokens", "8"];
+    run(args.iter().chain(more)).ok().summary()
+}
+
+#[test]
+fn the_demo_finds_its_key_until_the_cache_loses_it() {
+    let full = demo(&[]);
+    assert_eq!(full["right"], true, "{full:?}");
+    let starved = demo(&["--policy", "h2o:budget=25%"]);
+    assert_eq!(starved["right"], false, "{starved:?}");
+    assert!(starved["victims"].as_u64().unwrap() > 0);
+    assert_eq!(full["prompt_ids"], starved["prompt_ids"]);
+}
+
+#[test]
+fn a_read_set_of_everything_changes_nothing_but_the_traffic() {
+    let full = demo(&[]);
+    let read = demo(&["--kcache", "n=700,l=1"]);
+    assert_eq!(read["token_ids"], full["token_ids"]);
+    assert!(read["traffic_bytes"]["host_to_device"].as_u64().unwrap() > 0, "{read:?}");
+    assert!(read["mass_dropped"].as_f64().unwrap() < 1e-3, "{read:?}");
+}
+
+#[test]
+fn plain_and_text_say_the_same_in_words() {
+    let args = ["run", "--headless", "--prompt", crate::program::PROMPT, "--max-tokens", "12"];
+    let text = run(args).ok();
+    let summary = run(args.iter().chain(&["--json"])).ok().summary();
+    assert_eq!(text.out(), format!("{}\n", summary["text"].as_str().unwrap()));
+    assert!(
+        text.err().contains(&format!("state {}", summary["state_hash"].as_str().unwrap())),
+        "{}",
+        text.err()
+    );
+    let plain = run(args.iter().chain(&["--plain"])).ok().out();
+    let steps = plain.lines().filter(|line| line.starts_with("step ")).count();
+    assert_eq!(summary["steps"], steps, "{plain}");
+}
