@@ -20,13 +20,13 @@ use kvista::trace::Recording;
 const PROMPT: usize = 1_024;
 const GENERATED: usize = 5_000;
 
-/// 96 lanes; the arithmetic itself is kept small.
+/// 128 lanes; the arithmetic itself is kept small.
 fn model() -> Arc<Model> {
     let config = Config {
         family: "llama".into(),
         hidden: 16,
         intermediate: 16,
-        layers: 12,
+        layers: 16,
         heads: 8,
         kv_heads: 8,
         head_dim: 4,
@@ -45,7 +45,7 @@ fn model() -> Arc<Model> {
 /// Runs and records.
 fn record(path: &std::path::Path) {
     let settings = Settings {
-        policy: "h2o:budget=512".into(),
+        policy: "h2o:budget=768".into(),
         max_tokens: GENERATED as u32,
         temperature: 1.0,
         ..Settings::default()

@@ -17,10 +17,10 @@ use crate::trace::{Gap, TraceError, Writer};
 
 /// A killed run loses at most this.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
-/// A keyframe is written when the bytes since the last exceed this, and twice its own size: a jump reads a keyframe and
-/// folds what follows it, and four times the size took over 16 ms with keyframes of 1 MiB (`benches/seek.rs`).
+/// A keyframe is written when the bytes since the last exceed this, and its own size: a jump reads a keyframe and folds
+/// what follows it, and with twice the size it took over 16 ms for keyframes near 1 MiB (`benches/seek.rs`).
 const KEYFRAME_MIN_BYTES: u64 = 512 << 10;
-const KEYFRAME_FACTOR: u64 = 2;
+const KEYFRAME_FACTOR: u64 = 1;
 /// Items between engine and recorder; at a thousand steps a second this is four seconds of a stalled disk.
 pub(super) const RING: usize = 4_096;
 
