@@ -1,16 +1,20 @@
-//! The embedded demo model and its first-minute prompt: a pass key told early in a few short stories and asked for at
-//! the end. See `demo/README.md` for what the model can and cannot do.
+//! The embedded demo model, the small language it was made for, and its first-minute prompt: a pass key told early in a
+//! few short stories and asked for at the end. See `demo/README.md` for what the model can and cannot do.
+//!
+//! [`document()`] writes what the model learns from and [`prompt`] what it is asked, both with the words and the stories
+//! of this room, so that neither can drift from the other.
 
-mod story;
+pub mod document;
+pub mod prompt;
+pub mod story;
+mod words;
 
 use std::io::Cursor;
+use std::sync::LazyLock;
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-
+pub use self::document::{Document, DocumentKind, document};
 use super::weights::Weights;
 use super::{Config, Decoder, Model, Result, Tokenizer};
-use story::story;
 
 /// The embedded `config.json`.
 pub(super) const CONFIG: &[u8] = include_bytes!("demo/config.json");
@@ -46,6 +50,19 @@ pub(super) fn tokenizer() -> Tokenizer {
         .expect("the embedded word list is valid, as a test checks")
 }
 
+/// The id that begins every sequence.
+const BOS: u32 = 256;
+
+/// The ids of a text that goes on where another ended.
+fn encode(text: &str) -> Vec<u32> {
+    static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(tokenizer);
+    TOKENIZER.encode_continuation(text).expect("the word scheme encodes any text")
+}
+
+fn tokens_of(text: &str) -> usize {
+    encode(text).len()
+}
+
 /// A prompt with one right answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Passkey {
@@ -57,46 +74,11 @@ pub struct Passkey {
     pub key: String,
 }
 
-/// A passkey prompt of about `tokens` tokens (never more, and at most a sentence fewer), BOS and question included,
-/// with the key told at a `depth` between 0 (first sentence) and 1 (last). The same arguments give the same prompt.
+/// [`prompt::passkey`] within [`TOKEN_LIMITS`].
 pub fn passkey(seed: u64, tokens: usize, depth: f32) -> Passkey {
-    let tokenizer = tokenizer();
-    let length =
-        |text: &str| tokenizer.encode_continuation(text).expect("the word scheme encodes any text").len();
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let key = format!(" {:05}", rng.random_range(0..100_000));
-    let told = format!(" The pass key is{key}. Remember it.");
-    let question = " What is the pass key? The pass key is";
-
-    let bos = 1;
-    let room = tokens.clamp(TOKEN_LIMITS.0, TOKEN_LIMITS.1) - bos - length(&told) - length(question);
-    let mut sentences: Vec<(String, usize)> = Vec::new();
-    let mut used = 0;
-    'stories: loop {
-        for sentence in story(&mut rng) {
-            let cost = length(&sentence);
-            if used + cost > room {
-                break 'stories;
-            }
-            used += cost;
-            sentences.push((sentence, cost));
-        }
-    }
-
-    let depth = if depth.is_nan() { DEPTH } else { depth.clamp(0.0, 1.0) };
-    let before = depth * used as f32;
-    let mut context = String::new();
-    let mut at = 0;
-    let mut told = Some(told);
-    for (sentence, cost) in sentences {
-        if at as f32 >= before {
-            context.extend(told.take());
-        }
-        context.push_str(&sentence);
-        at += cost;
-    }
-    context.extend(told);
-    Passkey { context, question: question.into(), key }
+    let depth = if depth.is_nan() { DEPTH } else { depth };
+    let task = prompt::passkey(seed, tokens.clamp(TOKEN_LIMITS.0, TOKEN_LIMITS.1), depth);
+    Passkey { context: task.context, question: task.question, key: task.answer }
 }
 
 #[cfg(test)]
@@ -125,7 +107,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
-        fn a_prompt_keeps_to_its_length_its_depth_and_the_models_words(
+        fn a_prompt_keeps_to_its_length_and_its_depth(
             seed in any::<u64>(), tokens in prop_oneof![0usize..4200, Just(usize::MAX)], depth in -0.5f32..1.5,
         ) {
             let prompt = passkey(seed, tokens, depth);
@@ -134,7 +116,7 @@ mod tests {
             let question = tokenizer.encode_continuation(&prompt.question).unwrap();
             let asked = tokens.clamp(TOKEN_LIMITS.0, TOKEN_LIMITS.1);
             let total = context.len() + question.len();
-            prop_assert!(total <= asked && total + 24 > asked, "{total} of {asked}");
+            prop_assert!(total <= asked && total + 26 > asked, "{total} of {asked}");
 
             let told = format!(" The pass key is{}. Remember it.", prompt.key);
             prop_assert_eq!(prompt.context.matches(&told).count(), 1);
@@ -142,12 +124,6 @@ mod tests {
             let before = tokenizer.encode(&prompt.context[..prompt.context.find(&told).unwrap()]).unwrap().len();
             let wanted = depth.clamp(0.0, 1.0) * (context.len() - 20) as f32;
             prop_assert!((before as f32 - wanted).abs() < 30.0, "told at {before}, wanted at {wanted}");
-
-            // Beyond the words only spaces, punctuation and "I", which the model was trained to read as bytes.
-            let rest = prompt.context.replace(&told, "");
-            for id in tokenizer.encode(&rest).unwrap() {
-                prop_assert!(id >= 256 || b".,?\"I".contains(&(id as u8)) || id == 32, "byte {id} in {rest}");
-            }
         }
     }
 }
