@@ -4,6 +4,7 @@
 //! on standard error that says what, where and what to do; `report` is the only reporter.
 
 mod args;
+mod eval;
 mod facts;
 mod headless;
 mod json;
@@ -95,6 +96,7 @@ fn dispatch(args: Args) -> Result<(), Failure> {
         Some(Verb::Inspect(inspect)) => facts::inspect(&inspect),
         Some(Verb::Verify(verify)) => facts::verify(&verify),
         Some(Verb::Repair(repair)) => facts::repair(&repair),
+        Some(Verb::Eval(eval)) => eval::eval(&eval),
         Some(Verb::Policies(list)) => facts::policies(&list),
         Some(Verb::Themes(list)) => facts::themes(&list),
         Some(Verb::Keys(list)) => facts::keys(&list),

@@ -4,6 +4,7 @@
 //! * [`live`] puts it on a thread of its own, obeys [`Command`]s between steps, keeps the pace and starts re-runs.
 //! * [`Feed`] hands every [`Item`] to listeners over bounded rings; the engine never waits for one. A listener that
 //!   falls behind loses steps, is told so, and goes on from a whole [`State`](crate::state::State).
+//! * [`Told`] is how a model took a text that it was made to say ([`Engine::teach`]).
 //! * [`recorder`] is a listener that writes a file.
 
 mod core;
@@ -22,6 +23,7 @@ mod properties;
 pub mod recorder;
 mod sequence;
 mod setup;
+mod teacher;
 #[cfg(test)]
 mod witness;
 
@@ -32,3 +34,4 @@ pub use feed::{Feed, ListenerId};
 pub use link::{Command, Item, Prompt, Reference, Status};
 pub use recorder::{Recorded, Recorder};
 pub use setup::{check, pool_blocks};
+pub use teacher::Told;

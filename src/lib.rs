@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | 7 | `main`, [`cli`] | parse, dispatch, exit code |
 //! | 6 | [`ui`] | terminal guard, layout, views, widgets, theme: draws, never decides |
-//! | 5 | [`app`] | messages to effects; the command registry; overlays; key map |
+//! | 5 | [`app`], [`eval`] | messages to effects, the command registry, overlays, key map; task runs, which drive the engine |
 //! | 4 | [`engine`] | the live loop |
 //! | 3 | [`model`], [`trace`], [`state`] | decoder and weights, recordings in and out, reducers |
 //! | 2 | [`attention`], [`cache`], [`probe`] | kernels' facade, the paged pool, clock and ring |
@@ -21,6 +21,7 @@ pub mod attention;
 pub mod cache;
 pub mod cli;
 pub mod engine;
+pub mod eval;
 pub mod event;
 pub mod model;
 pub mod policy;

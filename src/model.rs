@@ -66,7 +66,10 @@ pub fn load(folder: &Path) -> Result<Model> {
     if generation.is_file() {
         config.add_generation(&generation.display().to_string(), &read(&generation, MAX_CONFIG_BYTES)?)?;
     }
-    let tokenizer_path = folder.join("tokenizer.json");
+    // A word list of the embedded model's kind stands in where there is no tokenizer.json: another run of its training.
+    let word_list = folder.join("vocab.json");
+    let is_words = !folder.join("tokenizer.json").exists() && word_list.exists();
+    let tokenizer_path = if is_words { word_list } else { folder.join("tokenizer.json") };
     let tokenizer_json = read(&tokenizer_path, MAX_TOKENIZER_BYTES)?;
 
     let weights_path = weights_path(folder)?;
@@ -74,7 +77,12 @@ pub fn load(folder: &Path) -> Result<Model> {
     // The header vouches for the vocabulary's size before a table of that length is made.
     weights.check(&config)?;
     weights.check_memory(&config, weights::available_bytes())?;
-    let tokenizer = Tokenizer::from_json(&tokenizer_path.display().to_string(), &tokenizer_json, &config)?;
+    let shown_path = tokenizer_path.display().to_string();
+    let tokenizer = if is_words {
+        Tokenizer::from_words(&shown_path, &tokenizer_json, &config)?
+    } else {
+        Tokenizer::from_json(&shown_path, &tokenizer_json, &config)?
+    };
     drop(tokenizer_json);
     let decoder = Decoder::load(config, weights, name_of(folder), shown)?;
     Ok(Model { decoder, tokenizer })

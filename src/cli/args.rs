@@ -46,6 +46,8 @@ pub(crate) enum Verb {
     Verify(VerifyArgs),
     /// Save every whole step of a damaged recording into a new file.
     Repair(RepairArgs),
+    /// Ask a model what it still knows: keys, facts, lists, votes, stories, with counts and 95 % intervals.
+    Eval(EvalArgs),
     /// Every policy and read set: rule, source, parameters.
     Policies(ListArgs),
     /// Every theme.
@@ -243,6 +245,95 @@ pub(crate) struct RepairArgs {
     /// One JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `kvista eval`. The tasks are in the demo model's language; another model must read its word list.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct EvalArgs {
+    /// Which task; `demo` is all of them, held against what the demo model must do.
+    #[arg(value_enum)]
+    pub(crate) task: EvalTask,
+    /// Folder with config.json, model.safetensors and vocab.json. Default: the embedded demo model.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<String>,
+    /// Prompts per cell. Default: by task.
+    #[arg(long = "n", value_name = "N")]
+    pub(crate) prompts: Option<usize>,
+    /// Lengths of passkey prompts, tokens.
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,1024,2048,4096")]
+    pub(crate) lengths: Vec<usize>,
+    /// Depths of the key in passkey prompts, shares of the context.
+    #[arg(long, value_name = "X,…", value_delimiter = ',', default_value = "0.05,0.25,0.5,0.75,0.95")]
+    pub(crate) depths: Vec<f32>,
+    /// Length of the other prompts, tokens. Default: by task.
+    #[arg(long, value_name = "N")]
+    pub(crate) tokens: Option<usize>,
+    /// Eviction policy of passkey, e.g. h2o:budget=25%.
+    #[arg(long, value_name = "SPEC", default_value = "full")]
+    pub(crate) policy: String,
+    /// Read set of passkey, e.g. kcache:n=64,l=1.
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) read: Option<String>,
+    /// Type of the cache's pages in passkey: f32 or f16.
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub(crate) kv_dtype: String,
+    /// What is compressed in passkey: `context` (the question is not seen) or `prompt` (it is).
+    #[arg(long, value_name = "SPAN", default_value = "context")]
+    pub(crate) compress: String,
+    /// Budget of the policies in repeated.
+    #[arg(long, value_name = "SLOTS|P%", default_value = "25%")]
+    pub(crate) budget: String,
+    /// Seed of the first prompt; the others count up.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) seed: u64,
+    /// Prompts at a time, each on one thread. Default: all cores but one.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<u32>,
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The tasks of `kvista eval`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EvalTask {
+    /// Keys hidden in stories, by length and depth.
+    Passkey,
+    /// Keys, facts, lists and tables: answer tokens after the right text.
+    Recall,
+    /// Keys told several times early on, under policies that evict.
+    Repeated,
+    /// Votes that need many rows at once, under KCache with ever fewer.
+    Votes,
+    /// Stories that the model writes, read by the grammar.
+    Stories,
+    /// The loss on stories with the full cache and with windows.
+    Losses,
+    /// What each head looks at.
+    Heads,
+    /// The key's sentence alone lost, and it alone kept.
+    Controls,
+    /// Everything above, pass or fail.
+    Demo,
+}
+
+impl EvalTask {
+    /// Prompts per cell.
+    pub(crate) const fn usual_prompts(self) -> usize {
+        match self {
+            Self::Heads => 4,
+            Self::Recall | Self::Losses => 24,
+            _ => 50,
+        }
+    }
+
+    /// Tokens of a prompt.
+    pub(crate) const fn usual_tokens(self) -> usize {
+        match self {
+            Self::Recall | Self::Repeated => 2048,
+            _ => 1024,
+        }
+    }
 }
 
 /// Verbs that only list.

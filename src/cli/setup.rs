@@ -23,6 +23,14 @@ pub(crate) enum ModelSource {
 }
 
 impl ModelSource {
+    /// From the value of `--model`.
+    pub(crate) fn of(model: Option<&str>) -> Self {
+        match model {
+            None | Some("demo") => Self::Demo,
+            Some(folder) => Self::Folder(PathBuf::from(folder)),
+        }
+    }
+
     pub(crate) fn load(&self) -> Result<Model, EngineError> {
         Ok(match self {
             Self::Demo => model::demo::load()?,
@@ -47,10 +55,7 @@ pub(crate) fn demo() -> Result<Setup, Failure> {
 
 /// Checks what can be checked without the model, and reads the prompt.
 pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
-    let model = match args.model.as_deref() {
-        None | Some("demo") => ModelSource::Demo,
-        Some(folder) => ModelSource::Folder(PathBuf::from(folder)),
-    };
+    let model = ModelSource::of(args.model.as_deref());
     let device = match args.device.as_str() {
         "auto" | "cpu" => "cpu",
         other => return Err(Failure::Input(format!("--device {other}: this build knows auto and cpu"))),
@@ -93,7 +98,7 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
 }
 
 /// The number of compute threads, put in force for the whole process.
-fn threads(asked: Option<u32>) -> Result<u32, Failure> {
+pub(super) fn threads(asked: Option<u32>) -> Result<u32, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     let threads = match asked {
         Some(0) => return Err(Failure::Input("--threads 0: use at least 1".into())),

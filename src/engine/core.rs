@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::lanes::Staging;
 use super::sequence::{Script, Sequence, Work};
 use super::setup::Plan;
+use super::teacher::Teacher;
 use super::{EngineError, Prompt};
 use crate::attention::cpu::CpuAttention;
 use crate::attention::{Attention, Rope, Shape};
@@ -48,6 +49,7 @@ pub struct Engine {
     /// Most bytes staged at once in the present step.
     pub(super) staged_bytes: u64,
     pub(super) traffic: Vec<LayerTraffic>,
+    pub(super) teacher: Teacher,
     #[cfg(test)]
     pub(super) witness: super::witness::Witness,
 }
@@ -120,6 +122,7 @@ impl Engine {
             dropped: 0,
             staged_bytes: 0,
             traffic: Vec::new(),
+            teacher: Teacher::default(),
             #[cfg(test)]
             witness: super::witness::Witness::default(),
             model,

@@ -36,6 +36,7 @@ impl Engine {
             for layer in 0..self.model.decoder.config().layers {
                 x = self.layer(layer, x, work, &mut gathered)?;
             }
+            self.judge(&x, work)?;
             self.draw(&x, work, &mut gathered)?;
         }
         for w in work {
@@ -336,6 +337,7 @@ impl Engine {
             let drawn = self.sequences[w.index].sampler.draw(logits)?;
             #[cfg(test)]
             let drawn = self.witness.draw(drawn, logits);
+            let drawn = self.corrected(w, drawn, logits);
             gathered.sampled = Some(Sampled {
                 id: drawn.id,
                 piece: self.model.tokenizer.piece(drawn.id),

@@ -59,6 +59,13 @@ fn encode(text: &str) -> Vec<u32> {
     TOKENIZER.encode_continuation(text).expect("the word scheme encodes any text")
 }
 
+/// Whether a tokenizer's tokens are those that the texts of this room are made of.
+pub fn is_spoken_by(other: &Tokenizer) -> bool {
+    let own = tokenizer();
+    let same = |id: u32| own.piece(id) == other.piece(id);
+    own.vocab_size() == other.vocab_size() && (0..own.vocab_size() as u32).all(same)
+}
+
 fn tokens_of(text: &str) -> usize {
     encode(text).len()
 }

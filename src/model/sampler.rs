@@ -60,6 +60,14 @@ impl Sampler {
         Ok(Drawn { id, logprob: logprob(logits, id), margin: ranked.margin })
     }
 
+    /// The largest logit that may be drawn, the lowest id of equals, whatever the temperature.
+    ///
+    /// # Errors
+    /// [`Error::NoFiniteLogit`] where nothing can be drawn.
+    pub fn largest(&self, logits: &[f32]) -> Result<u32> {
+        self.top_two(logits).map(|ranked| ranked.best).ok_or(Error::NoFiniteLogit(logits.len()))
+    }
+
     fn top_two(&self, logits: &[f32]) -> Option<Ranked> {
         let mut best: Option<(u32, f32)> = None;
         let mut second = f32::NEG_INFINITY;
@@ -88,8 +96,10 @@ struct Ranked {
     margin: f32,
 }
 
+/// Natural logarithm of an id's probability under the plain softmax of a row of logits.
+///
 /// Summed in f64: over a large vocabulary f32 loses the digits that a comparison of runs needs.
-fn logprob(logits: &[f32], id: u32) -> f32 {
+pub fn logprob(logits: &[f32], id: u32) -> f32 {
     let finite = || logits.iter().copied().filter(|logit| logit.is_finite());
     let largest = f64::from(finite().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = finite().map(|logit| (f64::from(logit) - largest).exp()).sum();
