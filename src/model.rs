@@ -180,6 +180,22 @@ mod tests {
     }
 
     #[test]
+    fn a_word_list_stands_in_for_a_tokenizer() {
+        let dir = tempfile::tempdir().unwrap();
+        for (file, bytes) in [
+            ("config.json", demo::CONFIG),
+            ("model.safetensors", demo::WEIGHTS),
+            ("vocab.json", include_bytes!("model/demo/vocab.json")),
+        ] {
+            std::fs::write(dir.path().join(file), bytes).unwrap();
+        }
+        assert!(demo::is_spoken_by(&load(dir.path()).unwrap().tokenizer));
+        std::fs::write(dir.path().join("vocab.json"), br#"{"a": 0}"#).unwrap();
+        let text = load(dir.path()).unwrap_err().to_string();
+        assert!(text.contains("vocab.json: not a list of strings"), "{text}");
+    }
+
+    #[test]
     fn a_model_can_move_to_the_engine_thread() {
         const fn is_send<T: Send + 'static>() {}
         is_send::<(Model, Sampler)>();

@@ -46,7 +46,7 @@ pub(crate) enum Verb {
     Verify(VerifyArgs),
     /// Save every whole step of a damaged recording into a new file.
     Repair(RepairArgs),
-    /// Ask a model what it still knows: keys, facts, lists, votes, stories, with counts and 95 % intervals.
+    /// Ask a model what it still knows: keys, facts, lists, votes, stories, counted.
     Eval(EvalArgs),
     /// Every policy and read set: rule, source, parameters.
     Policies(ListArgs),

@@ -10,7 +10,6 @@ use super::{EvalError, Measure, Result, check_language};
 use crate::engine::{Engine, EngineError, Observe, Prompt, Told};
 use crate::event::{ScoreLevel, Settings};
 use crate::model::Model;
-use crate::model::demo::document::Document;
 use crate::model::demo::prompt::Task;
 
 /// Prompt tokens per step where nothing depends on it: long chunks cost less.
@@ -105,16 +104,6 @@ impl Exam {
             Span::Prompt => {
                 Self { context: format!("{}{}", task.context, task.question), rest: answer, answers: right }
             }
-        }
-    }
-
-    /// A document whose last `rest` tokens are fed after the policy has acted.
-    pub(super) fn cut(lab: &Lab, document: &Document, rest: usize) -> Self {
-        let at = document.ids.len().saturating_sub(rest).max(1);
-        Self {
-            context: lab.model.tokenizer.text(&document.ids[1..at]),
-            rest: document.ids[at..].to_vec(),
-            answers: document.answers[at..].to_vec(),
         }
     }
 }

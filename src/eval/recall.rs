@@ -138,19 +138,19 @@ pub fn votes(lab: &Lab<'_>, regimes: &[Regime], items: &[usize], n: usize) -> Re
 /// What the answer hangs on: the key's sentence alone lost, and it alone put back into StreamingLLM's window.
 pub fn controls(lab: &Lab<'_>, tokens: usize, depth: f32, n: usize) -> Result<Table> {
     lab.check_length(tokens)?;
-    let cases: [(&str, fn(Position, Position) -> bool, bool); 4] = [
-        ("everything kept", |_, _| true, true),
-        ("the key's sentence lost", |_, _| true, false),
-        ("4 sinks and the last tokens, 25%", in_window, false),
-        ("the same and the key's sentence", in_window, true),
+    let cases = [
+        ("everything kept", false, true),
+        ("the key's sentence lost", false, false),
+        ("4 sinks and the last tokens, 25%", true, false),
+        ("the same and the key's sentence", true, true),
     ];
     let mut rows = Vec::new();
-    for (name, keeps, keeps_key) in cases {
+    for (name, windowed, keeps_key) in cases {
         let marks = lab.each(&format!("controls, {name}"), n, |i| {
             let task = prompt::passkey(lab.seed + i as u64, tokens - KEY_TOKENS, depth);
             let length = task.ids()[0].len() as Position;
             let is_key = |p: Position| task.spans.iter().any(|span| span.contains(&(p as usize)));
-            let kept = |p: Position| if is_key(p) { keeps_key } else { keeps(p, length) };
+            let kept = |p: Position| if is_key(p) { keeps_key } else { !windowed || in_window(p, length) };
             let lost: Vec<Position> = (0..length).filter(|&p| !kept(p)).collect();
             lab.examine(&Regime::full(), &Exam::of(&task, super::Span::Context), |engine| engine.lose(&lost))
         })?;

@@ -78,6 +78,7 @@ fn help_of_every_verb() {
         "inspect",
         "verify",
         "repair",
+        "eval",
         "policies",
         "themes",
         "keys",

@@ -255,3 +255,18 @@ fn the_ui_without_a_terminal_says_what_to_do_instead() {
     let line = run([""; 0]).refusal();
     assert!(line.contains("terminal") && line.contains("--headless"), "{line}");
 }
+
+#[test]
+fn an_evaluation_that_cannot_be() {
+    for (args, says) in [
+        (&["passkey", "--lengths", "10"][..], "10 tokens: use 256 to 4096"),
+        (&["recall", "--tokens", "4097", "--n", "1"], "4097 tokens: use 256 to 4096"),
+        (&["passkey", "--depths", "2"], "--depths 2"),
+        (&["passkey", "--n", "0"], "--n 0: use 1 to"),
+        (&["passkey", "--compress", "both"], "--compress both: use context or prompt"),
+        (&["passkey", "--lengths", "256", "--n", "1", "--policy", "nope"], "'nope'"),
+    ] {
+        let line = run(["eval"].iter().chain(args)).refusal();
+        assert!(line.contains(says), "{args:?} should say {says:?}: {line}");
+    }
+}

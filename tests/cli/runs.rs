@@ -147,3 +147,15 @@ fn plain_and_text_say_the_same_in_words() {
     let steps = plain.lines().filter(|line| line.starts_with("step ")).count();
     assert_eq!(summary["steps"], steps, "{plain}");
 }
+
+#[test]
+fn an_evaluation_counts_and_says_so_in_both_forms() {
+    let args = ["eval", "passkey", "--lengths", "256", "--depths", "0.8", "--n", "2"];
+    let text = run(args).ok();
+    assert!(text.out().contains("passkey: share of five-digit keys"), "{}", text.out());
+    assert_eq!(text.err(), "passkey, 256 tokens, depth 0.8: 2 done\n");
+    let json: Value = serde_json::from_str(&run(args.iter().chain(&["--json"])).ok().out()).unwrap();
+    let cell = &json["table"]["rows"][0]["cells"][0];
+    assert_eq!((cell["n"].as_u64(), cell["hits"].as_u64()), (Some(2), Some(2)), "{json}");
+    assert!(text.out().contains("2/2"), "{}", text.out());
+}

@@ -198,7 +198,9 @@ fn tell_and_ask(
     events.sort_by(|a, b| b.at.total_cmp(&a.at));
     let start = draft.len();
     let questions_at = draft.room().saturating_sub(asked_last * QUESTION_TOKENS).max(draft.room() / 2);
-    events.iter_mut().for_each(|event| event.at = event.at.min(questions_at as f32));
+    for event in &mut events {
+        event.at = event.at.min(questions_at as f32);
+    }
     let mut filler = Filler::new(rng.random_bool(0.5));
     let mut known = Known::default();
     let mut told: Vec<Option<usize>> = Vec::new();

@@ -142,7 +142,9 @@ pub(super) fn digits(rng: &mut ChaCha8Rng, n: usize) -> String {
         let times = rng.random_range(2..=n.min(3));
         let places = (0..n).choose_multiple(rng, times);
         let digit = digits[places[0]];
-        places.into_iter().for_each(|place| digits[place] = digit);
+        for place in places {
+            digits[place] = digit;
+        }
     }
     digits.into_iter().map(char::from).collect()
 }
