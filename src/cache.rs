@@ -5,10 +5,15 @@
 //! each tier, and an index finds prefixes whose pages can be shared.
 //!
 //! On a CPU run both tiers are arenas of RAM. K lives on the device; V's home is a matter of its layer.
+//!
+//! Pages may hold rows in codes of 8, 4 or 2 bits ([`KvDtype`]). The tables do not know: what a slot's row is stored as is
+//! its page's matter, and follows from the slots alone, never from values. A cache of such pages shares no prefix.
 
 mod arena;
+mod coding;
 mod compaction;
 mod config;
+mod kivi;
 mod pool;
 mod prefix;
 mod replay;
@@ -18,13 +23,17 @@ pub mod table;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
-pub use arena::{PageList, Pages};
-pub use config::{CacheConfig, CacheError, Exhausted, KvDtype, KvShape, MAX_BLOCKS, MAX_HEAD_DIM, RopeMode};
+pub use arena::{CodedPages, PageList, Pages};
+pub use config::{
+    CacheConfig, CacheError, DtypeError, Exhausted, KIVI_GROUP, KvDtype, KvShape, MAX_BLOCKS, MAX_HEAD_DIM,
+    RopeMode,
+};
 pub use replay::replay;
 pub use table::{HOLE, LaneView, LayerTable, TableError, Victims};
 
 use arena::Arena;
-use pool::{Demand, Home, Pool};
+use coding::Tally;
+use pool::{Count, Demand, Home, Part, Pool};
 use prefix::PrefixIndex;
 use sequence::{Sequence, Turn};
 
@@ -41,6 +50,7 @@ pub struct Cache {
     pool: Pool,
     pages: PageArenas,
     prefixes: PrefixIndex,
+    tally: Tally,
     /// Bytes of copies per tier, as told by their maker: device, host.
     copies: [u64; 2],
 }
@@ -74,13 +84,14 @@ impl Cache {
     pub fn new(config: CacheConfig) -> Result<Self, CacheError> {
         config.check()?;
         let width = config.block_size as usize;
-        let arena = || Arena::new(config.dtype, config.shape.head_dim, width);
+        let arena = |part| Arena::new(config.dtype, part, config.shape.head_dim, width);
         Ok(Self {
             config,
             sequences: BTreeMap::new(),
             pool: Pool::new(BlockId::from(config.shape.kv_heads), width, config.capacity_blocks()),
-            pages: PageArenas { keys: arena(), values: [arena(), arena()] },
+            pages: PageArenas { keys: arena(Part::K), values: [arena(Part::V), arena(Part::V)] },
             prefixes: PrefixIndex::new(&config),
+            tally: Tally::new(config.shape, config.dtype),
             copies: [0; 2],
         })
     }
@@ -95,7 +106,7 @@ impl Cache {
         self.pool.free()
     }
 
-    /// Begins a sequence; one that is there already stays as it is.
+    /// Begins a sequence; one that is there already stays as it is. Where pages go into codes it is lossy from the start.
     pub fn add(&mut self, seq: SeqId) {
         self.sequences.entry(seq).or_insert_with(|| Sequence::new(&self.config));
     }
@@ -283,6 +294,18 @@ impl Cache {
             let column = usize::from(head) * head_dim;
             self.pages.keys.write(lane, slot, n, &k[column..], stride);
             self.pages.values[home as usize].write(lane, slot, n, &v[column..], stride);
+            if self.config.dtype == KvDtype::Int8 {
+                let arenas = [(Part::K, &self.pages.keys, k), (Part::V, &self.pages.values[home as usize], v)];
+                let mut back = vec![0.0; head_dim];
+                for (part, arena, rows) in arenas {
+                    let Pages::Coded(pages) = arena.pages(lane) else { continue };
+                    for i in 0..n {
+                        pages.row(slot + i).decode(&mut back);
+                        let was = &rows[i * stride + column..][..head_dim];
+                        self.tally.measure(layer, head, part, was, &back);
+                    }
+                }
+            }
         }
         sequence.written[usize::from(layer)] = first + n as Position;
         Ok(())
@@ -363,31 +386,42 @@ impl Cache {
 
     /// Bytes per tier, device and host (counted as they change).
     ///
-    /// A tier's capacity is what it holds if every block belongs to a layer whose V lives there.
+    /// A tier's capacity is what it holds if every block belongs to a layer whose V lives there, all rows as they are
+    /// written: a page in codes takes less.
     pub fn usage(&self) -> [TierUse; 2] {
-        let row_bytes = (self.config.shape.head_dim * self.config.dtype.bytes()) as u64;
+        let row_bytes = self.config.dtype.written_row_bytes(self.config.shape.head_dim) as u64;
         let width = u64::from(self.config.block_size);
         let blocks = if self.config.blocks == 0 { 0 } else { u64::from(self.config.capacity_blocks()) };
         let any_host = self.config.v_on_host(self.config.shape.layers - 1);
         let any_device = !self.config.v_on_host(0);
-        let (device, host) = (self.pool.count(Home::Device), self.pool.count(Home::Host));
-        let tier = |tier, rows: [u64; 2], capacity_rows: u64, copies_bytes| {
-            let sum =
-                |of: fn(&pool::Count) -> usize| rows[0] * of(&device) as u64 + rows[1] * of(&host) as u64;
-            let (live, filled, held) = (sum(|c| c.live), sum(|c| c.filled), sum(|c| c.blocks) * width);
-            TierUse {
-                tier,
-                live_bytes: live * row_bytes,
-                stranded_bytes: (filled - live) * row_bytes,
-                unfilled_bytes: (held - filled) * row_bytes,
-                copies_bytes,
-                capacity_bytes: blocks * width * capacity_rows * row_bytes,
+        let tier = |tier, held: &[(Home, Part)], capacity_rows: u64, copies_bytes| {
+            let mut sum = TierUse { copies_bytes, ..TierUse::new(tier) };
+            for &(home, part) in held {
+                let [live, stranded, unfilled] = self.part_bytes(&self.pool.count(home), part);
+                sum.live_bytes += live;
+                sum.stranded_bytes += stranded;
+                sum.unfilled_bytes += unfilled;
             }
+            sum.capacity_bytes = blocks * width * capacity_rows * row_bytes;
+            sum
         };
+        let on_device = [(Home::Device, Part::K), (Home::Device, Part::V), (Home::Host, Part::K)];
         [
-            tier(Tier::Device, [2, 1], 1 + u64::from(any_device), self.copies[0]),
-            tier(Tier::Host, [0, 1], u64::from(any_host), self.copies[1]),
+            tier(Tier::Device, &on_device, 1 + u64::from(any_device), self.copies[0]),
+            tier(Tier::Host, &[(Home::Host, Part::V)], u64::from(any_host), self.copies[1]),
         ]
+    }
+
+    /// Live, stranded and unfilled bytes of K or V in some blocks.
+    fn part_bytes(&self, count: &Count, part: Part) -> [u64; 3] {
+        let (dtype, d) = (self.config.dtype, self.config.shape.head_dim);
+        let coded = count.coded[part as usize];
+        let bytes = |rows: usize, coded: usize| {
+            ((rows - coded) * dtype.written_row_bytes(d) + coded * dtype.settled_row_bytes(d)) as u64
+        };
+        let (live, filled) = (bytes(count.live, coded.live), bytes(count.filled, coded.filled));
+        let held = bytes(count.blocks * self.config.block_size as usize, coded.rows);
+        [live, filled - live, held - filled]
     }
 
     /// Bytes of pages that the arenas of device and host really hold, found by walking them: what [`Self::usage`] must add

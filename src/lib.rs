@@ -13,7 +13,7 @@
 //! | 4 | [`engine`] | the live loop |
 //! | 3 | [`model`], [`trace`], [`state`] | decoder and weights, recordings in and out, reducers |
 //! | 2 | [`attention`], [`cache`], [`probe`] | kernels' facade, the paged pool, clock and ring |
-//! | 1 | [`policy`] | the rules, pure |
+//! | 1 | [`policy`], [`quant`] | the rules, rows in codes; both pure |
 //! | 0 | [`event`] | ids, units, `Step` |
 
 pub mod app;
@@ -26,6 +26,7 @@ pub mod event;
 pub mod model;
 pub mod policy;
 pub mod probe;
+pub mod quant;
 pub mod state;
 pub mod trace;
 pub mod ui;

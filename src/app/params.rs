@@ -5,6 +5,7 @@
 //! redo swap whole values.
 
 use super::line_edit::LineEdit;
+use crate::cache::KvDtype;
 use crate::event::Settings;
 use crate::policy::registry::of_kind;
 use crate::policy::spec::Spec;
@@ -102,11 +103,18 @@ static SETTINGS: &[Setting] = &[
         |t, v| t.settings.compress = v.to_string(),
     ),
     setting(
-        ("kv-dtype", ParamKind::Choice(&["f32", "f16"]), Value::Choice("f32"), "type of the cache's pages"),
+        ("kv-dtype", ParamKind::Choice(&KvDtype::NAMES), Value::Choice("f32"), "type of the cache's pages"),
         (1.0, 1.0),
         false,
-        |t| t.settings.kv_dtype.clone(),
-        |t, v| t.settings.kv_dtype = v.to_string(),
+        |t| page_type(&t.settings.kv_dtype).name().to_owned(),
+        |t, v| {
+            let chosen = v.to_string();
+            // The usual block size goes along, one that was chosen stays.
+            if t.settings.block_size == page_type(&t.settings.kv_dtype).usual_block_size() {
+                t.settings.block_size = page_type(&chosen).usual_block_size();
+            }
+            t.settings.kv_dtype = chosen;
+        },
     ),
     setting(
         ("block-size", whole(1, 1024), Value::Int(16), "slots per block"),
@@ -166,6 +174,10 @@ pub const MIN_PACE: f64 = 0.125;
 pub const MAX_PACE: f64 = 4096.0;
 /// Pace of the demo, and of Backspace.
 pub const DEFAULT_PACE: f64 = 8.0;
+
+fn page_type(spelled: &str) -> KvDtype {
+    spelled.parse().unwrap_or_default()
+}
 
 fn int(value: Value) -> u32 {
     if let Value::Int(v) = value { v } else { 0 }

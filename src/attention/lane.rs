@@ -5,6 +5,7 @@ use half::slice::HalfFloatSliceExt;
 use thiserror::Error;
 
 use crate::event::Position;
+use crate::quant::CodedRows;
 
 use super::rope::Rope;
 
@@ -138,6 +139,8 @@ pub enum Pages<'a> {
     F32(&'a [&'a [f32]]),
     /// Half precision.
     F16(&'a [&'a [f16]]),
+    /// In codes, all or the leading rows; decoded a block at a time.
+    Coded(&'a [CodedRows<'a>]),
 }
 
 impl<'a> Pages<'a> {
@@ -146,6 +149,7 @@ impl<'a> Pages<'a> {
         match self {
             Self::F32(pages) => pages.len(),
             Self::F16(pages) => pages.len(),
+            Self::Coded(pages) => pages.len(),
         }
     }
 
@@ -159,6 +163,7 @@ impl<'a> Pages<'a> {
         match *self {
             Self::F32(pages) => Rows::F32(&pages[index][..len]),
             Self::F16(pages) => Rows::F16(&pages[index][..len]),
+            Self::Coded(pages) => Rows::Coded(pages[index].cut(0, len / pages[index].row())),
         }
     }
 }
@@ -170,6 +175,8 @@ pub enum Rows<'a> {
     F32(&'a [f32]),
     /// Half precision.
     F16(&'a [f16]),
+    /// In codes, all or the leading rows.
+    Coded(CodedRows<'a>),
 }
 
 impl<'a> Rows<'a> {
@@ -178,6 +185,7 @@ impl<'a> Rows<'a> {
         match self {
             Self::F32(rows) => rows.len(),
             Self::F16(rows) => rows.len(),
+            Self::Coded(rows) => rows.rows() * rows.row(),
         }
     }
 
@@ -186,11 +194,12 @@ impl<'a> Rows<'a> {
         self.len() == 0
     }
 
-    /// The elements `from..to`.
+    /// The elements `from..to`, whole rows.
     pub(super) fn cut(self, from: usize, to: usize) -> Self {
         match self {
             Self::F32(rows) => Self::F32(&rows[from..to]),
             Self::F16(rows) => Self::F16(&rows[from..to]),
+            Self::Coded(rows) => Self::Coded(rows.cut(from / rows.row(), to / rows.row())),
         }
     }
 
@@ -201,7 +210,7 @@ impl<'a> Rows<'a> {
     {
         match self {
             Self::F32(rows) => rows,
-            Self::F16(_) => self.copy_into(scratch),
+            Self::F16(_) | Self::Coded(_) => self.copy_into(scratch),
         }
     }
 
@@ -211,6 +220,7 @@ impl<'a> Rows<'a> {
         match self {
             Self::F32(rows) => scratch.copy_from_slice(rows),
             Self::F16(rows) => rows.convert_to_f32_slice(scratch),
+            Self::Coded(rows) => rows.decode(scratch),
         }
         scratch
     }

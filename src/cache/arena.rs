@@ -3,15 +3,23 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use super::coding;
 use super::config::KvDtype;
+use super::kivi::KiviStore;
+use super::pool::Part;
 use super::table::{LaneView, RowMove};
 use crate::event::BlockId;
+use crate::quant::{CodedRows, Codec};
 
 /// Pages of one kind (K or V) in one tier, `[slot][head_dim]` each.
 #[derive(Debug)]
 pub(super) enum Arena {
     F32(Store<f32>),
     F16(Store<f16>),
+    /// Rows in codes from the start, as bytes.
+    Codes(Store<u8>, Codec),
+    /// Rows that go into codes later.
+    Kivi(KiviStore),
 }
 
 #[derive(Debug)]
@@ -30,6 +38,56 @@ pub enum Pages<'a> {
     F32(PageList<'a, f32>),
     /// Half precision.
     F16(PageList<'a, f16>),
+    /// In codes, or on the way there.
+    Coded(CodedPages<'a>),
+}
+
+/// Pages of rows in codes.
+#[derive(Clone, Copy, Debug)]
+pub struct CodedPages<'a> {
+    lane: LaneView<'a>,
+    store: CodedStore<'a>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum CodedStore<'a> {
+    Codes(&'a Store<u8>, Codec),
+    Kivi(&'a KiviStore),
+}
+
+impl<'a> CodedPages<'a> {
+    /// Number of pages.
+    pub const fn len(&self) -> usize {
+        self.lane.block_count()
+    }
+
+    /// Whether there is no page.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All rows of the `i`-th page. Which count is in the lane's slots.
+    pub fn page(&self, i: usize) -> CodedRows<'a> {
+        let id = self.lane.block(i);
+        match self.store {
+            CodedStore::Codes(store, codec) => CodedRows::new(codec, store.page(id), &[]),
+            CodedStore::Kivi(store) => store.rows(id),
+        }
+    }
+
+    /// The row of a slot, counted in table order.
+    pub fn row(&self, slot: usize) -> CodedRows<'a> {
+        let width = self.lane.block_size as usize;
+        self.page(slot / width).cut(slot % width, slot % width + 1)
+    }
+
+    /// Leading slots of the lane that are in codes; those of other pages than the last are so in the whole page.
+    pub fn in_codes(&self) -> usize {
+        match self.store {
+            CodedStore::Codes(..) => self.lane.slots.len(),
+            CodedStore::Kivi(store) => coding::in_codes(self.lane, |i| store.in_codes(self.lane.block(i))),
+        }
+    }
 }
 
 /// Pages of one element type.
@@ -152,16 +210,29 @@ macro_rules! on {
         match $arena {
             Arena::F32($store) => $call,
             Arena::F16($store) => $call,
+            Arena::Codes($store, _) => $call,
+            Arena::Kivi($store) => $call,
         }
     };
 }
 
 impl Arena {
-    pub(super) const fn new(dtype: KvDtype, row: usize, width: usize) -> Self {
-        match dtype {
-            KvDtype::F32 => Self::F32(Store::new(row, width)),
-            KvDtype::F16 => Self::F16(Store::new(row, width)),
+    pub(super) fn new(dtype: KvDtype, part: Part, row: usize, width: usize) -> Self {
+        match (dtype, dtype.codec(part == Part::K, row)) {
+            (KvDtype::F16, _) => Self::F16(Store::new(row, width)),
+            (KvDtype::Int8, Some(codec)) => Self::Codes(Store::new(codec.row_bytes(), width), codec),
+            (KvDtype::Kivi { .. }, Some(codec)) => Self::Kivi(KiviStore::new(codec, row, width)),
+            _ => Self::F32(Store::new(row, width)),
         }
+    }
+
+    /// The store of rows that go into codes later.
+    ///
+    /// # Panics
+    /// The pages are of another type.
+    pub(super) fn kivi_mut(&mut self) -> &mut KiviStore {
+        let Self::Kivi(store) = self else { unreachable!("the page type was checked") };
+        store
     }
 
     pub(super) fn allocate(&mut self, id: BlockId) {
@@ -177,8 +248,16 @@ impl Arena {
         on!(self, s => s.copy_page(from, to));
     }
 
-    pub(super) fn move_rows(&mut self, blocks: &[BlockId], moves: &[RowMove]) {
-        on!(self, s => s.move_rows(blocks, moves));
+    /// Moves the survivors of one lane together, `blocks` being its pages as they were; they stay as they are before the
+    /// page `first`. Returns the rows that had to be decoded.
+    pub(super) fn move_rows(&mut self, blocks: &[BlockId], first: usize, kept: &[usize], moves: &[RowMove]) -> u64 {
+        match self {
+            Self::F32(store) => store.move_rows(blocks, moves),
+            Self::F16(store) => store.move_rows(blocks, moves),
+            Self::Codes(store, _) => store.move_rows(blocks, moves),
+            Self::Kivi(store) => return store.gather(blocks, first, kept),
+        }
+        0
     }
 
     /// Bytes of pages really held, found by walking them.
@@ -188,6 +267,10 @@ impl Arena {
 
     pub(super) const fn pages<'a>(&'a self, lane: LaneView<'a>) -> Pages<'a> {
         match self {
+            Self::Codes(store, codec) => {
+                Pages::Coded(CodedPages { lane, store: CodedStore::Codes(store, *codec) })
+            }
+            Self::Kivi(store) => Pages::Coded(CodedPages { lane, store: CodedStore::Kivi(store) }),
             Self::F32(store) => Pages::F32(PageList { lane, store }),
             Self::F16(store) => Pages::F16(PageList { lane, store }),
         }
@@ -202,6 +285,10 @@ impl Arena {
             Self::F16(store) => store.write(lane, slot, n, |i, to| {
                 to.convert_from_f32_slice(&rows[i * stride..][..to.len()]);
             }),
+            Self::Codes(store, codec) => store.write(lane, slot, n, |i, to| {
+                codec.encode(&rows[i * stride..][..codec.row()], &[true], to);
+            }),
+            Self::Kivi(store) => store.write(lane, slot, n, rows, stride),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Moving survivors together, and copying what is shared before it is written.
 
-use super::pool::Demand;
+use super::arena::Arena;
+use super::pool::{Demand, Part};
 use super::sequence::Turn;
 use super::{Cache, CacheError, HOLE, members};
 use crate::event::{BlockId, Head, Layer, SeqId};
@@ -8,6 +9,11 @@ use crate::event::{BlockId, Head, Layer, SeqId};
 impl Cache {
     /// Moves the survivors of one (sequence, layer) together, order kept, and gives back the blocks left over. Pages that
     /// other sequences share are copied first, and stay as they are.
+    ///
+    /// Codes of V, and of rows that are groups of their own, move as they are. Keys in codes per channel share their
+    /// page's scales: they are decoded, full pages of them go into codes again (a second loss, counted as
+    /// [`LayerCoding::recoded_rows`](crate::event::LayerCoding::recoded_rows)), and those of the page where they end stay
+    /// decoded until the exact window is full.
     ///
     /// # Errors
     /// No block is free for such a copy, or the layer was compacted in this step already.
@@ -70,25 +76,35 @@ impl Cache {
         let sequence = self.sequences.get_mut(&seq).expect("the caller looked it up");
         sequence.turns[usize::from(layer)] = Turn::Done;
         let table = &mut sequence.tables[usize::from(layer)];
-        // Per KV head: its blocks, and the first that compaction touches.
-        let before: Vec<(Vec<BlockId>, usize)> = (0..heads)
+        // Per KV head: its blocks, the first that compaction touches, and the slots from there on that are kept.
+        let before: Vec<(Vec<BlockId>, usize, Vec<usize>)> = (0..heads)
             .map(|head| {
                 let lane = table.lane(head);
                 let hole = lane.slots.iter().position(|&p| p == HOLE).unwrap_or(lane.slots.len());
-                (lane.blocks().collect(), hole / width)
+                let first = hole / width;
+                let kept = (first * width..lane.slots.len()).filter(|&slot| lane.slots[slot] != HOLE);
+                (lane.blocks().collect(), first, kept.collect())
             })
             .collect();
         let done = table.compact();
         let mut released = Vec::new();
         for lane in &done {
             for head in lane.head.map_or(0..heads, |h| h..h + 1) {
-                let (blocks, first) = &before[usize::from(head)];
-                self.pages.keys.move_rows(blocks, &lane.moves);
-                self.pages.values[home as usize].move_rows(blocks, &lane.moves);
+                let (blocks, first, kept) = &before[usize::from(head)];
+                let values = &mut self.pages.values[home as usize];
+                let recoded = self.pages.keys.move_rows(blocks, *first, kept, &lane.moves);
+                self.tally.recoded(layer, recoded);
+                values.move_rows(blocks, *first, kept, &lane.moves);
                 let view = table.lane(head);
                 for i in *first..view.block_count() {
-                    self.pool.clear(view.block(i));
-                    self.pool.fill(view.block(i), 0, view.block_slots(i).len());
+                    let id = view.block(i);
+                    self.pool.clear(id);
+                    self.pool.fill(id, 0, view.block_slots(i).len());
+                    for (part, arena) in [(Part::K, &self.pages.keys), (Part::V, &*values)] {
+                        if let Arena::Kivi(store) = arena {
+                            self.pool.code(id, part, store.in_codes(id));
+                        }
+                    }
                 }
             }
             released.extend(lane.freed.iter().flat_map(|&id| members(lane.head, id, heads)));

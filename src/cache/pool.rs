@@ -15,6 +15,23 @@ pub(super) enum Home {
     Host = 1,
 }
 
+/// Keys or values of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    K = 0,
+    V = 1,
+}
+
+/// Rows of one [`Part`] in codes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Coded {
+    /// Rows that pages hold so.
+    pub(super) rows: usize,
+    /// Those of slots that are filled, and of slots that are live.
+    pub(super) filled: usize,
+    pub(super) live: usize,
+}
+
 /// Slots counted by [`Home`], each physical slot once however many sequences share it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Count {
@@ -23,6 +40,8 @@ pub(super) struct Count {
     pub(super) filled: usize,
     /// Slots that at least one sequence still holds.
     pub(super) live: usize,
+    /// By [`Part`], the rows that went into codes after they were written.
+    pub(super) coded: [Coded; 2],
 }
 
 /// Blocks about to be taken.
@@ -41,9 +60,26 @@ struct Meta {
     filled: u32,
     live: u32,
     home: Home,
+    /// By [`Part`], the leading rows in codes, and how many of them are live.
+    coded: [u32; 2],
+    coded_live: [u32; 2],
 }
 
-const FREE: Meta = Meta { owners: 0, filled: 0, live: 0, home: Home::Device };
+const FREE: Meta =
+    Meta { owners: 0, filled: 0, live: 0, home: Home::Device, coded: [0; 2], coded_live: [0; 2] };
+
+impl Meta {
+    /// Forgets what is in codes, in the count too.
+    fn uncount_coded(&mut self, count: &mut Count) {
+        for part in 0..2 {
+            let coded = &mut count.coded[part];
+            coded.rows -= self.coded[part] as usize;
+            coded.filled -= self.coded[part].min(self.filled) as usize;
+            coded.live -= self.coded_live[part] as usize;
+        }
+        (self.coded, self.coded_live) = ([0; 2], [0; 2]);
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -75,7 +111,7 @@ impl Pool {
             in_use: 0,
             metas: Vec::new(),
             holders: Vec::new(),
-            counts: [Count { blocks: 0, filled: 0, live: 0 }; 2],
+            counts: [Count { blocks: 0, filled: 0, live: 0, coded: [Coded { rows: 0, filled: 0, live: 0 }; 2] }; 2],
         }
     }
 
@@ -196,8 +232,26 @@ impl Pool {
     pub(super) fn clear(&mut self, id: BlockId) {
         let meta = &mut self.metas[id as usize];
         debug_assert!(meta.owners == 1 && meta.live == 0, "cleared while held");
-        self.counts[meta.home as usize].filled -= meta.filled as usize;
+        let count = &mut self.counts[meta.home as usize];
+        meta.uncount_coded(count);
+        count.filled -= meta.filled as usize;
         meta.filled = 0;
+    }
+
+    /// The only owner puts the rows of a part up to `end` into codes.
+    pub(super) fn code(&mut self, id: BlockId, part: Part, end: usize) {
+        let meta = &mut self.metas[id as usize];
+        debug_assert_eq!(meta.owners, 1, "shared pages stay as they are");
+        let coded = &mut self.counts[meta.home as usize].coded[part as usize];
+        let before = std::mem::replace(&mut meta.coded[part as usize], end as u32) as usize;
+        let filled = end.min(meta.filled as usize);
+        let from = before.min(filled);
+        let holders = &self.holders[id as usize * self.width..][from..filled];
+        let live = holders.iter().filter(|&&n| n > 0).count();
+        meta.coded_live[part as usize] += live as u32;
+        coded.rows += end - before;
+        coded.filled += filled - from;
+        coded.live += live;
     }
 
     /// A table lets go of a slot that it held live.
@@ -207,7 +261,14 @@ impl Pool {
         if *holders == 0 {
             let meta = &mut self.metas[id as usize];
             meta.live -= 1;
-            self.counts[meta.home as usize].live -= 1;
+            let count = &mut self.counts[meta.home as usize];
+            count.live -= 1;
+            for part in [Part::K, Part::V].map(|part| part as usize) {
+                if row < meta.coded[part] as usize {
+                    meta.coded_live[part] -= 1;
+                    count.coded[part].live -= 1;
+                }
+            }
         }
     }
 
@@ -219,6 +280,7 @@ impl Pool {
             return false;
         }
         let count = &mut self.counts[meta.home as usize];
+        meta.uncount_coded(count);
         count.blocks -= 1;
         count.filled -= meta.filled as usize;
         count.live -= meta.live as usize;
@@ -265,9 +327,9 @@ mod tests {
         pool.fill(id, 0, 2);
         pool.share(id);
         pool.let_go(id, 1);
-        assert_eq!(pool.count(Home::Host), Count { blocks: 1, filled: 2, live: 2 });
+        assert_eq!(pool.count(Home::Host), Count { blocks: 1, filled: 2, live: 2, ..Count::default() });
         pool.let_go(id, 1);
-        assert_eq!(pool.count(Home::Host), Count { blocks: 1, filled: 2, live: 1 });
+        assert_eq!(pool.count(Home::Host), Count { blocks: 1, filled: 2, live: 1, ..Count::default() });
         pool.let_go(id, 0);
         assert!(!pool.release(id));
         assert!(pool.release(id));

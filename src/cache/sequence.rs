@@ -27,7 +27,7 @@ pub(super) struct Sequence {
     /// Per layer, one past the last position whose rows are there.
     pub(super) written: Vec<Position>,
     pub(super) chain: Chain,
-    /// Nothing was evicted, nothing read in part: its pages can be shared.
+    /// Nothing was evicted, nothing read in part, nothing put into codes: its pages can be shared.
     pub(super) lossless: bool,
     pending: BTreeMap<(Layer, Option<Head>), TableOps>,
 }
@@ -43,7 +43,7 @@ impl Sequence {
             turns: vec![Turn::Append; layers],
             written: vec![0; layers],
             chain: Chain::default(),
-            lossless: true,
+            lossless: !config.dtype.is_coded(),
             pending: BTreeMap::new(),
         }
     }

@@ -1,6 +1,7 @@
 use super::*;
 
 mod invariants;
+mod kivi;
 
 const SHAPE: KvShape = KvShape { layers: 2, kv_heads: 2, head_dim: 3 };
 
@@ -51,6 +52,12 @@ fn row(pages: Pages<'_>, slot: usize) -> Vec<f32> {
     match pages {
         Pages::F32(list) => list.row(slot).to_vec(),
         Pages::F16(list) => list.row(slot).iter().map(|x| x.to_f32()).collect(),
+        Pages::Coded(list) => {
+            let row = list.row(slot);
+            let mut out = vec![0.0; row.row()];
+            row.decode(&mut out);
+            out
+        }
     }
 }
 

@@ -116,12 +116,13 @@ pub(crate) struct RunArgs {
     /// Short for --read kcache:…
     #[arg(long, value_name = "n=N,l=L")]
     pub(crate) kcache: Option<String>,
-    /// Type of the cache's pages: f32 or f16.
+    /// Type of the cache's pages: f32, f16, int8 (a scale per row), int4 or int2 (KIVI: keys per channel, values per
+    /// token, the newest tokens exact). The exact window of the last two: int4:residual=128; default 32 tokens.
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub(crate) kv_dtype: String,
-    /// Slots per block.
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    pub(crate) block_size: u32,
+    /// Slots per block. Default: 16; 32 with int4 and int2, which need it.
+    #[arg(long, value_name = "N")]
+    pub(crate) block_size: Option<u32>,
     /// Blocks in the pool. Default: enough for the model's context.
     #[arg(long, value_name = "N")]
     pub(crate) blocks: Option<u32>,

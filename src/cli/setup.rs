@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::Failure;
 use super::args::RunArgs;
+use crate::cache::KvDtype;
 use crate::engine::{EngineError, Prompt};
 use crate::event::Settings;
 use crate::model::{self, Model};
@@ -78,7 +79,7 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
         policy: args.policy.clone(),
         read,
         kv_dtype: args.kv_dtype.clone(),
-        block_size: args.block_size,
+        block_size: args.block_size.unwrap_or_else(|| usual_block_size(&args.kv_dtype)),
         blocks: args.blocks.unwrap_or(0),
         blocks_given: args.blocks.is_some(),
         compress: args.compress.clone().unwrap_or_else(|| usual_span.into()),
@@ -95,6 +96,11 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
         compact: args.compact,
     };
     Ok(Setup { model, settings, prompt })
+}
+
+/// What goes with a page type; one that is wrong is refused later, with the model at hand.
+fn usual_block_size(kv_dtype: &str) -> u32 {
+    kv_dtype.parse().unwrap_or(KvDtype::F32).usual_block_size()
 }
 
 /// The number of compute threads, put in force for the whole process.

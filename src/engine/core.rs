@@ -9,7 +9,7 @@ use super::teacher::Teacher;
 use super::{EngineError, Prompt};
 use crate::attention::cpu::CpuAttention;
 use crate::attention::{Attention, Rope, Shape};
-use crate::cache::{Cache, CacheConfig, CacheError, KvDtype, KvShape, RopeMode};
+use crate::cache::{Cache, CacheConfig, CacheError, KvShape, RopeMode};
 use crate::event::{Finish, Layer, LayerTraffic, Position, RunInfo, SeqId, Settings, Step, StepId, Tuning};
 use crate::model::{Model, Sampler};
 use crate::policy::{self, Accumulators, Policy, ReadRule, ReadSet};
@@ -76,7 +76,7 @@ impl Engine {
             shape: KvShape { layers: layers as u16, kv_heads: kv_heads as u16, head_dim: config.head_dim },
             block_size: s.block_size,
             blocks: s.blocks,
-            dtype: if s.kv_dtype == "f16" { KvDtype::F16 } else { KvDtype::F32 },
+            dtype: plan.dtype,
             rope: rope_mode,
             host_v_from_layer,
             salt: salt(&plan.info),
@@ -267,10 +267,12 @@ impl Engine {
         }
     }
 
-    /// Prefixes are shared where nothing of a page depends on more than its tokens, and no policy needs the attention
-    /// that the skipped queries would have paid.
+    /// Prefixes are shared where nothing of a page depends on more than its tokens, no policy needs the attention that
+    /// the skipped queries would have paid, and no page goes into codes.
     fn shares_prefixes(&self) -> bool {
-        self.sequences.len() > 1 && !self.policy.needs().attention()
+        self.sequences.len() > 1
+            && !self.policy.needs().attention()
+            && !self.cache.config().dtype.is_coded()
     }
 
     /// With a shared prompt, the first sequence computes it and the others adopt its pages.

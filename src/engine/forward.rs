@@ -63,6 +63,7 @@ impl Engine {
             timing: Provenance::Measured,
             tiers: self.cache.usage().into(),
             traffic: Vec::new(),
+            coding: self.cache.take_coding(),
             probe: ProbeCost { ns: 0, dropped: self.dropped },
             tuning: self.take_tuning(),
         };
@@ -105,6 +106,10 @@ impl Engine {
             self.timer.lap(at, Phase::Append);
             let range = row * q_width..(row + rows) * q_width;
             self.attend(layer, w, &qkv.q[range.clone()], &mut out[range], gathered);
+            if self.cache.config().dtype.is_coded() {
+                self.cache.quantise(seq, layer as Layer)?;
+                self.timer.lap(at, Phase::Append);
+            }
             row += rows;
         }
         let x = self.model.decoder.mix(layer, x, &out)?;
@@ -229,10 +234,9 @@ impl Engine {
             self.timer.lap(at, Phase::VPull);
         }
         let config = self.cache.config();
-        let block_elements = config.block_size as usize * config.shape.head_dim;
         let rope = (config.rope == RopeMode::Pre).then_some(&self.rope);
         let pages = Lanes::of(&self.cache, seq, layer as Layer);
-        let staged = StagedPages::of(&self.staging, block_elements);
+        let staged = StagedPages::of(&self.staging, config.block_size as usize, config.shape.head_dim);
         let lanes = if values_on_host { staged.lanes(&pages, rope) } else { pages.resident(rope) };
         let time = self.attention.prefill(queries, &lanes, wants, out);
         self.timer.lap(at, Phase::Score);
@@ -267,8 +271,9 @@ impl Engine {
             let older = live.saturating_sub(w.computed().len()) as u64;
             traffic.rows += older;
             traffic.asked_rows += older;
-            let config = self.cache.config();
-            traffic.h2d_bytes += older * (config.shape.head_dim * config.dtype.bytes()) as u64;
+            let own = live as u64 - older;
+            let all = self.cache.live_value_bytes(seq, layer as Layer, h as Head);
+            traffic.h2d_bytes += all - own * written_row_bytes(&self.cache);
         }
         self.staged_bytes = self.staged_bytes.max(staged);
         add_traffic(&mut self.traffic[layer], &traffic);
@@ -411,8 +416,8 @@ impl Engine {
     fn count_push(&mut self, layer: usize, rows: usize) {
         let config = self.cache.config();
         if config.v_on_host(layer as Layer) {
-            let row_bytes = config.shape.head_dim * config.dtype.bytes();
-            self.traffic[layer].d2h_bytes += (rows * usize::from(config.shape.kv_heads) * row_bytes) as u64;
+            let rows = rows as u64 * u64::from(config.shape.kv_heads);
+            self.traffic[layer].d2h_bytes += rows * written_row_bytes(&self.cache);
         }
     }
 
@@ -442,20 +447,26 @@ fn pull_selected(
 ) -> (LayerTraffic, u64) {
     let mut traffic = LayerTraffic { layer, asked_rows: selection.asked_rows(), ..LayerTraffic::default() };
     let mut staged_bytes = 0;
-    let row_bytes = (cache.config().shape.head_dim * cache.config().dtype.bytes()) as u64;
     for (h, (staging, before)) in staging.iter_mut().zip(pulled).enumerate() {
         let slots = selection.lane(h).slots();
-        staged_bytes += staging.pull(cache, seq, layer, h as Head, Some(slots));
+        let staged = staging.pull(cache, seq, layer, h as Head, Some(slots));
+        staged_bytes += staged;
         let all = slots.iter().map(|&s| lanes[h].slots[s as usize]);
         // The newest token's V is still on the device; only what is older is pulled.
         let newest = lanes[h].slots.last().copied();
         let positions: Vec<Position> = all.filter(|&p| Some(p) != newest).collect();
         traffic.rows += positions.len() as u64;
         traffic.reused_rows += common(before, &positions);
-        traffic.h2d_bytes += positions.len() as u64 * row_bytes;
+        let newest_rows = (slots.len() - positions.len()) as u64;
+        traffic.h2d_bytes += staged - newest_rows * written_row_bytes(cache);
         *before = positions;
     }
     (traffic, staged_bytes)
+}
+
+/// Bytes of a row as it is written: those of the newest rows.
+fn written_row_bytes(cache: &Cache) -> u64 {
+    cache.config().dtype.written_row_bytes(cache.config().shape.head_dim) as u64
 }
 
 fn add_traffic(sum: &mut LayerTraffic, t: &LayerTraffic) {

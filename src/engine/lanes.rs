@@ -5,11 +5,13 @@ use half::f16;
 use crate::attention::{self, HeadLane, Rope, Rows};
 use crate::cache::{self, Cache, LaneView};
 use crate::event::{Head, Layer, SeqId};
+use crate::quant::{CodedRows, Codec};
 
 /// Pages of one KV head in table order.
 enum PageSlices<'a> {
     F32(Vec<&'a [f32]>),
     F16(Vec<&'a [f16]>),
+    Coded(Vec<CodedRows<'a>>),
 }
 
 impl<'a> PageSlices<'a> {
@@ -17,6 +19,7 @@ impl<'a> PageSlices<'a> {
         match pages {
             cache::Pages::F32(list) => Self::F32((0..list.len()).map(|i| list.page(i)).collect()),
             cache::Pages::F16(list) => Self::F16((0..list.len()).map(|i| list.page(i)).collect()),
+            cache::Pages::Coded(list) => Self::Coded((0..list.len()).map(|i| list.page(i)).collect()),
         }
     }
 
@@ -24,6 +27,7 @@ impl<'a> PageSlices<'a> {
         match self {
             Self::F32(pages) => attention::Pages::F32(pages),
             Self::F16(pages) => attention::Pages::F16(pages),
+            Self::Coded(pages) => attention::Pages::Coded(pages),
         }
     }
 }
@@ -74,8 +78,12 @@ impl<'a> Lanes<'a> {
 /// Rows of one KV head copied to the device tier.
 #[derive(Default)]
 pub(super) struct Staging {
+    /// Exact rows; those behind `codes` where there are codes.
     f32: Vec<f32>,
     f16: Vec<f16>,
+    codes: Vec<u8>,
+    /// Of rows that may be in codes.
+    codec: Option<Codec>,
 }
 
 impl Staging {
@@ -90,42 +98,48 @@ impl Staging {
     ) -> u64 {
         self.f32.clear();
         self.f16.clear();
+        self.codes.clear();
+        self.codec = None;
         match cache.pages(seq, layer, head).1 {
-            cache::Pages::F32(list) => {
+            cache::Pages::F32(list) => match slots {
+                Some(slots) => slots.iter().for_each(|&s| self.f32.extend_from_slice(list.row(s as usize))),
+                None => (0..list.len()).for_each(|i| self.f32.extend_from_slice(list.page(i))),
+            },
+            cache::Pages::F16(list) => match slots {
+                Some(slots) => slots.iter().for_each(|&s| self.f16.extend_from_slice(list.row(s as usize))),
+                None => (0..list.len()).for_each(|i| self.f16.extend_from_slice(list.page(i))),
+            },
+            // A lane's rows in codes come before its exact ones, so they stay in order.
+            cache::Pages::Coded(list) => {
+                self.codec = (!list.is_empty()).then(|| list.page(0).codec());
+                let mut copy = |rows: CodedRows<'_>| rows.copy_stored(&mut self.codes, &mut self.f32);
                 match slots {
-                    Some(slots) => {
-                        for &s in slots {
-                            self.f32.extend_from_slice(list.row(s as usize));
-                        }
-                    }
-                    None => (0..list.len()).for_each(|i| self.f32.extend_from_slice(list.page(i))),
+                    Some(slots) => slots.iter().for_each(|&s| copy(list.row(s as usize))),
+                    None => (0..list.len()).for_each(|i| copy(list.page(i))),
                 }
-                size_of_val(&*self.f32) as u64
-            }
-            cache::Pages::F16(list) => {
-                match slots {
-                    Some(slots) => {
-                        for &s in slots {
-                            self.f16.extend_from_slice(list.row(s as usize));
-                        }
-                    }
-                    None => (0..list.len()).for_each(|i| self.f16.extend_from_slice(list.page(i))),
-                }
-                size_of_val(&*self.f16) as u64
             }
         }
+        (size_of_val(&*self.f32) + size_of_val(&*self.f16) + self.codes.len()) as u64
     }
 
     pub(super) fn rows(&self) -> Rows<'_> {
-        if self.f16.is_empty() { Rows::F32(&self.f32) } else { Rows::F16(&self.f16) }
+        match self.codec {
+            Some(codec) => Rows::Coded(CodedRows::new(codec, &self.codes, &self.f32)),
+            None if self.f16.is_empty() => Rows::F32(&self.f32),
+            None => Rows::F16(&self.f16),
+        }
     }
 
-    /// The staged rows as pages of `block_elements`, when whole pages were pulled.
-    fn pages(&self, block_elements: usize) -> PageSlices<'_> {
-        if self.f16.is_empty() {
-            PageSlices::F32(self.f32.chunks(block_elements).collect())
-        } else {
-            PageSlices::F16(self.f16.chunks(block_elements).collect())
+    /// The staged rows as pages of `block_size` rows of `head_dim` elements, when whole pages were pulled.
+    fn pages(&self, block_size: usize, head_dim: usize) -> PageSlices<'_> {
+        let elements = block_size * head_dim;
+        match self.rows() {
+            Rows::F32(rows) => PageSlices::F32(rows.chunks(elements).collect()),
+            Rows::F16(rows) => PageSlices::F16(rows.chunks(elements).collect()),
+            Rows::Coded(rows) => {
+                let page = |first| rows.cut(first, first + block_size);
+                PageSlices::Coded((0..rows.rows()).step_by(block_size).map(page).collect())
+            }
         }
     }
 }
@@ -134,8 +148,8 @@ impl Staging {
 pub(super) struct StagedPages<'a>(Vec<PageSlices<'a>>);
 
 impl<'a> StagedPages<'a> {
-    pub(super) fn of(staging: &'a [Staging], block_elements: usize) -> Self {
-        Self(staging.iter().map(|s| s.pages(block_elements)).collect())
+    pub(super) fn of(staging: &'a [Staging], block_size: usize, head_dim: usize) -> Self {
+        Self(staging.iter().map(|s| s.pages(block_size, head_dim)).collect())
     }
 
     /// The lanes with V as staged.

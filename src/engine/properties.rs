@@ -177,7 +177,7 @@ fn levels() -> impl Strategy<Value = ScoreLevel> {
 /// A case under the full cache, one sequence, greedy.
 fn cases() -> impl Strategy<Value = Case> {
     let settings =
-        (1..=16u32, 1..=32u32, select(vec!["f32", "f16"]), 1..=28u32, levels(), select(vec![0.1, 0.4, 1.0]));
+        (1..=16u32, 1..=32u32, select(vec!["f32", "f16", "int8"]), 1..=28u32, levels(), select(vec![0.1, 0.4, 1.0]));
     (shapes(), any::<u64>(), prompts(), settings).prop_map(|(config, weights, (prompt, compress), s)| Case {
         config,
         weights,
@@ -203,13 +203,20 @@ fn wild_cases() -> impl Strategy<Value = Case> {
     let read = prop_oneof![2 => Just(String::new()), 1 => reads()];
     let sampler = (1..=3u32, select(vec![0.0, 0.8]), any::<u64>());
     let tunes = prop::collection::vec((0..24u64, 0..TUNES.len()), 0..5);
-    (cases(), policy, read, sampler, tunes).prop_map(
-        |(case, policy, read, (batch, temperature, seed), tunes)| Case {
-            tunes,
-            ..case.with(|s| {
+    let kivi = prop_oneof![3 => Just(None), 1 => select(vec!["int2", "int4", "int4:residual=64"]).prop_map(Some)];
+    (cases(), policy, read, sampler, tunes, kivi).prop_map(
+        |(case, policy, read, (batch, temperature, seed), tunes, kivi)| {
+            let mut case = case.with(|s| {
                 (s.policy, s.read) = (policy, read);
                 (s.batch, s.temperature, s.seed) = (batch, temperature, seed);
-            })
+            });
+            if let Some(dtype) = kivi {
+                case.config.head_dim = 32;
+                let s = &mut case.settings;
+                (s.block_size, s.kv_dtype) = (32, dtype.into());
+                s.policy = s.policy.replace("reposition=true", "reposition=false");
+            }
+            Case { tunes, ..case }
         },
     )
 }
@@ -290,11 +297,19 @@ fn check_protected(engine: &Engine, lane: &Lane, victims: &[Position]) {
     assert_eq!(kept, budget as usize, "a decision takes what is above the budget, no more");
 }
 
+fn row_bytes(pages: crate::cache::Pages<'_>, slot: usize) -> u64 {
+    use crate::cache::Pages;
+    (match pages {
+        Pages::F32(list) => size_of_val(list.row(slot)),
+        Pages::F16(list) => size_of_val(list.row(slot)),
+        Pages::Coded(list) => list.row(slot).bytes(),
+    }) as u64
+}
+
 /// Bytes by tier against what the arenas hold and what the tables say, shared rows counted once.
 fn check_tiers(engine: &Engine, step: &Step) {
     let cache = &engine.cache;
     let config = cache.config();
-    let row_bytes = (config.shape.head_dim * config.dtype.bytes()) as u64;
     let held = cache.held_bytes();
     let (mut live, mut stranded) = ([0u64; 2], [0u64; 2]);
     let mut rows = BTreeSet::new();
@@ -304,16 +319,19 @@ fn check_tiers(engine: &Engine, step: &Step) {
             let table = cache.table(seq, layer);
             for head in 0..table.heads() {
                 let lane = table.lane(head);
+                let (keys, values) = cache.pages(seq, layer, head);
                 for (slot, &p) in lane.slots.iter().enumerate() {
                     let width = lane.block_size as usize;
                     let row = (lane.block(slot / width), slot % width);
-                    if p != crate::cache::HOLE && rows.insert(row) {
-                        live[0] += row_bytes;
-                        live[v_tier] += row_bytes;
+                    let (k_bytes, v_bytes) = (row_bytes(keys, slot), row_bytes(values, slot));
+                    if p == crate::cache::HOLE {
+                        stranded[0] += k_bytes;
+                        stranded[v_tier] += v_bytes;
+                    } else if rows.insert(row) {
+                        live[0] += k_bytes;
+                        live[v_tier] += v_bytes;
                     }
                 }
-                stranded[0] += table.stranded(head) as u64 * row_bytes;
-                stranded[v_tier] += table.stranded(head) as u64 * row_bytes;
             }
         }
     }
@@ -339,7 +357,9 @@ fn check_traffic(engine: &Engine, step: &Step, evicts: bool) {
     };
     let ReadRule::Kcache(kcache) = read.rule();
     let config = engine.model.decoder.config();
-    let row_bytes = (config.head_dim * engine.cache.config().dtype.bytes()) as u64;
+    let dtype = engine.cache.config().dtype;
+    let written_bytes = dtype.written_row_bytes(config.head_dim) as u64;
+    let settled_bytes = dtype.settled_row_bytes(config.head_dim) as u64;
     let group = (config.heads / config.kv_heads) as u64;
     let adopted: usize =
         step.seqs.iter().map(|s| s.tables.iter().map(|t| t.adopted.len()).max().unwrap_or(0)).sum::<usize>()
@@ -355,8 +375,8 @@ fn check_traffic(engine: &Engine, step: &Step, evicts: bool) {
             assert_eq!(computed, 0, "every token's V is pushed");
             continue;
         };
-        assert_eq!(t.d2h_bytes, (computed * config.kv_heads) as u64 * row_bytes);
-        assert_eq!(t.h2d_bytes, t.rows * row_bytes);
+        assert_eq!(t.d2h_bytes, (computed * config.kv_heads) as u64 * written_bytes);
+        assert!((t.rows * settled_bytes..=t.rows * written_bytes).contains(&t.h2d_bytes));
         assert!(t.reused_rows <= t.rows && t.rows <= t.asked_rows);
         assert_eq!(t.stall_ns, t.link_ns);
         if step.seqs.iter().all(|s| s.stage == Stage::Decode) {

@@ -1,9 +1,10 @@
 //! From settings to a run: what is checked before the first token.
 
 use super::{EngineError, Prompt};
+use crate::cache::{CacheError, KvDtype};
 use crate::event::{Has, ModelCard, RunInfo, Settings};
 use crate::model::Model;
-use crate::policy::{Policy, ReadSet, When, parse_policy, parse_read};
+use crate::policy::{Policy, ReadSet, Rope, When, parse_policy, parse_read};
 
 /// Largest chunk, batch and block size that make sense; more is a typing mistake.
 const MAX_CHUNK: u32 = 65_536;
@@ -14,6 +15,7 @@ pub(super) struct Plan {
     pub(super) info: RunInfo,
     pub(super) policy: Policy,
     pub(super) read: Option<ReadSet>,
+    pub(super) dtype: KvDtype,
     pub(super) prompt_ids: Vec<u32>,
     /// Leading ids that are compressed before the rest is fed.
     pub(super) context_len: usize,
@@ -43,6 +45,7 @@ impl Plan {
         check_numbers(settings)?;
         let policy = parse_policy(&settings.policy)?;
         let read = if settings.read.is_empty() { None } else { Some(parse_read(&settings.read)?) };
+        let dtype = page_type(settings, card, &policy)?;
 
         let mut prompt_ids = model.tokenizer.encode(&prompt.text)?;
         let context_end = prompt_ids.len();
@@ -72,6 +75,7 @@ impl Plan {
 
         let mut settings = settings.clone();
         settings.policy = policy.to_string();
+        settings.kv_dtype = dtype.to_string();
         settings.read = read.as_ref().map(ToString::to_string).unwrap_or_default();
         if !settings.blocks_given {
             settings.blocks = pool_blocks(card, settings.block_size, settings.batch);
@@ -93,16 +97,26 @@ impl Plan {
             },
             settings,
         };
-        Ok(Self { info, policy, read, prompt_ids, context_len })
+        Ok(Self { info, policy, read, dtype, prompt_ids, context_len })
     }
+}
+
+/// The page type asked for, if it goes with blocks, model and policy.
+fn page_type(settings: &Settings, card: &ModelCard, policy: &Policy) -> Result<KvDtype, EngineError> {
+    let dtype: KvDtype = settings.kv_dtype.parse().map_err(|why| EngineError::Setting(format!("--kv-dtype: {why}")))?;
+    dtype.check(settings.block_size, card.head_dim as usize).map_err(CacheError::from)?;
+    if let (KvDtype::Kivi { .. }, Rope::Pre) = (dtype, policy.rope()) {
+        return refuse(format!(
+            "{dtype} pages group keys after RoPE, policy '{policy}' keeps them before: use int8 or f16, or a policy that \
+             does not rotate anew (streaming:reposition=false)"
+        ));
+    }
+    Ok(dtype)
 }
 
 fn check_numbers(s: &Settings) -> Result<(), EngineError> {
     if s.device != "cpu" {
         return refuse(format!("--device {}: this build knows auto and cpu", s.device));
-    }
-    if !matches!(s.kv_dtype.as_str(), "f32" | "f16") {
-        return refuse(format!("--kv-dtype {}: use f32 or f16", s.kv_dtype));
     }
     if s.block_size == 0 || s.block_size > crate::cache::table::MAX_BLOCK_SIZE {
         return refuse(format!(

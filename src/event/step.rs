@@ -352,6 +352,64 @@ pub struct LayerTraffic {
     pub stall_ns: u64,
 }
 
+/// What became of rows that went from their exact values into codes (measured against those values when they did).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CodingError {
+    /// Rows of one KV head and one token.
+    pub rows: u64,
+    /// Sum over their elements of the squared difference between exact and decoded value; elements that are not finite
+    /// do not count.
+    pub squared_error: f64,
+    /// Sum over their elements of the squared exact value.
+    pub squares: f64,
+}
+
+impl CodingError {
+    /// Root of squared error over squares: 0 for no error, 1 when as much was lost as was there. `None` when nothing was.
+    pub fn relative(&self) -> Option<f64> {
+        (self.squares > 0.0).then(|| (self.squared_error / self.squares).sqrt())
+    }
+
+    /// These rows and others.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        Self {
+            rows: self.rows.saturating_add(other.rows),
+            squared_error: self.squared_error + other.squared_error,
+            squares: self.squares + other.squares,
+        }
+    }
+}
+
+/// Rows of one layer that went into codes in one step, all sequences and KV heads together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LayerCoding {
+    /// Decoder layer.
+    pub layer: Layer,
+    /// Keys.
+    pub k: CodingError,
+    /// Values.
+    pub v: CodingError,
+    /// K rows that compaction had to decode because their page's scales were not theirs any more. Going into codes once
+    /// more they count again, measured against what they were decoded to.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub recoded_rows: u64,
+    /// Relative error of each K channel since the run began, `[kv_head][channel]`, as cells of
+    /// [`attention::quantise`](super::attention::quantise). Only in steps that put at least 32 tokens of every head into
+    /// codes, and only up to [`MAX_CHANNELS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub k_channels: Vec<u8>,
+}
+
+/// Most K channels of a layer that are reported one by one.
+pub const MAX_CHANNELS: usize = 4_096;
+
+// The signature is serde's.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
 /// What observing cost in this step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeCost {
@@ -394,6 +452,9 @@ pub struct Step {
     /// V traffic; layers that moved nothing are absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub traffic: Vec<LayerTraffic>,
+    /// Rows that went into codes; layers without any are absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub coding: Vec<LayerCoding>,
     /// The observer's cost.
     pub probe: ProbeCost,
     /// Parameter changes in force from this step; on the recording's `/params` channel too.
@@ -508,6 +569,13 @@ pub(crate) mod tests {
             timing: Provenance::Measured,
             tiers: vec![TierUse::new(Tier::Device)],
             traffic: vec![LayerTraffic { layer: 1, rows: 3, ..LayerTraffic::default() }],
+            coding: vec![LayerCoding {
+                layer: 1,
+                k: CodingError { rows: 2, squared_error: 0.1, squares: 7.3 },
+                v: CodingError { rows: 1, squared_error: 1e-9, squares: 2.0 },
+                recoded_rows: 1,
+                k_channels: vec![0, 255],
+            }],
             probe: ProbeCost { ns: 5, dropped: 0 },
             tuning: vec![Tuning { name: "budget".into(), from: "100%".into(), to: "25%".into() }],
         }
@@ -540,6 +608,7 @@ pub(crate) mod tests {
             timing: Provenance::Measured,
             tiers: Vec::new(),
             traffic: Vec::new(),
+            coding: Vec::new(),
             probe: ProbeCost::default(),
             tuning: Vec::new(),
         }

@@ -6,6 +6,7 @@ use ratatui::layout::Rect;
 use ratatui::widgets::Widget;
 
 use super::QUOTES;
+use crate::cache::KvDtype;
 use crate::event::{Provenance, TierUse};
 use crate::state::{Quote, State};
 use crate::ui::draw::{Pen, Scene, pane, split_top};
@@ -99,8 +100,9 @@ fn rates(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, state: &State) {
 /// K and V rows of one token over all layers and KV heads, as the pages hold them.
 fn full_cache_bytes(state: &State) -> u64 {
     let model = &state.run.model;
-    let element = if state.run.settings.kv_dtype == "f16" { 2 } else { 4 };
-    2 * u64::from(model.layers) * u64::from(model.kv_heads) * u64::from(model.head_dim) * element
+    let dtype: KvDtype = state.run.settings.kv_dtype.parse().unwrap_or_default();
+    let row_bytes = dtype.settled_row_bytes(model.head_dim as usize) as u64;
+    2 * u64::from(model.layers) * u64::from(model.kv_heads) * row_bytes
 }
 
 /// How often a token took how long.

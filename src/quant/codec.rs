@@ -1,0 +1,365 @@
+//! Pages of rows: the layout of codes, scales and zeros, writing it and reading it.
+
+use super::group::{Affine, f16s};
+
+/// Which elements share a scale and a zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grouping {
+    /// This many consecutive channels of one token; divides the row.
+    Token(usize),
+    /// One channel of this many consecutive tokens, which are a page.
+    Channel(usize),
+}
+
+/// How rows of one length go into codes.
+///
+/// Layout. [`Grouping::Token`], per row: the codes, the groups' scales, the groups' zeros. [`Grouping::Channel`], per
+/// page: the codes row by row, the channels' scales, the channels' zeros. Codes are packed from the low bits up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Codec {
+    bits: usize,
+    grouping: Grouping,
+    row: usize,
+}
+
+impl Codec {
+    /// Codes of `bits` bits for rows of `row` elements.
+    ///
+    /// # Panics
+    /// Bits other than 2, 4 and 8, rows that do not fill whole bytes, channel groups that do not divide the row, or a
+    /// page whose scales and zeros do not share out evenly over its rows: the caller checks what a person asked for.
+    pub fn new(bits: usize, grouping: Grouping, row: usize) -> Self {
+        assert!(matches!(bits, 2 | 4 | 8) && (row * bits).is_multiple_of(8), "rows fill whole bytes");
+        match grouping {
+            Grouping::Token(channels) => assert!(channels > 0 && row.is_multiple_of(channels), "whole groups"),
+            Grouping::Channel(tokens) => assert!(tokens > 0 && (row * 4).is_multiple_of(tokens), "an even share"),
+        }
+        Self { bits, grouping, row }
+    }
+
+    /// Which elements share a scale.
+    pub const fn grouping(&self) -> Grouping {
+        self.grouping
+    }
+
+    /// Elements per row.
+    pub const fn row(&self) -> usize {
+        self.row
+    }
+
+    /// Bytes of one row, its share of scales and zeros included.
+    pub const fn row_bytes(&self) -> usize {
+        let shared = match self.grouping {
+            Grouping::Token(channels) => self.row / channels * 4,
+            Grouping::Channel(tokens) => self.row * 4 / tokens,
+        };
+        self.code_bytes() + shared
+    }
+
+    const fn code_bytes(&self) -> usize {
+        self.row * self.bits / 8
+    }
+
+    const fn levels(&self) -> u8 {
+        ((1u16 << self.bits) - 1) as u8
+    }
+
+    /// Codes for `rows`, `[row][element]`, into `coded`. Rows that are not `live` have no part in a group's scale, and
+    /// all their codes are 0.
+    ///
+    /// # Panics
+    /// Lengths that do not fit each other; for [`Grouping::Channel`] anything but one page.
+    pub fn encode(&self, rows: &[f32], live: &[bool], coded: &mut [u8]) {
+        assert_eq!(rows.len(), live.len() * self.row, "one flag per row");
+        assert_eq!(coded.len(), live.len() * self.row_bytes(), "room for every row");
+        coded.fill(0);
+        match self.grouping {
+            Grouping::Token(channels) => {
+                let each = rows.chunks_exact(self.row).zip(coded.chunks_exact_mut(self.row_bytes()));
+                for ((row, coded), _) in each.zip(live).filter(|(_, live)| **live) {
+                    self.encode_token(row, channels, coded);
+                }
+            }
+            Grouping::Channel(tokens) => {
+                assert_eq!(live.len(), tokens, "one page");
+                self.encode_page(rows, live, coded);
+            }
+        }
+    }
+
+    fn encode_token(&self, row: &[f32], channels: usize, coded: &mut [u8]) {
+        let (codes, shared) = coded.split_at_mut(self.code_bytes());
+        let (scales, zeros) = shared.split_at_mut(shared.len() / 2);
+        for (g, group) in row.chunks_exact(channels).enumerate() {
+            let affine = Affine::fit(group.iter().copied(), self.levels());
+            for (i, &x) in group.iter().enumerate() {
+                self.put(codes, g * channels + i, affine.code(x, self.levels()));
+            }
+            put_affine(affine, g, scales, zeros);
+        }
+    }
+
+    fn encode_page(&self, rows: &[f32], live: &[bool], coded: &mut [u8]) {
+        let (codes, shared) = coded.split_at_mut(live.len() * self.code_bytes());
+        let (scales, zeros) = shared.split_at_mut(shared.len() / 2);
+        for channel in 0..self.row {
+            let column = || (0..live.len()).filter(|&t| live[t]).map(|t| (t, rows[t * self.row + channel]));
+            let affine = Affine::fit(column().map(|(_, x)| x), self.levels());
+            for (t, x) in column() {
+                let codes = &mut codes[t * self.code_bytes()..];
+                self.put(codes, channel, affine.code(x, self.levels()));
+            }
+            put_affine(affine, channel, scales, zeros);
+        }
+    }
+
+    /// Puts the code of an element, whose bits are 0.
+    fn put(&self, codes: &mut [u8], element: usize, code: u8) {
+        let bit = element * self.bits;
+        codes[bit / 8] |= code << (bit % 8);
+    }
+
+    /// The codes of one row as numbers.
+    fn unpack(&self, codes: &[u8], out: &mut [f32]) {
+        match self.bits {
+            8 => {
+                for (x, &byte) in out.iter_mut().zip(codes) {
+                    *x = f32::from(byte);
+                }
+            }
+            4 => {
+                for (pair, &byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+                    *pair = [f32::from(byte & 15), f32::from(byte >> 4)];
+                }
+            }
+            _ => {
+                for (four, &byte) in out.as_chunks_mut::<4>().0.iter_mut().zip(codes) {
+                    *four = [0, 2, 4, 6].map(|shift| f32::from(byte >> shift & 3));
+                }
+            }
+        }
+    }
+
+    /// Values of the coded rows from `first` on, as many as `out` has room for.
+    fn decode(&self, coded: &[u8], first: usize, out: &mut [f32]) {
+        match self.grouping {
+            Grouping::Token(channels) => {
+                let each = coded.chunks_exact(self.row_bytes()).skip(first);
+                for (row, coded) in out.chunks_exact_mut(self.row).zip(each) {
+                    let (codes, shared) = coded.split_at(self.code_bytes());
+                    let (scales, zeros) = shared.split_at(shared.len() / 2);
+                    self.unpack(codes, row);
+                    let affine = f16s(scales).zip(f16s(zeros));
+                    for (group, (scale, zero)) in row.chunks_exact_mut(channels).zip(affine) {
+                        for x in group {
+                            *x = *x * scale + zero;
+                        }
+                    }
+                }
+            }
+            Grouping::Channel(tokens) => {
+                let (codes, shared) = coded.split_at(tokens * self.code_bytes());
+                let shared: Vec<f32> = f16s(shared).collect();
+                let (scales, zeros) = shared.split_at(self.row);
+                let each = codes.chunks_exact(self.code_bytes()).skip(first);
+                for (row, codes) in out.chunks_exact_mut(self.row).zip(each) {
+                    self.unpack(codes, row);
+                    for ((x, scale), zero) in row.iter_mut().zip(scales).zip(zeros) {
+                        *x = *x * scale + zero;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn put_affine(affine: Affine, group: usize, scales: &mut [u8], zeros: &mut [u8]) {
+    let (scale, zero) = affine.to_bytes();
+    scales[2 * group..][..2].copy_from_slice(&scale);
+    zeros[2 * group..][..2].copy_from_slice(&zero);
+}
+
+/// Rows of which the first are in codes and the rest exact.
+#[derive(Clone, Copy, Debug)]
+pub struct CodedRows<'a> {
+    codec: Codec,
+    coded: &'a [u8],
+    exact: &'a [f32],
+    /// The rows that count, out of all of `coded` and `exact`.
+    first: usize,
+    rows: usize,
+}
+
+impl<'a> CodedRows<'a> {
+    /// All rows of `coded`, then those of `exact`. Under [`Grouping::Channel`], `coded` is one page or nothing.
+    pub const fn new(codec: Codec, coded: &'a [u8], exact: &'a [f32]) -> Self {
+        let rows = coded.len() / codec.row_bytes() + exact.len() / codec.row;
+        Self { codec, coded, exact, first: 0, rows }
+    }
+
+    /// How they went into codes.
+    pub const fn codec(&self) -> Codec {
+        self.codec
+    }
+
+    /// Number of rows.
+    pub const fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements per row.
+    pub const fn row(&self) -> usize {
+        self.codec.row
+    }
+
+    /// Rows in codes, of all that there are before any [`Self::cut`].
+    const fn in_codes(&self) -> usize {
+        self.coded.len() / self.codec.row_bytes()
+    }
+
+    /// The rows `from..to`.
+    ///
+    /// # Panics
+    /// There are fewer.
+    #[must_use]
+    pub fn cut(self, from: usize, to: usize) -> Self {
+        assert!(from <= to && to <= self.rows, "rows {from} to {to} of {}", self.rows);
+        Self { first: self.first + from, rows: to - from, ..self }
+    }
+
+    /// What the rows occupy: scales and zeros shared with other rows of the page count by their share.
+    pub fn bytes(&self) -> usize {
+        let coded = self.in_codes().saturating_sub(self.first).min(self.rows);
+        coded * self.codec.row_bytes() + (self.rows - coded) * self.codec.row * size_of::<f32>()
+    }
+
+    /// Appends the rows as they are stored: codes with their scales and zeros to `coded`, the others to `exact`.
+    ///
+    /// # Panics
+    /// The codec groups by channel, where no row stands alone.
+    pub fn copy_stored(&self, coded: &mut Vec<u8>, exact: &mut Vec<f32>) {
+        assert!(matches!(self.codec.grouping, Grouping::Token(_)), "rows of a page share their scales");
+        let (codes, end) = (self.in_codes(), self.first + self.rows);
+        let bytes = self.codec.row_bytes();
+        coded.extend_from_slice(&self.coded[self.first.min(codes) * bytes..end.min(codes) * bytes]);
+        let exact_rows = self.first.saturating_sub(codes)..end.saturating_sub(codes);
+        exact.extend_from_slice(&self.exact[exact_rows.start * self.codec.row..exact_rows.end * self.codec.row]);
+    }
+
+    /// The values, `[row][element]`.
+    ///
+    /// # Panics
+    /// `out` is of another length.
+    pub fn decode(&self, out: &mut [f32]) {
+        assert_eq!(out.len(), self.rows * self.codec.row, "room for every row");
+        let codes = self.in_codes();
+        let coded = codes.saturating_sub(self.first).min(self.rows);
+        let (from_codes, from_exact) = out.split_at_mut(coded * self.codec.row);
+        if coded > 0 {
+            self.codec.decode(self.coded, self.first, from_codes);
+        }
+        let skip = self.first.saturating_sub(codes) * self.codec.row;
+        from_exact.copy_from_slice(&self.exact[skip..][..from_exact.len()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn codecs() -> impl Strategy<Value = Codec> {
+        let bits = prop::sample::select(vec![2, 4, 8]);
+        (bits, any::<bool>(), 1..5usize).prop_map(|(bits, by_channel, groups)| {
+            let grouping = if by_channel { Grouping::Channel(32) } else { Grouping::Token(32) };
+            Codec::new(bits, grouping, groups * 32)
+        })
+    }
+
+    /// Magnitudes from subnormal to the edge of f16, offsets included, so that zeros and scales have to round.
+    fn values(n: usize) -> impl Strategy<Value = Vec<f32>> {
+        let magnitude = prop::sample::select(vec![1e-8f32, 1e-3, 1.0, 30.0, 2e4]);
+        (magnitude, -3.0..3.0f32, prop::collection::vec(-1.0..1.0f32, n))
+            .prop_map(|(scale, offset, xs)| xs.into_iter().map(|x| (x + offset) * scale / 1.3).collect())
+    }
+
+    /// Scale of every element's group, read from the bytes as the layout is documented.
+    fn scale_of(codec: Codec, coded: &[u8], row: usize, element: usize) -> f32 {
+        let half = |bytes: &[u8], i: usize| f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32();
+        let code_bytes = codec.row * codec.bits / 8;
+        match codec.grouping {
+            Grouping::Token(n) => half(&coded[row * codec.row_bytes() + code_bytes..], element / n),
+            Grouping::Channel(tokens) => half(&coded[tokens * code_bytes..], element),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_element_comes_back_within_half_a_step(
+            (codec, rows) in codecs().prop_flat_map(|c| (Just(c), values(32 * c.row))),
+            holes in any::<u32>(),
+        ) {
+            let live: Vec<bool> = (0..32).map(|t| holes >> t & 1 == 0).collect();
+            let mut coded = vec![0xa5; 32 * codec.row_bytes()];
+            codec.encode(&rows, &live, &mut coded);
+            let mut out = vec![f32::NAN; rows.len()];
+            CodedRows::new(codec, &coded, &[]).decode(&mut out);
+            for (i, (&x, &y)) in rows.iter().zip(&out).enumerate().filter(|(i, _)| live[i / codec.row]) {
+                let scale = scale_of(codec, &coded, i / codec.row, i % codec.row);
+                // The last term is what f32 arithmetic itself rounds.
+                let bound = scale / 2.0 + 4.0 * f32::EPSILON * (x.abs() + y.abs() + scale);
+                prop_assert!((x - y).abs() <= bound, "{x} {y} scale {scale}");
+            }
+            // The dead rows have no say.
+            let mut other = rows.clone();
+            for (row, _) in other.chunks_exact_mut(codec.row).zip(&live).filter(|(_, live)| !**live) {
+                row.fill(f32::INFINITY);
+            }
+            let mut again = vec![0; coded.len()];
+            codec.encode(&other, &live, &mut again);
+            prop_assert_eq!(again, coded);
+        }
+
+        #[test]
+        fn any_cut_decodes_to_the_same_rows(
+            codec in codecs(),
+            seed in prop::collection::vec(-2.0..2.0f32, 128),
+            exact_rows in 0..9usize,
+            (a, b) in (0..41usize, 0..41usize),
+        ) {
+            let rows: Vec<f32> = (0..32 * codec.row).map(|i| seed[i * 7 % 128]).collect();
+            let mut coded = vec![0; 32 * codec.row_bytes()];
+            codec.encode(&rows, &[true; 32], &mut coded);
+            let exact = &rows[..exact_rows * codec.row];
+            let all = CodedRows::new(codec, &coded, exact);
+            let mut whole = vec![0.0; all.rows() * codec.row];
+            all.decode(&mut whole);
+            let (from, to) = (a.min(b).min(all.rows()), a.max(b).min(all.rows()));
+            let cut = all.cut(from, to);
+            let mut part = vec![0.0; cut.rows() * codec.row];
+            cut.decode(&mut part);
+            prop_assert_eq!(&part, &whole[from * codec.row..to * codec.row]);
+            if matches!(codec.grouping, Grouping::Token(_)) {
+                let (mut codes, mut values) = (Vec::new(), Vec::new());
+                cut.copy_stored(&mut codes, &mut values);
+                let mut copied = vec![0.0; part.len()];
+                CodedRows::new(codec, &codes, &values).decode(&mut copied);
+                prop_assert_eq!(&copied, &part);
+            }
+            let in_codes = to.min(32).saturating_sub(from);
+            prop_assert_eq!(cut.bytes(), in_codes * codec.row_bytes() + (to - from - in_codes) * codec.row * 4);
+        }
+    }
+
+    #[test]
+    fn bytes_per_element_are_those_of_the_paper() {
+        for (bits, bytes) in [(2, 0.375), (4, 0.625)] {
+            for grouping in [Grouping::Token(32), Grouping::Channel(32)] {
+                assert_eq!(Codec::new(bits, grouping, 128).row_bytes() as f64 / 128.0, bytes);
+            }
+        }
+        assert_eq!(Codec::new(8, Grouping::Token(6), 6).row_bytes(), 10);
+    }
+}
