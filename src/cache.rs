@@ -295,7 +295,8 @@ impl Cache {
             self.pages.keys.write(lane, slot, n, &k[column..], stride);
             self.pages.values[home as usize].write(lane, slot, n, &v[column..], stride);
             if self.config.dtype == KvDtype::Int8 {
-                let arenas = [(Part::K, &self.pages.keys, k), (Part::V, &self.pages.values[home as usize], v)];
+                let arenas =
+                    [(Part::K, &self.pages.keys, k), (Part::V, &self.pages.values[home as usize], v)];
                 let mut back = vec![0.0; head_dim];
                 for (part, arena, rows) in arenas {
                     let Pages::Coded(pages) = arena.pages(lane) else { continue };

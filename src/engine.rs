@@ -20,6 +20,8 @@ mod link;
 pub mod live;
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod quantised;
 pub mod recorder;
 mod sequence;
 mod setup;

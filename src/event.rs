@@ -20,7 +20,7 @@ pub use evict::{Eviction, Reason};
 pub use ids::{BlockId, Head, Layer, Position, SeqId, StepId};
 pub use run::{Has, ModelCard, RunInfo, Settings};
 pub use step::{
-    CodingError, Fed, Finish, LayerCoding, LayerTraffic, MAX_CHANNELS, Origin, PHASES, Phase, Piece, ProbeCost, Sampled, SeqStep, Stage, Step,
-    TableOps, Tier, TierUse, Tuning,
+    CodingError, Fed, Finish, LayerCoding, LayerTraffic, MAX_CHANNELS, Origin, PHASES, Phase, Piece,
+    ProbeCost, Sampled, SeqStep, Stage, Step, TableOps, Tier, TierUse, Tuning,
 };
 pub use units::Provenance;

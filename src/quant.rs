@@ -12,4 +12,4 @@
 mod codec;
 mod group;
 
-pub use codec::{CodedRows, Codec, Grouping};
+pub use codec::{Codec, CodedRows, Grouping};

@@ -9,6 +9,7 @@
 
 mod bounded;
 mod card;
+mod coding;
 mod eviction_log;
 mod hash;
 mod history;
@@ -26,13 +27,14 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use card::{HeadFate, Reader, TokenCard};
+pub use coding::{ChannelError, CodedLayer, Coding};
 pub use eviction_log::{Decision, EvictionLog};
 pub use hash::StateHash;
 pub use history::{History, StepSummary};
 pub use keyframe::KeyframeError;
 pub use latency::{Latency, PhaseHistograms, Quote};
 pub use sequence::{Pending, SeqState, Token};
-pub use summary::Summary;
+pub use summary::{CodedPart, Summary};
 pub use traffic::Traffic;
 
 use crate::event::{RunInfo, SeqId, Step, StepId, TierUse, Tuning};
@@ -94,6 +96,9 @@ pub struct State {
     pub latency: Latency,
     /// V traffic.
     pub traffic: Traffic,
+    /// Rows that went into codes, and how far off they came out. Stands behind the other fields in a keyframe.
+    #[serde(skip)]
+    pub coding: Coding,
     /// One line per step, for time axes.
     pub history: History,
     /// Who was evicted, when, why.
@@ -132,6 +137,7 @@ impl State {
         Ok(Self {
             latency: Latency::new(layers as usize),
             traffic: Traffic::new(layers as usize),
+            coding: Coding::default(),
             run,
             step: None,
             at_ns: 0,
@@ -180,6 +186,7 @@ impl State {
         self.tiers.clone_from(&step.tiers);
         self.latency.fold(step, &self.seqs);
         self.traffic.fold(step);
+        self.coding.fold(step, &self.run.model)?;
         self.tuning.extend(step.tuning.iter().map(|t| (step.step, t.clone())));
         if self.tuning.len() > MAX_TUNING {
             self.tuning.drain(..self.tuning.len() - MAX_TUNING);

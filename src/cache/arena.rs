@@ -9,7 +9,7 @@ use super::kivi::KiviStore;
 use super::pool::Part;
 use super::table::{LaneView, RowMove};
 use crate::event::BlockId;
-use crate::quant::{CodedRows, Codec};
+use crate::quant::{Codec, CodedRows};
 
 /// Pages of one kind (K or V) in one tier, `[slot][head_dim]` each.
 #[derive(Debug)]
@@ -250,7 +250,13 @@ impl Arena {
 
     /// Moves the survivors of one lane together, `blocks` being its pages as they were; they stay as they are before the
     /// page `first`. Returns the rows that had to be decoded.
-    pub(super) fn move_rows(&mut self, blocks: &[BlockId], first: usize, kept: &[usize], moves: &[RowMove]) -> u64 {
+    pub(super) fn move_rows(
+        &mut self,
+        blocks: &[BlockId],
+        first: usize,
+        kept: &[usize],
+        moves: &[RowMove],
+    ) -> u64 {
         match self {
             Self::F32(store) => store.move_rows(blocks, moves),
             Self::F16(store) => store.move_rows(blocks, moves),

@@ -51,7 +51,9 @@ pub enum KvDtype {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DtypeError {
     /// Keys are grouped by page.
-    #[error("{dtype} pages with blocks of {block_size} slots: a page is one group of keys, use --block-size 32")]
+    #[error(
+        "{dtype} pages with blocks of {block_size} slots: a page is one group of keys, use --block-size 32"
+    )]
     BlockSize {
         /// Page type.
         dtype: KvDtype,
@@ -164,7 +166,9 @@ impl fmt::Display for KvDtype {
 }
 
 impl FromStr for KvDtype {
+    /// What to use instead.
     type Err = String;
+
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, residual) = match text.split_once(':') {
             Some((name, params)) => (name, Some(params)),
@@ -173,7 +177,7 @@ impl FromStr for KvDtype {
         let kivi = |bits| match residual.map(|params| params.strip_prefix("residual=").map(str::parse)) {
             None => Ok(Self::Kivi { bits, residual: KIVI_GROUP as u32 }),
             Some(Some(Ok(residual))) => Ok(Self::Kivi { bits, residual }),
-            _ => Err(format!("KV page type '{text}': the one parameter is residual=TOKENS, a multiple of 32")),
+            _ => Err("the one parameter is residual=TOKENS, a multiple of 32".to_owned()),
         };
         match (name, residual) {
             ("f32", None) => Ok(Self::F32),
@@ -181,9 +185,7 @@ impl FromStr for KvDtype {
             ("int8", None) => Ok(Self::Int8),
             ("int4", _) => kivi(4),
             ("int2", _) => kivi(2),
-            _ => Err(format!(
-                "KV page type '{text}': use f32, f16, int8, int4 or int2 (the last two with :residual=TOKENS if you like)"
-            )),
+            _ => Err("use f32, f16, int8, int4 or int2 (the last two also with :residual=TOKENS)".to_owned()),
         }
     }
 }

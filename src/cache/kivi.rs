@@ -5,7 +5,7 @@
 
 use super::table::LaneView;
 use crate::event::BlockId;
-use crate::quant::{CodedRows, Codec, Grouping};
+use crate::quant::{Codec, CodedRows, Grouping};
 
 /// Pages of one kind (K or V) in one tier.
 #[derive(Debug)]

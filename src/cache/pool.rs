@@ -111,7 +111,12 @@ impl Pool {
             in_use: 0,
             metas: Vec::new(),
             holders: Vec::new(),
-            counts: [Count { blocks: 0, filled: 0, live: 0, coded: [Coded { rows: 0, filled: 0, live: 0 }; 2] }; 2],
+            counts: [Count {
+                blocks: 0,
+                filled: 0,
+                live: 0,
+                coded: [Coded { rows: 0, filled: 0, live: 0 }; 2],
+            }; 2],
         }
     }
 

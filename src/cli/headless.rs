@@ -12,7 +12,7 @@ use super::setup::{self, Setup};
 use super::{Failure, json, output, remark};
 use crate::engine::{Engine, Feed, Recorded, Recorder};
 use crate::event::{Origin, SeqStep, Step};
-use crate::state::{State, Summary};
+use crate::state::{CodedPart, State, Summary};
 use crate::ui::number;
 use crate::ui::text;
 use crate::ui::theme::Symbols;
@@ -228,6 +228,19 @@ fn facts(s: &Summary) -> Vec<String> {
         })
         .collect();
     lines.push(format!("cache (measured): {}", tiers.join(", ")));
+    if let Some(coding) = &s.coding {
+        let percent = |part: &CodedPart| {
+            part.relative_error.map_or_else(|| "-".into(), |e| format!("{:.2} %", e * 100.0))
+        };
+        lines.push(format!(
+            "{} pages: relative error of keys {}, of values {} (measured, {} and {} rows in codes)",
+            coding.kv_dtype,
+            percent(&coding.k),
+            percent(&coding.v),
+            coding.k.rows,
+            coding.v.rows
+        ));
+    }
     if let Some(dropped) = s.mass_dropped {
         lines.push(format!(
             "read set: {} pulled from the host (measured), {:.2} % of the attention mass not read in the last step (derived)",

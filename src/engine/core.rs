@@ -270,9 +270,7 @@ impl Engine {
     /// Prefixes are shared where nothing of a page depends on more than its tokens, no policy needs the attention that
     /// the skipped queries would have paid, and no page goes into codes.
     fn shares_prefixes(&self) -> bool {
-        self.sequences.len() > 1
-            && !self.policy.needs().attention()
-            && !self.cache.config().dtype.is_coded()
+        self.sequences.len() > 1 && !self.policy.needs().attention() && !self.cache.config().dtype.is_coded()
     }
 
     /// With a shared prompt, the first sequence computes it and the others adopt its pages.

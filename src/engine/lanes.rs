@@ -5,7 +5,7 @@ use half::f16;
 use crate::attention::{self, HeadLane, Rope, Rows};
 use crate::cache::{self, Cache, LaneView};
 use crate::event::{Head, Layer, SeqId};
-use crate::quant::{CodedRows, Codec};
+use crate::quant::{Codec, CodedRows};
 
 /// Pages of one KV head in table order.
 enum PageSlices<'a> {

@@ -176,8 +176,14 @@ fn levels() -> impl Strategy<Value = ScoreLevel> {
 
 /// A case under the full cache, one sequence, greedy.
 fn cases() -> impl Strategy<Value = Case> {
-    let settings =
-        (1..=16u32, 1..=32u32, select(vec!["f32", "f16", "int8"]), 1..=28u32, levels(), select(vec![0.1, 0.4, 1.0]));
+    let settings = (
+        1..=16u32,
+        1..=32u32,
+        select(vec!["f32", "f16", "int8"]),
+        1..=28u32,
+        levels(),
+        select(vec![0.1, 0.4, 1.0]),
+    );
     (shapes(), any::<u64>(), prompts(), settings).prop_map(|(config, weights, (prompt, compress), s)| Case {
         config,
         weights,
@@ -203,7 +209,8 @@ fn wild_cases() -> impl Strategy<Value = Case> {
     let read = prop_oneof![2 => Just(String::new()), 1 => reads()];
     let sampler = (1..=3u32, select(vec![0.0, 0.8]), any::<u64>());
     let tunes = prop::collection::vec((0..24u64, 0..TUNES.len()), 0..5);
-    let kivi = prop_oneof![3 => Just(None), 1 => select(vec!["int2", "int4", "int4:residual=64"]).prop_map(Some)];
+    let kivi =
+        prop_oneof![3 => Just(None), 1 => select(vec!["int2", "int4", "int4:residual=64"]).prop_map(Some)];
     (cases(), policy, read, sampler, tunes, kivi).prop_map(
         |(case, policy, read, (batch, temperature, seed), tunes, kivi)| {
             let mut case = case.with(|s| {

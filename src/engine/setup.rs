@@ -103,7 +103,9 @@ impl Plan {
 
 /// The page type asked for, if it goes with blocks, model and policy.
 fn page_type(settings: &Settings, card: &ModelCard, policy: &Policy) -> Result<KvDtype, EngineError> {
-    let dtype: KvDtype = settings.kv_dtype.parse().map_err(|why| EngineError::Setting(format!("--kv-dtype: {why}")))?;
+    let spelled = &settings.kv_dtype;
+    let dtype: KvDtype =
+        spelled.parse().map_err(|why| EngineError::Setting(format!("--kv-dtype {spelled}: {why}")))?;
     dtype.check(settings.block_size, card.head_dim as usize).map_err(CacheError::from)?;
     if let (KvDtype::Kivi { .. }, Rope::Pre) = (dtype, policy.rope()) {
         return refuse(format!(

@@ -367,7 +367,13 @@ pub struct CodingError {
 impl CodingError {
     /// Root of squared error over squares: 0 for no error, 1 when as much was lost as was there. `None` when nothing was.
     pub fn relative(&self) -> Option<f64> {
-        (self.squares > 0.0).then(|| (self.squared_error / self.squares).sqrt())
+        Some((self.squared_error / self.squares).sqrt()).filter(|share| share.is_finite())
+    }
+
+    /// Squared error per element, for rows of `head_dim` elements. `None` without rows.
+    pub fn mean_squared(&self, head_dim: u32) -> Option<f64> {
+        let elements = self.rows as f64 * f64::from(head_dim);
+        Some(self.squared_error / elements).filter(|mean| mean.is_finite())
     }
 
     /// These rows and others.

@@ -31,8 +31,12 @@ impl Codec {
     pub fn new(bits: usize, grouping: Grouping, row: usize) -> Self {
         assert!(matches!(bits, 2 | 4 | 8) && (row * bits).is_multiple_of(8), "rows fill whole bytes");
         match grouping {
-            Grouping::Token(channels) => assert!(channels > 0 && row.is_multiple_of(channels), "whole groups"),
-            Grouping::Channel(tokens) => assert!(tokens > 0 && (row * 4).is_multiple_of(tokens), "an even share"),
+            Grouping::Token(channels) => {
+                assert!(channels > 0 && row.is_multiple_of(channels), "whole groups");
+            }
+            Grouping::Channel(tokens) => {
+                assert!(tokens > 0 && (row * 4).is_multiple_of(tokens), "an even share");
+            }
         }
         Self { bits, grouping, row }
     }
@@ -243,7 +247,9 @@ impl<'a> CodedRows<'a> {
         let bytes = self.codec.row_bytes();
         coded.extend_from_slice(&self.coded[self.first.min(codes) * bytes..end.min(codes) * bytes]);
         let exact_rows = self.first.saturating_sub(codes)..end.saturating_sub(codes);
-        exact.extend_from_slice(&self.exact[exact_rows.start * self.codec.row..exact_rows.end * self.codec.row]);
+        exact.extend_from_slice(
+            &self.exact[exact_rows.start * self.codec.row..exact_rows.end * self.codec.row],
+        );
     }
 
     /// The values, `[row][element]`.

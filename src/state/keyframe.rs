@@ -33,7 +33,12 @@ pub enum KeyframeError {
 impl State {
     /// This state as bytes. [`RunInfo`] is not in it.
     pub fn keyframe(&self) -> Vec<u8> {
-        postcard::to_extend(self, vec![VERSION]).expect("every field is serialisable")
+        let bytes = postcard::to_extend(self, vec![VERSION]).expect("every field is serialisable");
+        if self.coding.layers.is_empty() {
+            return bytes;
+        }
+        // Behind the rest, so that recordings without codes keep their version.
+        postcard::to_extend(&self.coding, bytes).expect("every field is serialisable")
     }
 
     /// The state a keyframe holds; equal to the one it was made from.
@@ -43,8 +48,11 @@ impl State {
             return Err(KeyframeError::Version(version));
         }
         let blank = Self::new(run)?;
-        let mut state: Self =
-            postcard::from_bytes(body).map_err(|e| KeyframeError::Damaged(e.to_string()))?;
+        let damaged = |e: postcard::Error| KeyframeError::Damaged(e.to_string());
+        let (mut state, rest): (Self, _) = postcard::take_from_bytes(body).map_err(damaged)?;
+        if !rest.is_empty() {
+            state.coding = postcard::from_bytes(rest).map_err(damaged)?;
+        }
         state.run = blank.run;
         state.check()?;
         Ok(state)
@@ -77,6 +85,9 @@ impl State {
         }
         if self.traffic.last.len() != layers || self.traffic.total.len() != layers {
             return Err(wrong("traffic columns"));
+        }
+        if !self.coding.is_sound(layers) {
+            return Err(wrong("rows in codes"));
         }
         if self.tuning.len() > MAX_TUNING || !self.history.is_sound(self.step) {
             return Err(wrong("histories"));

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Quote, State};
-use crate::event::{Origin, Phase, SeqId, Tier};
+use super::{ChannelError, Quote, State};
+use crate::event::{CodingError, Origin, Phase, SeqId, Tier};
 
 /// What `run --headless --json` and `replay --headless --format json` end with. Times are engine time in ns.
 #[derive(Clone, Debug, Serialize)]
@@ -38,6 +38,9 @@ pub struct Summary {
     pub resident_bytes: BTreeMap<&'static str, TierBytes>,
     /// Measured.
     pub traffic_bytes: TrafficBytes,
+    /// What putting rows into codes cost; absent where none did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coding: Option<CodingSummary>,
     /// Derived: mean attention mass not read in the last step; null without a read set.
     pub mass_dropped: Option<f32>,
     /// Victims of all decisions (measured).
@@ -69,6 +72,56 @@ pub struct TierBytes {
     pub unfilled: u64,
     /// Second copies.
     pub copies: u64,
+}
+
+/// K channels named per layer.
+const WORST_CHANNELS: usize = 4;
+
+/// Reconstruction error of rows in codes, against their exact values when they went (measured).
+#[derive(Clone, Debug, Serialize)]
+pub struct CodingSummary {
+    /// Page type.
+    pub kv_dtype: String,
+    /// Keys, all layers.
+    pub k: CodedPart,
+    /// Values, all layers.
+    pub v: CodedPart,
+    /// By layer.
+    pub layers: Vec<CodingLayerSummary>,
+}
+
+/// Rows of K or V.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct CodedPart {
+    /// Rows of one KV head and one token.
+    pub rows: u64,
+    /// Per element; null without rows.
+    pub mean_squared_error: Option<f64>,
+    /// Root of the squared error over the squares of the exact values.
+    pub relative_error: Option<f64>,
+}
+
+/// One layer's.
+#[derive(Clone, Debug, Serialize)]
+pub struct CodingLayerSummary {
+    /// Keys.
+    pub k: CodedPart,
+    /// Values.
+    pub v: CodedPart,
+    /// K rows that compaction decoded, most of which went into codes again.
+    pub recoded_rows: u64,
+    /// The channels of largest relative error.
+    pub worst_k_channels: Vec<ChannelError>,
+}
+
+impl CodedPart {
+    fn of(error: &CodingError, head_dim: u32) -> Self {
+        Self {
+            rows: error.rows,
+            mean_squared_error: error.mean_squared(head_dim),
+            relative_error: error.relative(),
+        }
+    }
 }
 
 /// Bytes moved between tiers since the run began.
@@ -144,6 +197,7 @@ impl State {
                 })
                 .collect(),
             traffic_bytes: TrafficBytes { host_to_device: moved.h2d_bytes, device_to_host: moved.d2h_bytes },
+            coding: self.coding_summary(),
             mass_dropped: self.mass_dropped(),
             victims: self.evictions.total_victims(),
             latency_ns: Latencies {
@@ -159,5 +213,22 @@ impl State {
             gap_steps: self.gap_steps,
             state_hash: self.hash.to_string(),
         }
+    }
+
+    fn coding_summary(&self) -> Option<CodingSummary> {
+        let head_dim = self.run.model.head_dim;
+        let (k, v) = self.coding.sum();
+        let layers = self.coding.layers.iter().map(|layer| CodingLayerSummary {
+            k: CodedPart::of(&layer.k, head_dim),
+            v: CodedPart::of(&layer.v, head_dim),
+            recoded_rows: layer.recoded_rows,
+            worst_k_channels: layer.worst_channels(WORST_CHANNELS, head_dim),
+        });
+        (k.rows + v.rows > 0).then(|| CodingSummary {
+            kv_dtype: self.run.settings.kv_dtype.clone(),
+            k: CodedPart::of(&k, head_dim),
+            v: CodedPart::of(&v, head_dim),
+            layers: layers.collect(),
+        })
     }
 }

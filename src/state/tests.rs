@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::event::step::tests::plain_step;
 use crate::event::{
-    AttentionGroup, AttentionMap, Cells, Eviction, Fed, Finish, HeadRow, LayerTraffic, ModelCard, Origin,
-    Phase, Position, Reason, Sampled, ScoreLevel, Stage, TableOps, Tier, attention, evict::recorded_score,
+    AttentionGroup, AttentionMap, Cells, CodingError, Eviction, Fed, Finish, HeadRow, LayerCoding,
+    LayerTraffic, ModelCard, Origin, Phase, Position, Reason, Sampled, ScoreLevel, Stage, TableOps, Tier,
+    attention, evict::recorded_score,
 };
 
 /// A run of one layer and one head, blocks of 16: what [`plain_step`] belongs to.
@@ -310,6 +311,40 @@ fn a_keyframe_is_the_state_and_of_one_version() {
     let mut deeper = (*run()).clone();
     deeper.model.layers = 2;
     assert!(matches!(State::from_keyframe(Arc::new(deeper), &bytes), Err(KeyframeError::Shape(_))));
+}
+
+#[test]
+fn errors_of_codes_add_up_and_travel_behind_a_keyframe() {
+    let mut state = eventful();
+    assert_eq!(state.summary().coding.map(|c| c.layers.len()), None);
+    let coded = |rows, squared_error, k_channels| LayerCoding {
+        layer: 0,
+        k: CodingError { rows, squared_error, squares: 4.0 },
+        recoded_rows: 1,
+        k_channels,
+        ..LayerCoding::default()
+    };
+    for (id, coding) in [(10, coded(2, 0.5, vec![200, 250])), (11, coded(1, 1.5, Vec::new()))] {
+        let mut next = plain_step(id);
+        next.seqs[0].resident[0] = id as u32 - 1;
+        next.coding = vec![coding];
+        state.fold(&next).unwrap();
+    }
+    let layer = &state.coding.layers[0];
+    assert_eq!((layer.k.rows, layer.k.relative(), layer.recoded_rows), (3, Some(0.5), 2));
+    assert_eq!(layer.v.relative(), None);
+    let worst = layer.worst_channels(1, 2);
+    assert_eq!((worst.len(), worst[0].channel, worst[0].relative), (1, 1, attention::dequantise(250)));
+    let bytes = state.keyframe();
+    assert_eq!(State::from_keyframe(run(), &bytes).unwrap(), state);
+    survive(&bytes[..bytes.len() - 1]);
+    let mut wild = state.clone();
+    wild.coding.layers.push(CodedLayer::default());
+    assert!(matches!(State::from_keyframe(run(), &wild.keyframe()), Err(KeyframeError::Shape(_))));
+    let mut bad = plain_step(12);
+    bad.seqs[0].resident[0] = 11;
+    bad.coding = vec![LayerCoding { layer: 1, ..LayerCoding::default() }];
+    assert!(state.fold(&bad).is_err());
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use super::wire::CodecError;
-use crate::event::{LayerTraffic, RunInfo, SeqStep, Step, StepId, TierUse};
+use crate::event::{LayerCoding, LayerTraffic, MAX_CHANNELS, RunInfo, SeqStep, Step, StepId, TierUse};
 
 /// Uncompressed bytes of a chunk.
 pub const MAX_CHUNK_BYTES: u64 = 64 << 20;
@@ -85,6 +85,15 @@ impl Shape {
         if step.traffic.iter().any(|t| u32::from(t.layer) >= self.layers) {
             return Err("it moves bytes of a layer that the model has not".into());
         }
+        let codes = |c: &LayerCoding| {
+            let errors = [c.k.squared_error, c.k.squares, c.v.squared_error, c.v.squares];
+            u32::from(c.layer) < self.layers
+                && c.k_channels.len() <= MAX_CHANNELS
+                && errors.into_iter().all(|e| e.is_finite() && e >= 0.0)
+        };
+        if !step.coding.iter().all(codes) {
+            return Err("its rows in codes are not those of this model, or their errors no numbers".into());
+        }
         let mut seen = HashSet::new();
         for seq in &step.seqs {
             if seq.seq >= MAX_SEQS || !seen.insert(seq.seq) {
@@ -139,6 +148,7 @@ fn quantities(step: &Step) -> impl Iterator<Item = u64> + '_ {
         .chain(step.layer_ns.iter().flatten().copied())
         .chain(step.tiers.iter().flat_map(of_tier))
         .chain(step.traffic.iter().flat_map(of_traffic))
+        .chain(step.coding.iter().flat_map(|c| [c.k.rows, c.v.rows, c.recoded_rows]))
 }
 
 #[cfg(test)]
@@ -162,6 +172,10 @@ mod tests {
         refuses(&|s| s.layer_ns[0][0] = u64::MAX);
         refuses(&|s| s.tiers[0].live_bytes = u64::MAX);
         refuses(&|s| s.traffic[0].layer = 2);
+        refuses(&|s| s.coding[0].layer = 2);
+        refuses(&|s| s.coding[0].k.rows = u64::MAX);
+        refuses(&|s| s.coding[0].v.squares = -1.0);
+        refuses(&|s| s.coding[0].k_channels = vec![0; MAX_CHANNELS + 1]);
         refuses(&|s| s.seqs.push(s.seqs[0].clone()));
         refuses(&|s| s.seqs[0].seq = MAX_SEQS);
         refuses(&|s| s.seqs[0].first = u32::MAX);

@@ -57,7 +57,14 @@ fn numbers_that_cannot_be() {
     refused(&["--temperature", "NaN"], &["--temperature NaN"]);
     refused(&["--top-p", "0"], &["--top-p 0"]);
     refused(&["--compact", "0"], &["--compact 0"]);
-    refused(&["--kv-dtype", "int3"], &["--kv-dtype int3", "f16"]);
+    refused(&["--kv-dtype", "int3"], &["--kv-dtype int3", "f16", "int4"]);
+    refused(&["--kv-dtype", "int4", "--block-size", "16"], &["int4", "16 slots", "--block-size 32"]);
+    refused(&["--kv-dtype", "int2:residual=48"], &["int2:residual=48", "multiple of the group"]);
+    refused(&["--kv-dtype", "int4:window=3"], &["int4:window=3", "residual"]);
+    refused(
+        &["--kv-dtype", "int4", "--policy", "streaming:budget=32,reposition=true"],
+        &["int4", "streaming"],
+    );
     refused(&["--device", "cuda"], &["--device cuda", "cpu"]);
     refused(&["--compress", "context"], &["--compress context", "--question"]);
     refused(&["--compress", "nonsense"], &["--compress nonsense", "context or prompt"]);

@@ -53,13 +53,31 @@ fn every_line_is_a_step_until_the_summary() {
 }
 
 #[test]
+fn pages_in_codes_say_how_far_off_they_are() {
+    assert!(short_run(&[]).summary().get("coding").is_none());
+    let ran = short_run(&["--kv-dtype", "int2", "--policy", "full"]);
+    let coding = ran.summary()["coding"].clone();
+    assert_eq!(coding["kv_dtype"], "int2");
+    for part in ["k", "v"] {
+        let error = coding[part]["relative_error"].as_f64().unwrap();
+        assert!(error > 0.01 && error < 1.0 && coding[part]["mean_squared_error"].as_f64().unwrap() > 0.0);
+    }
+    let layers = coding["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 4);
+    assert!(layers.iter().all(|layer| layer["worst_k_channels"].as_array().unwrap().len() == 4));
+}
+
+#[test]
 fn a_replay_prints_the_very_same_lines() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("run.mcap");
     let file = file.to_str().unwrap();
-    for more in
-        [&[][..], &["--policy", "full", "--kcache", "n=8,l=1"], &["--batch", "2", "--scores", "top:4"]]
-    {
+    for more in [
+        &[][..],
+        &["--policy", "full", "--kcache", "n=8,l=1"],
+        &["--batch", "2", "--scores", "top:4"],
+        &["--kv-dtype", "int2"],
+    ] {
         // A flag given twice is refused: the policy of the short run gives way.
         let live = if more.contains(&"--policy") {
             let args =

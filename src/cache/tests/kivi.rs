@@ -181,7 +181,7 @@ impl Run {
     fn value(&mut self) -> f32 {
         self.rng = self.rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let x = ((self.rng >> 40) as f32 / (1u32 << 23) as f32 - 1.0) * 3.0;
-        if self.rng >> 33 & 15 == 0 { x * 40.0 } else { x }
+        if (self.rng >> 33).is_multiple_of(16) { x * 40.0 } else { x }
     }
 
     fn append(&mut self, n: usize) {
@@ -208,10 +208,13 @@ impl Run {
 
     fn evict(&mut self, act: &Act) {
         let chosen = |head: usize| {
-            let live: Vec<Position> = self.cache.table(0, 0).resident_ranges(head as Head).flatten().collect();
+            let live: Vec<Position> =
+                self.cache.table(0, 0).resident_ranges(head as Head).flatten().collect();
             let tail = live.len() - act.tail.min(live.len());
             let every = act.victims[head];
-            let is = |i: usize| i >= tail || every.is_some_and(|(start, n)| i >= start && (i - start) % n == 0);
+            let is = |i: usize| {
+                i >= tail || every.is_some_and(|(start, n)| i >= start && (i - start).is_multiple_of(n))
+            };
             live.iter().enumerate().filter(|&(i, _)| is(i)).map(|(_, &p)| p).collect::<Vec<_>>()
         };
         let mut sets = [chosen(0), chosen(1)];

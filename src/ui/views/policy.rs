@@ -1,5 +1,7 @@
 //! The rule: what it is, where it comes from, its parameters, its budget against what is resident, its last decisions.
 
+mod pages;
+
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
@@ -52,6 +54,7 @@ fn facts_pane(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
             .newline();
         rule(&mut pen, read.spec());
     }
+    pages::render(&mut pen, scene);
 }
 
 fn rule(pen: &mut Pen<'_, '_>, spec: &Spec) {

@@ -6,8 +6,8 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
 use crate::app::App;
-use crate::event::{Cells, RunInfo, ScoreLevel, Settings, attention};
-use crate::state::{EvictionLog, SeqState, State, Traffic};
+use crate::event::{Cells, CodingError, RunInfo, ScoreLevel, Settings, attention};
+use crate::state::{CodedLayer, EvictionLog, SeqState, State, Traffic};
 use crate::ui::draw::render;
 use crate::ui::draw::samples::{STEPS, app, press};
 use crate::ui::export::{styled_dump, text};
@@ -144,4 +144,31 @@ fn forgotten_decisions_are_counted() {
     state.evictions = serde_json::from_value(log).unwrap();
     press(&mut app, "4");
     assert!(words(&app, 130, 30).contains("7 older decisions forgotten"));
+}
+
+#[test]
+fn pages_in_codes_show_their_errors_by_layer_and_channel() {
+    let mut app = app(STEPS);
+    press(&mut app, "9");
+    let plain = words(&app, 120, 60);
+    assert!(!plain.contains("values are altered"), "{plain}");
+    settings(&mut app, |s| {
+        s.kv_dtype = "int2:residual=64".into();
+        s.read = String::new();
+    });
+    assert!(words(&app, 120, 60).contains("no row is in codes yet"));
+    let error = |squared_error| CodingError { rows: 8, squared_error, squares: 1.0 };
+    let layer = |k, cells: [u8; 2]| CodedLayer {
+        k: error(k),
+        v: error(0.04),
+        k_channels: cells.to_vec(),
+        ..CodedLayer::default()
+    };
+    state(&mut app).coding.layers = vec![layer(0.01, [255, 239]), layer(0.09, [0, 223])];
+    let shown = words(&app, 120, 60);
+    assert!(shown.contains("int2:residual=64 pages") && shown.contains("KIVI"), "{shown}");
+    for figures in ["10.0%", "20.0%", "30.0%"] {
+        assert!(shown.contains(figures), "{figures}: {shown}");
+    }
+    assert!(shown.contains("█▅") && shown.contains("▁▃"), "{shown}");
 }
