@@ -127,7 +127,7 @@ impl<'a, T> PageList<'a, T> {
     }
 }
 
-const HELD: &str = "a block in a table has its page";
+pub(super) const HELD: &str = "a block in a table has its page";
 
 impl<T: Copy + Default> Store<T> {
     const fn new(row: usize, width: usize) -> Self {

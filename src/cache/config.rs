@@ -38,7 +38,9 @@ pub enum KvDtype {
     /// into codes as they are written, so attention within a prefill chunk reads codes too.
     Int8,
     /// 4 or 2 bits as KIVI has them (arXiv 2402.02750): K per channel with the page as the group, V per token in groups
-    /// of [`KIVI_GROUP`] channels; the newest rows stay exact (f32) until [`Cache::quantise`](super::Cache::quantise).
+    /// of [`KIVI_GROUP`] channels; the newest rows stay exact (f32) until [`Cache::quantise`](super::Cache::quantise). A
+    /// prefill chunk reads its own rows exactly, and earlier chunks as they lie in the pages: KIVI's prompt in one piece is
+    /// a chunk as long as the prompt. Both window and codes of V have the layer's home.
     Kivi {
         /// Bits per code: 4 or 2.
         bits: u8,

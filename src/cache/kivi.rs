@@ -3,6 +3,7 @@
 //! A page's leading rows are in codes and the others exact, and a lane's coded rows come before its exact ones. Both parts
 //! are as long as what they hold, so a page takes the bytes that are counted for it.
 
+use super::arena::HELD;
 use super::table::LaneView;
 use crate::event::BlockId;
 use crate::quant::{Codec, CodedRows, Grouping};
@@ -23,8 +24,6 @@ struct Page {
     coded: Box<[u8]>,
     exact: Box<[f32]>,
 }
-
-const HELD: &str = "a block in a table has its page";
 
 impl KiviStore {
     pub(super) const fn new(codec: Codec, row: usize, width: usize) -> Self {

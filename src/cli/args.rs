@@ -117,7 +117,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "n=N,l=L")]
     pub(crate) kcache: Option<String>,
     /// Type of the cache's pages: f32, f16, int8 (a scale per row), int4 or int2 (KIVI: keys per channel, values per
-    /// token, the newest tokens exact). The exact window of the last two: int4:residual=128; default 32 tokens.
+    /// token, the newest tokens exact). The exact window of the last two: int4:residual=128; default 32 tokens. A chunk
+    /// of the prompt reads itself exactly, earlier chunks as they lie.
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub(crate) kv_dtype: String,
     /// Slots per block. Default: 16; 32 with int4 and int2, which need it.

@@ -561,8 +561,10 @@ proptest! {
 
     #[test]
     fn sequences_that_share_a_prefix_say_what_one_alone_says(case in cases(), batch in 2..=3u32, read in reads()) {
-        /// Products of more rows round in another order; where two tokens are that near, either may be drawn.
-        const NEAR: f32 = 1e-3;
+        // Products of more rows round in another order; where two tokens are that near, either may be drawn. Codes make
+        // a whole step of such a difference where it falls on an edge between two.
+        let coded = case.settings.kv_dtype == "int8";
+        let near = if coded { 0.05 } else { 1e-3 };
         let alone = case.said();
         let case = case.with(|s| s.batch = batch);
         let together = case.said();
@@ -570,16 +572,16 @@ proptest! {
             let said: Vec<_> = together.iter().filter(|s| s.seq == seq).collect();
             prop_assert_eq!(said.len(), alone.len());
             for (a, b) in alone.iter().zip(said) {
-                if f32::from_bits(a.margin_bits) < NEAR {
+                if f32::from_bits(a.margin_bits) < near {
                     break;
                 }
                 prop_assert_eq!(a.id, b.id);
             }
         }
-        // The first shares whole blocks of what is compressed, all but the last token of it.
+        // The first shares whole blocks of what is compressed, all but the last token of it; none where they are codes.
         let engine = case.engine();
         let width = case.settings.block_size as usize;
-        let shared = (engine.prompt.len() - 1).min(engine.context_len) / width;
+        let shared = if coded { 0 } else { (engine.prompt.len() - 1).min(engine.context_len) / width };
         for case in [case.clone(), case.with(|s| s.read = read)] {
             let mut adopted = vec![0; batch as usize];
             case.run(|engine, step| {

@@ -2,6 +2,9 @@
 
 use super::group::{Affine, f16s};
 
+/// Channels whose scales are at hand at a time.
+const STRIP: usize = 32;
+
 /// Which elements share a scale and a zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grouping {
@@ -163,13 +166,21 @@ impl Codec {
             }
             Grouping::Channel(tokens) => {
                 let (codes, shared) = coded.split_at(tokens * self.code_bytes());
-                let shared: Vec<f32> = f16s(shared).collect();
-                let (scales, zeros) = shared.split_at(self.row);
+                let (scales, zeros) = shared.split_at(shared.len() / 2);
                 let each = codes.chunks_exact(self.code_bytes()).skip(first);
                 for (row, codes) in out.chunks_exact_mut(self.row).zip(each) {
                     self.unpack(codes, row);
-                    for ((x, scale), zero) in row.iter_mut().zip(scales).zip(zeros) {
-                        *x = *x * scale + zero;
+                }
+                // A strip of channels at a time: its scales and zeros stay in registers while the rows go by.
+                let strips = scales.chunks(2 * STRIP).zip(zeros.chunks(2 * STRIP)).enumerate();
+                for (strip, (scales, zeros)) in strips {
+                    let (mut scale, mut zero) = ([0.0; STRIP], [0.0; STRIP]);
+                    scale.iter_mut().zip(f16s(scales)).for_each(|(to, x)| *to = x);
+                    zero.iter_mut().zip(f16s(zeros)).for_each(|(to, x)| *to = x);
+                    for row in out.chunks_exact_mut(self.row) {
+                        for ((x, scale), zero) in row[strip * STRIP..].iter_mut().zip(&scale).zip(&zero) {
+                            *x = *x * scale + zero;
+                        }
                     }
                 }
             }
