@@ -55,8 +55,10 @@ fn every_line_is_a_step_until_the_summary() {
 #[test]
 fn pages_in_codes_say_how_far_off_they_are() {
     assert!(short_run(&[]).summary().get("coding").is_none());
-    let ran = short_run(&["--kv-dtype", "int2", "--policy", "full"]);
-    let coding = ran.summary()["coding"].clone();
+    let prompt = crate::program::PROMPT;
+    let args =
+        ["run", "--headless", "--json", "--prompt", prompt, "--max-tokens", "12", "--kv-dtype", "int2"];
+    let coding = run(args).ok().summary()["coding"].clone();
     assert_eq!(coding["kv_dtype"], "int2");
     for part in ["k", "v"] {
         let error = coding[part]["relative_error"].as_f64().unwrap();
