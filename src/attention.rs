@@ -59,6 +59,13 @@ pub struct Wants {
     pub last_row: bool,
 }
 
+/// Takes the rows of a prefill while they are at hand: one sink per KV head, each called from one thread.
+pub trait RowSink: Send {
+    /// The row of the query at a position: the mean over the group's query heads, one probability per slot up to the
+    /// last that the query sees, 0 at holes. Queries come in order.
+    fn row(&mut self, query: Position, row: &[f32]);
+}
+
 /// Where the time of a prefill went (measured), added up over the KV heads: with several threads it exceeds the wall
 /// clock, so a caller uses it to split the time that it clocked itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,7 +74,7 @@ pub struct PrefillTime {
     pub score_ns: u64,
     /// Probabilities times values.
     pub weighted_sum_ns: u64,
-    /// Column sums and the copy of the last row: what was asked for by [`Wants`].
+    /// Column sums, the copy of the last row and the sinks: what was asked for.
     pub probe_ns: u64,
 }
 
@@ -100,11 +107,13 @@ pub trait Attention: Send {
     fn weighted_sum_selected(&mut self, values: &[Rows<'_>], out: &mut [f32]);
 
     /// A chunk of queries against lanes that already hold the chunk's own rows. `out` is `[token][head][head_dim]`.
+    /// `sinks` are one per KV head, or none where nobody asks for rows.
     fn prefill(
         &mut self,
         queries: Queries<'_>,
         lanes: &[HeadLane<'_>],
         wants: Wants,
+        sinks: &mut [&mut dyn RowSink],
         out: &mut [f32],
     ) -> PrefillTime;
 

@@ -7,6 +7,7 @@
 //! * [`Told`] is how a model took a text that it was made to say ([`Engine::teach`]).
 //! * [`recorder`] is a listener that writes a file.
 
+mod accumulate;
 mod core;
 mod decide;
 mod error;

@@ -9,6 +9,7 @@
 //! This room imports nothing of ours.
 
 pub mod attention;
+pub mod crush;
 pub mod evict;
 pub mod ids;
 pub mod run;
@@ -16,6 +17,7 @@ pub mod step;
 pub mod units;
 
 pub use attention::{AttentionGroup, AttentionMap, Cells, HeadRow, ScoreLevel};
+pub use crush::Crush;
 pub use evict::{Eviction, Reason};
 pub use ids::{BlockId, Head, Layer, Position, SeqId, StepId};
 pub use run::{Has, ModelCard, RunInfo, Settings};

@@ -2,11 +2,13 @@
 //!
 //! A policy is *declared*: the [accumulators](Needs) it needs, a score over them, a [selection](select) rule, its
 //! [parameters](Param) and when it acts. The engine keeps the accumulators, tells the policy the [`Moment`], and carries
-//! out the [`Verdict`]s. The same code runs live, in what-if and in tests, and it is deterministic given its inputs.
+//! out the [`Verdict`]s. The same code runs live, in what-if and in tests, and it is deterministic given its inputs and
+//! the moment's seed.
 //!
 //! Every rule is one file, which begins with its source and what differs from it, and one line of [`REGISTRY`]; command
 //! line, tuner and help are driven by that table. An *evictor* ([`Policy`]) loses state; a *read set* ([`ReadSet`]) loses
-//! nothing but does not read some rows in a step. The two are never mixed.
+//! nothing but does not read some rows in a step. The two are never mixed. A *wrapper* stands behind an evictor that
+//! scores tokens and changes its [`Plan`]: `h2o:budget=25%+adakv`.
 //!
 //! ```
 //! use kvista::policy::{Policy, parse_policy};
@@ -24,38 +26,48 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::event::evict::recorded_score;
-use crate::event::{Eviction, Head, Layer, Position, Reason, StepId};
+use crate::event::{Crush, Eviction, Head, Layer, Position, Reason};
 
 pub mod accumulate;
+pub mod inputs;
 pub mod param;
+pub mod plan;
 pub mod read;
 pub mod registry;
 pub mod select;
 pub mod spec;
 
+mod noise;
+
+mod adakv;
+mod buzz;
+mod crush;
+mod expected;
+mod fastgen;
 mod full;
 mod h2o;
 mod kcache;
+mod keydiff;
+mod keyformer;
+mod knorm;
+mod lm_infinite;
+mod nacl;
+mod pyramidkv;
+mod random;
+mod roco;
+mod scissorhands;
+mod snapkv;
 mod streaming;
 mod tova;
 
-pub use accumulate::{Accumulators, Needs};
+pub use accumulate::{Accumulators, Needs, QueryMoments, Site};
+pub use inputs::{HeadInputs, Moment, TokenClass, When};
 pub use kcache::Kcache;
 pub use param::{Budget, Param, ParamKind, Value};
+pub use plan::Plan;
 pub use read::{ReadRule, ReadSet, parse_read};
 pub use registry::{Entry, Evidence, Granularity, Kind, REGISTRY};
 pub use spec::{Change, Spec, SpecError};
-
-/// The point of a run at which a policy may act.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum When {
-    /// A chunk was fed that does not end the compressed span: one inside it, or one after it (the question).
-    Chunk,
-    /// The last chunk of the compressed span (the prompt, or its context part) was fed.
-    EndOfPrompt,
-    /// A generated token was fed.
-    Token,
-}
 
 /// How keys must be stored for a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,30 +78,20 @@ pub enum Rope {
     Post,
 }
 
-/// When and where a decision is asked for: once per layer of one sequence.
+/// Most residents of a layer after a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment {
-    /// What was just fed.
-    pub when: When,
-    /// Decoder layer that decides.
-    pub layer: Layer,
-    /// Decoder layers of the model.
-    pub layers: Layer,
-    /// Tokens of the prompt: what a percentage is taken of.
-    pub prompt_len: u32,
-    /// Position the next token will get: tokens fed so far.
-    pub next_position: Position,
-    /// The engine step.
-    pub step: StepId,
+pub struct Bound {
+    /// Of any one KV head.
+    pub per_head: u32,
+    /// Of all KV heads together.
+    pub per_layer: u64,
 }
 
-/// What one KV head brings to a decision.
-#[derive(Clone, Copy, Debug)]
-pub struct HeadInputs<'a> {
-    /// Resident positions, ascending and unique.
-    pub positions: &'a [Position],
-    /// The head's accumulators; they hold what the policy's [`Needs`] name.
-    pub acc: &'a Accumulators,
+impl Bound {
+    /// The same for every head.
+    pub fn each(per_head: u32, kv_heads: u32) -> Self {
+        Self { per_head, per_layer: u64::from(per_head) * u64::from(kv_heads) }
+    }
 }
 
 /// One decision: who is lost in one (layer, KV head), or in a whole layer.
@@ -99,7 +101,7 @@ pub struct Verdict {
     pub head: Option<Head>,
     /// Why.
     pub reason: Reason,
-    /// Lowest score among the kept tokens that competed; `None` where nothing was scored.
+    /// Lowest score among the kept tokens that competed by score; `None` where nothing was scored.
     pub cutoff: Option<f32>,
     /// Positions lost, ascending; never empty.
     pub victims: Vec<Position>,
@@ -107,9 +109,34 @@ pub struct Verdict {
     pub scores: Vec<f32>,
     /// Tokens resident after the decision, per head.
     pub kept: u32,
+    /// What KVCrush saw, on the first verdict of a layer that it decided.
+    pub crush: Option<Box<Crush>>,
 }
 
 impl Verdict {
+    /// A decision without scores.
+    fn unscored(head: Option<Head>, reason: Reason, victims: Vec<Position>, kept: u32) -> Self {
+        Self { head, reason, cutoff: None, victims, scores: Vec::new(), kept, crush: None }
+    }
+
+    /// A decision of one head in which `keep` says who stays; `None` where everyone does.
+    fn of_kept(head: Head, reason: Reason, positions: &[Position], keep: &[bool]) -> Option<Self> {
+        let victims: Vec<_> =
+            positions.iter().zip(keep).filter_map(|(&p, &keep)| (!keep).then_some(p)).collect();
+        let kept = (positions.len() - victims.len()) as u32;
+        (!victims.is_empty()).then(|| Self::unscored(Some(head), reason, victims, kept))
+    }
+
+    /// The same with scores: the cutoff is the lowest of those kept for their score.
+    fn with_scores(mut self, positions: &[Position], scores: &[f32], cutoff: Option<f32>) -> Self {
+        if cutoff.is_some() {
+            self.cutoff = cutoff;
+            let index = |p| positions.binary_search(p).expect("a victim is resident");
+            self.scores = self.victims.iter().map(|p| select::comparable(scores[index(p)])).collect();
+        }
+        self
+    }
+
     /// The decision as it is recorded. The cutoff is rounded as the scores are, so that no victim comes out above it.
     pub fn recorded(self, layer: Layer) -> Eviction {
         Eviction {
@@ -126,15 +153,37 @@ impl Verdict {
 
 /// The rule of an evictor.
 pub trait EvictPolicy: fmt::Debug + Send + Sync {
+    /// What it reads of attention and of the cache.
+    fn needs(&self) -> Needs {
+        Needs::NONE
+    }
+
     /// Whether the rule decides at such a moment; [`EvictPolicy::decide`] is asked only then.
     fn acts(&self, when: When) -> bool;
 
-    /// Decides for one layer and appends its verdicts, heads ascending; none where nothing is lost. `heads` are all KV
-    /// heads of the layer in order. Afterwards the residents of every head are within the budget: no rule here takes
-    /// slack.
+    /// Slots of each head of the moment's layer; `None`: no bound.
+    fn slots(&self, moment: &Moment) -> Option<u32>;
+
+    /// Most residents after a decision at this moment: the slots, and the slack that the rule takes.
+    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
+        Some(Bound::each(self.slots(moment)?, kv_heads))
+    }
+
+    /// The plan of a rule that scores tokens, for wrappers to change; `None` where nothing is lost, and of a rule that
+    /// decides in one piece.
+    fn plan(&self, _: &Moment, _: &[HeadInputs<'_>]) -> Option<Plan> {
+        None
+    }
+
+    /// Decides for one layer and appends its verdicts, heads ascending, one per head or one for the layer; none where
+    /// nothing is lost. `heads` are all KV heads of the layer in order. Afterwards the residents are within the bound.
     ///
     /// A rule that decides per layer reads the residents of the first head: all heads of its layers hold the same.
-    fn decide(&self, moment: &Moment, heads: &[HeadInputs<'_>], out: &mut Vec<Verdict>);
+    fn decide(&self, moment: &Moment, heads: &[HeadInputs<'_>], out: &mut Vec<Verdict>) {
+        if let Some(plan) = self.plan(moment, heads) {
+            plan.decide(moment, heads, out);
+        }
+    }
 
     /// How keys must be stored.
     fn rope(&self) -> Rope {
@@ -154,12 +203,12 @@ pub struct Policy {
     rule: Arc<dyn EvictPolicy>,
 }
 
-/// Reads an eviction policy: `h2o:budget=25%,recent=0.5`, `full`.
+/// Reads an eviction policy: `h2o:budget=25%,recent=0.5`, `snapkv:budget=512+kvcrush:ratio=0.25+adakv`, `full`.
 ///
 /// # Errors
 ///
-/// One clear line for an unknown name or parameter, a value out of range, a duplicate, or a composition of two
-/// evictors.
+/// One clear line for an unknown name or parameter, a value out of range, a duplicate, or a composition that makes no
+/// sense.
 pub fn parse_policy(text: &str) -> Result<Policy, SpecError> {
     Spec::parse(Kind::Evict, text).map(Policy::new)
 }
@@ -170,19 +219,19 @@ impl Policy {
         Self { spec, rule }
     }
 
-    /// The table of this policy: title, source, parameters.
+    /// The table of this policy, without its wrappers: title, source, parameters.
     pub fn entry(&self) -> &'static Entry {
         self.spec.entry()
     }
 
-    /// The parameters and their values, in the order of [`Entry::params`].
+    /// The parameters and their values.
     pub fn spec(&self) -> &Spec {
         &self.spec
     }
 
     /// The accumulators to keep.
     pub fn needs(&self) -> Needs {
-        self.entry().needs
+        self.rule.needs()
     }
 
     /// How keys must be stored.
@@ -195,9 +244,15 @@ impl Policy {
         self.rule.acts(when)
     }
 
-    /// Slots that may stay resident per (layer, head) for a prompt of that many tokens; `None`: everything stays.
+    /// Slots that may stay resident per (layer, head) for a prompt of that many tokens, on the average over layers and
+    /// heads; `None`: everything stays.
     pub fn slots(&self, prompt_len: u32) -> Option<u32> {
         self.spec.budget()?.slots(prompt_len)
+    }
+
+    /// Most residents of the moment's layer after a decision at it; `None`: no bound.
+    pub fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
+        self.rule.bound(moment, kv_heads)
     }
 
     /// Whether the policy can work on a prompt of that many tokens.
@@ -216,8 +271,9 @@ impl Policy {
         }
     }
 
-    /// Sets a parameter, written as on the command line; `None` if it has that value already. A lower budget takes
-    /// effect at the next decision; a higher one brings nothing back.
+    /// Sets a parameter, written as on the command line (that of a wrapper with its name before it: `adakv.floor`);
+    /// `None` if it has that value already. A lower budget takes effect at the next decision; a higher one brings
+    /// nothing back.
     ///
     /// [`Policy::check`] the result before putting it in force: a live budget can shrink under the sinks.
     ///
@@ -259,5 +315,7 @@ impl FromStr for Policy {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

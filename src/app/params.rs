@@ -213,7 +213,7 @@ impl Knob {
         for kind in [Kind::Evict, Kind::Read] {
             knobs.push(Self::Rule(kind));
             if let Some(spec) = spec(kind, settings) {
-                knobs.extend(spec.entry().params.iter().map(|param| Self::RuleParam(kind, param)));
+                knobs.extend(spec.params().map(|(param, _)| Self::RuleParam(kind, param)));
             }
         }
         knobs.extend(SETTINGS.iter().map(Self::Setting));
@@ -245,7 +245,7 @@ impl Knob {
 
     pub(super) fn get(self, t: &Tunable) -> String {
         match self {
-            Self::Rule(kind) => spec(kind, &t.settings).map_or(OFF, |s| s.entry().name).to_owned(),
+            Self::Rule(kind) => spec(kind, &t.settings).map_or_else(|| OFF.to_owned(), |s| s.names()),
             Self::RuleParam(kind, param) => {
                 let value = spec(kind, &t.settings).and_then(|s| s.get(param.name));
                 value.map_or_else(String::new, |v| v.to_string())
@@ -284,7 +284,8 @@ impl Knob {
         match self {
             Self::Rule(kind) => {
                 let names = choices(kind);
-                let here = names.iter().position(|n| *n == now).unwrap_or(0) as i64;
+                let base = now.split('+').next().unwrap_or_default();
+                let here = names.iter().position(|n| *n == base).unwrap_or(0) as i64;
                 names[(here + i64::from(by)).rem_euclid(names.len() as i64) as usize].to_owned()
             }
             Self::RuleParam(_, param) => nudge(param, &now, by, coarse),
@@ -333,19 +334,26 @@ fn choices(kind: Kind) -> Vec<&'static str> {
     none.into_iter().chain(of_kind(kind).map(|e| e.name)).collect()
 }
 
-/// The spelling of another rule; it takes over the parameters that both rules have, such as the budget.
+/// The spelling of another rule; it takes over the parameters that both rules have, such as the budget, and the
+/// wrappers. With `+NAME` it also says which wrappers there are.
 fn choose(kind: Kind, settings: &Settings, text: &str) -> Result<String, String> {
     if kind == Kind::Read && text == OFF {
         return Ok(String::new());
     }
     let mut chosen = Spec::parse(kind, text).map_err(|e| e.to_string())?;
-    if text.contains(':') {
+    if text.contains([':', '+']) {
         return Ok(chosen.to_string());
     }
     if let Some(before) = spec(kind, settings) {
         for (param, value) in before.entry().params.iter().zip(before.values()) {
             // A parameter that the new rule lacks, or takes other values for, keeps its default.
             let _ = chosen.set(param.name, &value.to_string());
+        }
+        for wrapper in &before.parts()[1..] {
+            // So does a wrapper that the new rule does not take.
+            if let Ok(wrapped) = Spec::parse(kind, &format!("{chosen}+{wrapper}")) {
+                chosen = wrapped;
+            }
         }
     }
     Ok(chosen.to_string())

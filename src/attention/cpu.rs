@@ -8,7 +8,7 @@ use super::lane::{HeadLane, Rows, Shape};
 use super::probabilities::{LaneRows, Probabilities, add_group_mean};
 use super::select::{LaneSelection, Selection};
 use super::tile::{RangeSum, Tile, tile_queries, weighted_sum_chosen};
-use super::{Attention, PrefillTime, Queries, Wants};
+use super::{Attention, PrefillTime, Queries, RowSink, Wants};
 
 /// Multiply-adds from which a stage is shared out over threads. Waking rayon's workers costs some ten microseconds;
 /// this much work takes one core about a hundred, so sharing it out never loses much and soon wins.
@@ -39,6 +39,8 @@ struct HeadScratch {
     /// A prefill's output of this head, `[token][head of the group][head_dim]`.
     out: Vec<f32>,
     column_sums: Vec<f32>,
+    /// One query's mean row, on its way to a sink.
+    mean: Vec<f32>,
     time: PrefillTime,
 }
 
@@ -61,13 +63,24 @@ impl CpuAttention {
 
     /// Runs one task per KV head, each with its own scratch and probability rows.
     fn each_head(&mut self, parallel: bool, task: impl Fn(usize, &mut HeadScratch, &mut LaneRows) + Sync) {
+        let mut nothing = vec![(); self.heads.len()];
+        self.each_head_with(parallel, &mut nothing, |h, scratch, rows, ()| task(h, scratch, rows));
+    }
+
+    /// The same, each task with its own part of `with`.
+    fn each_head_with<W: Send>(
+        &mut self,
+        parallel: bool,
+        with: &mut [W],
+        task: impl Fn(usize, &mut HeadScratch, &mut LaneRows, &mut W) + Sync,
+    ) {
         let rows = self.probabilities.lanes_mut();
         if parallel {
-            let heads = self.heads.par_iter_mut().zip(rows.par_iter_mut()).enumerate();
-            heads.for_each(|(h, (scratch, rows))| task(h, scratch, rows));
+            let heads = self.heads.par_iter_mut().zip(rows.par_iter_mut()).zip(with.par_iter_mut()).enumerate();
+            heads.for_each(|(h, ((scratch, rows), with))| task(h, scratch, rows, with));
         } else {
-            let heads = self.heads.iter_mut().zip(rows).enumerate();
-            heads.for_each(|(h, (scratch, rows))| task(h, scratch, rows));
+            let heads = self.heads.iter_mut().zip(rows).zip(with).enumerate();
+            heads.for_each(|(h, ((scratch, rows), with))| task(h, scratch, rows, with));
         }
     }
 
@@ -149,16 +162,20 @@ impl Attention for CpuAttention {
         queries: Queries<'_>,
         lanes: &[HeadLane<'_>],
         wants: Wants,
+        sinks: &mut [&mut dyn RowSink],
         out: &mut [f32],
     ) -> PrefillTime {
         self.check_lanes(lanes);
         let shape = self.shape;
+        assert!(sinks.is_empty() || sinks.len() == lanes.len(), "one sink per KV head, or none");
         assert!(queries.rows.len().is_multiple_of(shape.width()), "queries are [token][head][head_dim]");
         assert_eq!(out.len(), queries.rows.len(), "the output is as long as the queries");
         let tokens = queries.rows.len() / shape.width();
         let parallel = self.in_parallel(tokens, slots(lanes));
-        self.each_head(parallel, |h, scratch, rows| {
-            scratch.prefill(shape, h, queries, &lanes[h], wants, rows);
+        let mut sinks: Vec<Option<&mut dyn RowSink>> = sinks.iter_mut().map(|sink| Some(&mut **sink)).collect();
+        sinks.resize_with(lanes.len(), || None);
+        self.each_head_with(parallel, &mut sinks, |h, scratch, rows, sink| {
+            scratch.prefill(shape, h, queries, &lanes[h], wants, rows, sink.as_deref_mut());
         });
         let width = shape.group() * shape.head_dim();
         for (t, out) in out.chunks_exact_mut(shape.width()).enumerate() {
@@ -196,6 +213,7 @@ impl HeadScratch {
         lane: &HeadLane<'_>,
         wants: Wants,
         last: &mut LaneRows,
+        mut sink: Option<&mut (dyn RowSink + '_)>,
     ) {
         let (slots, group) = (lane.slots.len(), shape.group());
         let stride = (slots.next_multiple_of(LINE) | LINE).max(LINE);
@@ -215,9 +233,22 @@ impl HeadScratch {
             self.out.extend_from_slice(self.sum.total());
             let summed = Instant::now();
             self.hand_out(wants, group, stride, slots, last);
+            if let Some(sink) = &mut sink {
+                self.pour(first, group, stride, &mut **sink);
+            }
             self.time.score_ns += (scored - start).as_nanos() as u64;
             self.time.weighted_sum_ns += (summed - scored).as_nanos() as u64;
             self.time.probe_ns += summed.elapsed().as_nanos() as u64;
+        }
+    }
+
+    /// Every query's mean row to the sink; `first` is the position of the tile's first query.
+    fn pour(&mut self, first: u32, group: usize, stride: usize, sink: &mut dyn RowSink) {
+        for (i, query) in self.probs.chunks_exact(group * stride).take(self.tile.len()).enumerate() {
+            self.mean.clear();
+            self.mean.resize(self.tile.visible(i), 0.0);
+            add_group_mean(query, stride, group, &mut self.mean);
+            sink.row(first + i as u32, &self.mean);
         }
     }
 

@@ -33,6 +33,11 @@ impl Rope {
         Self { frequencies, stretches }
     }
 
+    /// One frequency per pair of elements.
+    pub fn frequencies(&self) -> &[f64] {
+        &self.frequencies
+    }
+
     /// Turns one head's row in place.
     ///
     /// # Panics

@@ -215,7 +215,7 @@ proptest! {
         let mut attention = CpuAttention::new(shape);
         let mut out = vec![0.0; rows.len()];
         let wants = Wants { column_sums: true, last_row: true };
-        cache.lanes(slots, |lanes| attention.prefill(Queries { rows: &rows, first }, lanes, wants, &mut out));
+        cache.lanes(slots, |lanes| attention.prefill(Queries { rows: &rows, first }, lanes, wants, &mut [], &mut out));
         let mut sums = vec![vec![0.0; slots]; shape.kv_heads()];
         for (t, query) in rows.chunks_exact(shape.width()).enumerate() {
             for head in 0..shape.heads() {
@@ -247,7 +247,7 @@ proptest! {
             for (rows, out) in chunks {
                 let queries = Queries { rows, first: at as Position };
                 at += rows.len() / shape.width();
-                cache.lanes(at, |lanes| attention.prefill(queries, lanes, Wants::default(), out));
+                cache.lanes(at, |lanes| attention.prefill(queries, lanes, Wants::default(), &mut [], out));
             }
             out
         };
@@ -265,7 +265,7 @@ proptest! {
             let query = Queries { rows: &rows, first };
             a.scores(query, lanes);
             a.weighted_sum(lanes, &mut decoded);
-            b.prefill(query, lanes, Wants { column_sums: true, last_row: true }, &mut prefilled);
+            b.prefill(query, lanes, Wants { column_sums: true, last_row: true }, &mut [], &mut prefilled);
         });
         prop_assert_eq!(bits(&decoded), bits(&prefilled));
         for head in 0..shape.heads() {
@@ -361,7 +361,7 @@ proptest! {
             let mut out = vec![0.0; rows.len()];
             let queries = Queries { rows, first: first as Position };
             cache.lanes(slots, |lanes| {
-                CpuAttention::new(shape).prefill(queries, lanes, Wants::default(), &mut out)
+                CpuAttention::new(shape).prefill(queries, lanes, Wants::default(), &mut [], &mut out)
             });
             out
         };
@@ -435,7 +435,7 @@ fn the_number_of_threads_changes_no_bit() {
                 attention.weighted_sum(lanes, &mut out);
                 let queries = Queries { rows: &chunk, first: first - 39 };
                 let wants = Wants { column_sums: true, last_row: true };
-                attention.prefill(queries, lanes, wants, &mut prefilled);
+                attention.prefill(queries, lanes, wants, &mut [], &mut prefilled);
             });
             let sums: Vec<u32> = (0..4).flat_map(|h| bits(attention.column_sums(h))).collect();
             (bits(&out), bits(&prefilled), sums)
@@ -486,6 +486,7 @@ fn a_query_is_blind_to_later_rows_even_to_bad_ones() {
             Queries { rows: &rows, first: 0 },
             lanes,
             Wants::default(),
+            &mut [],
             &mut out,
         );
     });
@@ -527,7 +528,7 @@ fn bad_numbers_and_empty_lanes_go_through_every_stage() {
         assert_eq!(out, [0.0; 16]);
         assert_eq!(attention.select_top(lanes, 3, true).union_rows(), 0);
         attention.weighted_sum_selected(&[Rows::F32(&[]), Rows::F32(&[])], &mut out);
-        attention.prefill(query, lanes, Wants { column_sums: true, last_row: true }, &mut out);
+        attention.prefill(query, lanes, Wants { column_sums: true, last_row: true }, &mut [], &mut out);
         assert_eq!(out, [0.0; 16]);
     });
 }

@@ -63,6 +63,11 @@ impl Tile {
         self.visible.len()
     }
 
+    /// Leading slots that a query may see.
+    pub(super) fn visible(&self, query: usize) -> usize {
+        self.visible[query]
+    }
+
     /// Slots that the last query may see; the others see fewer.
     pub(super) fn reach(&self) -> usize {
         self.visible.last().copied().unwrap_or(0)

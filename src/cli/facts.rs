@@ -210,11 +210,11 @@ pub(super) fn policies(args: &ListArgs) -> Result<(), Failure> {
             .iter()
             .map(|e| {
                 json!({
-                    "name": e.name, "kind": e.kind().to_string(), "title": e.title, "doc": e.doc,
+                    "name": e.name, "kind": e.what(), "title": e.title, "doc": e.doc,
                     "source": { "paper": e.source.paper, "arxiv": e.source.arxiv, "at": e.source.at,
                                 "evidence": e.source.evidence.words() },
                     "source_defaults": e.source_defaults, "acts": e.acts,
-                    "granularity": e.granularity.words(), "needs": e.needs.names(),
+                    "granularity": e.granularity.words(), "needs": e.needs().names(),
                     "params": e.params.iter().map(|p| json!({
                         "name": p.name, "range": p.kind.range(), "default": p.default.to_string(),
                         "doc": p.doc, "live": p.live,
@@ -227,7 +227,7 @@ pub(super) fn policies(args: &ListArgs) -> Result<(), Failure> {
     }
     let mut lines = Vec::new();
     for e in REGISTRY {
-        lines.push(format!("{} ({}): {}", e.name, e.kind(), e.title));
+        lines.push(format!("{} ({}): {}", e.name, e.what(), e.title));
         lines.push(format!("    {}", e.doc));
         let source: Vec<String> = [
             e.source.paper.to_owned(),
@@ -242,7 +242,7 @@ pub(super) fn policies(args: &ListArgs) -> Result<(), Failure> {
         if !e.source_defaults.is_empty() {
             lines.push(format!("    defaults there: {}", e.source_defaults));
         }
-        let needs = e.needs.names();
+        let needs = e.needs().names();
         let needs = if needs.is_empty() { "no attention".into() } else { needs.join(", ") };
         lines.push(format!("    acts {}; decides {}; needs {needs}", e.acts, e.granularity.words()));
         for p in e.params {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::decide::Decided;
 use super::lanes::Staging;
 use super::sequence::{Script, Sequence, Work};
 use super::setup::Plan;
@@ -10,9 +11,9 @@ use super::{EngineError, Prompt};
 use crate::attention::cpu::CpuAttention;
 use crate::attention::{Attention, Rope, Shape};
 use crate::cache::{Cache, CacheConfig, CacheError, KvShape, RopeMode};
-use crate::event::{Finish, Layer, LayerTraffic, Position, RunInfo, SeqId, Settings, Step, StepId, Tuning};
+use crate::event::{Finish, Head, Layer, LayerTraffic, Position, RunInfo, SeqId, Settings, Step, StepId, Tuning};
 use crate::model::{Model, Sampler};
-use crate::policy::{self, Accumulators, Policy, ReadRule, ReadSet};
+use crate::policy::{self, Accumulators, Policy, QueryMoments, ReadRule, ReadSet, Site};
 use crate::probe::{Clock, PhaseTimer};
 
 /// How much the engine observes of itself.
@@ -84,9 +85,19 @@ impl Engine {
         let shape = Shape::new(config.heads, kv_heads, config.head_dim)
             .map_err(|e| EngineError::Setting(e.to_string()))?;
         let needs = plan.policy.needs();
+        let site = |seed, lane: usize| Site {
+            seed,
+            layer: (lane / kv_heads) as Layer,
+            head: (lane % kv_heads) as Head,
+            span_len: plan.context_len as u32,
+            prompt_len: plan.prompt_ids.len() as u32,
+        };
         let sequences = (0..s.batch as SeqId)
             .map(|id| {
                 cache.add(id);
+                let seed = sequence_seed(s, id);
+                let lanes = 0..layers * kv_heads;
+                let moments = if needs.queries.is_some() { layers * config.heads } else { 0 };
                 Sequence {
                     id,
                     fed: Vec::new(),
@@ -94,12 +105,14 @@ impl Engine {
                     generated: 0,
                     finish: None,
                     sampler: Sampler::new(
-                        s.seed.wrapping_add(u64::from(id)),
+                        seed,
                         s.temperature,
                         s.top_p,
                         model.tokenizer.unused(),
                     ),
-                    accumulators: vec![Accumulators::new(needs); layers * kv_heads],
+                    accumulators: lanes.map(|lane| Accumulators::at(needs, site(seed, lane))).collect(),
+                    queries: vec![QueryMoments::default(); moments],
+                    classes: Vec::new(),
                     pulled: vec![Vec::new(); layers * kv_heads],
                 }
             })
@@ -160,7 +173,7 @@ impl Engine {
     /// # Errors
     /// Unknown parameter, a value out of range or under the policy's fixed parts, or one that needs a re-run.
     pub fn tune(&mut self, name: &str, value: &str) -> Result<Option<Tuning>, EngineError> {
-        let of_policy = self.policy.entry().params.iter().any(|p| p.name == name);
+        let of_policy = self.policy.spec().get(name).is_some();
         let (change, policy, read) = match &self.read {
             Some(read) if !of_policy => {
                 let mut read = read.clone();
@@ -204,7 +217,7 @@ impl Engine {
             .into_iter()
             .map(|index| {
                 self.sequences[index].finish = Some(Finish::Stopped);
-                self.idle_part(index, Vec::new())
+                self.idle_part(index, Decided::default())
             })
             .collect();
         let step = self.forward(&[], parts)?;
@@ -268,9 +281,11 @@ impl Engine {
     }
 
     /// Prefixes are shared where nothing of a page depends on more than its tokens, no policy needs the attention that
-    /// the skipped queries would have paid, and no page goes into codes.
+    /// the skipped queries would have paid or the queries themselves, and no page goes into codes.
     fn shares_prefixes(&self) -> bool {
-        self.sequences.len() > 1 && !self.policy.needs().attention() && !self.cache.config().dtype.is_coded()
+        let needs = self.policy.needs();
+        let observes = needs.attention() || needs.queries.is_some();
+        self.sequences.len() > 1 && !observes && !self.cache.config().dtype.is_coded()
     }
 
     /// With a shared prompt, the first sequence computes it and the others adopt its pages.
@@ -304,6 +319,11 @@ enum Next {
     /// The pool has no room for the next tokens.
     Starved,
     Wait,
+}
+
+/// What a sequence draws from: sampler and policy alike.
+pub(super) fn sequence_seed(settings: &Settings, seq: SeqId) -> u64 {
+    settings.seed.wrapping_add(u64::from(seq))
 }
 
 /// Pages are shared only between runs of the same model and page format; within one process that is one run.

@@ -1,59 +1,105 @@
 //! The policy's turn: inputs from cache and accumulators, verdicts carried out and recorded.
 
 use super::EngineError;
-use super::core::Engine;
-use crate::cache::Victims;
+use super::core::{Engine, sequence_seed};
+use super::lanes::full_precision;
+use crate::cache::{HOLE, Victims};
 use crate::event::evict::MAX_SCORED_VICTIMS;
-use crate::event::{Eviction, Finish, Head, Layer, Position, SeqStep, Stage};
-use crate::policy::{HeadInputs, Moment, Verdict, When};
+use crate::event::{Crush, Eviction, Finish, Head, Layer, Position, SeqStep, Stage};
+use crate::policy::{HeadInputs, Moment, Needs, Verdict, When};
+
+/// The decisions of one sequence in one step.
+#[derive(Default)]
+pub(super) struct Decided {
+    pub(super) evictions: Vec<Eviction>,
+    pub(super) crush: Vec<Crush>,
+}
+
+/// What one KV head lends to a decision.
+struct Residents {
+    positions: Vec<Position>,
+    slots: Vec<u32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
 
 impl Engine {
     /// Lets the policy decide in every layer of one sequence, and evicts. Layers ascending, heads ascending.
-    pub(super) fn decide(&mut self, index: usize, when: When) -> Result<Vec<Eviction>, EngineError> {
+    pub(super) fn decide(&mut self, index: usize, when: When) -> Result<Decided, EngineError> {
+        let mut decided = Decided::default();
         if !self.policy.acts(when) {
-            return Ok(Vec::new());
+            return Ok(decided);
         }
-        let layers = self.model.decoder.config().layers as Layer;
-        let mut evictions = Vec::new();
-        for layer in 0..layers {
-            let verdicts = self.verdicts(index, layer, layers, when);
+        for layer in 0..self.model.decoder.config().layers as Layer {
+            let mut verdicts = self.verdicts(index, layer, when);
             if verdicts.is_empty() {
                 continue;
             }
             self.carry_out(index, layer, &verdicts)?;
-            evictions.extend(verdicts.into_iter().map(|v| v.recorded(layer)));
+            decided.crush.extend(verdicts.iter_mut().filter_map(|v| v.crush.take()).map(|crush| *crush));
+            decided.evictions.extend(verdicts.into_iter().map(|v| v.recorded(layer)));
         }
-        if evictions.iter().map(|e| e.positions.len()).sum::<usize>() > MAX_SCORED_VICTIMS {
-            evictions.iter_mut().for_each(Eviction::thin_scores);
+        if decided.evictions.iter().map(|e| e.positions.len()).sum::<usize>() > MAX_SCORED_VICTIMS {
+            decided.evictions.iter_mut().for_each(Eviction::thin_scores);
         }
-        Ok(evictions)
+        Ok(decided)
     }
 
-    fn verdicts(&self, index: usize, layer: Layer, layers: Layer, when: When) -> Vec<Verdict> {
+    /// The moment at which one layer of a sequence decides.
+    pub(super) fn moment(&self, index: usize, layer: Layer, when: When) -> Moment {
         let s = &self.sequences[index];
-        let table = self.cache.table(s.id, layer);
-        let residents: Vec<Vec<Position>> = (0..table.heads())
-            .map(|h| table.lane(h).slots.iter().copied().filter(|&p| p != crate::cache::HOLE).collect())
-            .collect();
+        Moment {
+            when,
+            layer,
+            layers: self.model.decoder.config().layers as Layer,
+            prompt_len: self.prompt.len() as u32,
+            span_len: self.context_len as u32,
+            next_position: s.fed.len() as Position,
+            block_size: self.cache.config().block_size,
+            step: self.step,
+            seed: sequence_seed(&self.info.settings, s.id),
+        }
+    }
+
+    fn verdicts(&self, index: usize, layer: Layer, when: When) -> Vec<Verdict> {
+        let s = &self.sequences[index];
+        let needs = self.policy.needs();
+        let heads = self.cache.table(s.id, layer).heads();
+        let residents: Vec<Residents> = (0..heads).map(|h| self.residents(index, layer, h, needs)).collect();
+        let group = self.model.decoder.config().heads / usize::from(heads);
         let inputs: Vec<HeadInputs<'_>> = residents
             .iter()
             .enumerate()
-            .map(|(h, positions)| HeadInputs {
-                positions,
-                acc: &s.accumulators[self.lane_index(usize::from(layer), h)],
+            .map(|(h, own)| {
+                let lane = self.lane_index(usize::from(layer), h);
+                HeadInputs {
+                    slots: &own.slots,
+                    keys: &own.keys,
+                    values: &own.values,
+                    classes: &s.classes,
+                    queries: s.queries.get(lane * group..(lane + 1) * group).unwrap_or_default(),
+                    frequencies: self.rope.frequencies(),
+                    ..HeadInputs::new(&own.positions, &s.accumulators[lane])
+                }
             })
             .collect();
-        let moment = Moment {
-            when,
-            layer,
-            layers,
-            prompt_len: self.prompt.len() as u32,
-            next_position: s.fed.len() as Position,
-            step: self.step,
-        };
         let mut out = Vec::new();
-        self.policy.decide(&moment, &inputs, &mut out);
+        self.policy.decide(&self.moment(index, layer, when), &inputs, &mut out);
         out
+    }
+
+    fn residents(&self, index: usize, layer: Layer, head: Head, needs: Needs) -> Residents {
+        let seq = self.sequences[index].id;
+        let lane = self.cache.table(seq, layer).lane(head);
+        let live = || lane.slots.iter().enumerate().filter(|&(_, &p)| p != HOLE);
+        let slots: Vec<u32> = live().map(|(slot, _)| slot as u32).collect();
+        let (keys, values) = self.cache.pages(seq, layer, head);
+        Residents {
+            positions: live().map(|(_, &p)| p).collect(),
+            keys: if needs.keys { full_precision(&keys, &slots) } else { Vec::new() },
+            values: if needs.values { full_precision(&values, &slots) } else { Vec::new() },
+            slots,
+        }
     }
 
     fn carry_out(&mut self, index: usize, layer: Layer, verdicts: &[Verdict]) -> Result<(), EngineError> {
@@ -81,15 +127,15 @@ impl Engine {
     /// if that frees nothing, the sequence ends and says so.
     pub(super) fn starve(&mut self, index: usize) -> Result<SeqStep, EngineError> {
         let before = self.cache.free_blocks();
-        let evictions = self.decide(index, When::EndOfPrompt)?;
+        let decided = self.decide(index, When::EndOfPrompt)?;
         if self.cache.free_blocks() == before {
             self.sequences[index].finish = Some(Finish::PoolExhausted);
         }
-        Ok(self.idle_part(index, evictions))
+        Ok(self.idle_part(index, decided))
     }
 
     /// The part of a sequence that feeds nothing in this step.
-    pub(super) fn idle_part(&mut self, index: usize, evictions: Vec<Eviction>) -> SeqStep {
+    pub(super) fn idle_part(&mut self, index: usize, decided: Decided) -> SeqStep {
         let s = &self.sequences[index];
         let mut resident = Vec::new();
         self.cache.resident(s.id, &mut resident);
@@ -103,7 +149,8 @@ impl Engine {
             resident,
             dropped: Vec::new(),
             finish: s.finish,
-            evictions,
+            crush: decided.crush,
+            evictions: decided.evictions,
             attention: None,
         }
     }

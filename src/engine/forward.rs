@@ -4,10 +4,11 @@ use candle_core::{Device, Tensor};
 
 use super::EngineError;
 use super::core::{Engine, Observe};
+use super::accumulate::{RowsInto, class};
 use super::lanes::{Lanes, StagedPages, Staging};
 use super::sequence::Work;
-use crate::attention::{HeadLane, Queries, Selection, Wants, observe};
-use crate::cache::{Cache, HOLE, RopeMode};
+use crate::attention::{HeadLane, Queries, RowSink, Selection, Wants, observe};
+use crate::cache::{Cache, RopeMode};
 use crate::event::{
     AttentionGroup, AttentionMap, Fed, Finish, Head, Layer, LayerTraffic, PHASES, Phase, Position, ProbeCost,
     Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
@@ -42,6 +43,9 @@ impl Engine {
         for w in work {
             let s = &mut self.sequences[w.index];
             s.fed.extend_from_slice(&w.ids);
+            if self.policy.needs().classes {
+                s.classes.extend(w.ids.iter().map(|&id| class(&self.model.tokenizer, id)));
+            }
             if w.stage == Stage::Decode {
                 s.pending = None;
             }
@@ -86,6 +90,7 @@ impl Engine {
         gathered: &mut [Gathered],
     ) -> Result<Tensor, EngineError> {
         let mut qkv = self.model.decoder.qkv(layer, &x)?;
+        self.observe_queries(layer, &qkv, work);
         self.rotate(&mut qkv, work);
         let at = Some(layer as Layer);
         self.timer.lap(at, Phase::Qkv);
@@ -238,7 +243,15 @@ impl Engine {
         let pages = Lanes::of(&self.cache, seq, layer as Layer);
         let staged = StagedPages::of(&self.staging, config.block_size as usize, config.shape.head_dim);
         let lanes = if values_on_host { staged.lanes(&pages, rope) } else { pages.resident(rope) };
-        let time = self.attention.prefill(queries, &lanes, wants, out);
+        let time = if needs.rows() {
+            let accumulators = &mut self.sequences[w.index].accumulators[layer * lanes.len()..][..lanes.len()];
+            let mut sinks: Vec<_> =
+                accumulators.iter_mut().zip(&lanes).map(|(acc, lane)| RowsInto::new(acc, lane.slots)).collect();
+            let mut sinks: Vec<&mut dyn RowSink> = sinks.iter_mut().map(|sink| sink as _).collect();
+            self.attention.prefill(queries, &lanes, wants, &mut sinks, out)
+        } else {
+            self.attention.prefill(queries, &lanes, wants, &mut [], out)
+        };
         self.timer.lap(at, Phase::Score);
         // The parts were clocked per KV head, on as many threads as worked: they divide the wall time.
         let all = (time.score_ns + time.weighted_sum_ns + time.probe_ns).max(1);
@@ -284,40 +297,6 @@ impl Engine {
         if self.observe == Observe::Rows { self.info.settings.scores } else { ScoreLevel::Off }
     }
 
-    fn accumulate_decode(&mut self, layer: usize, w: &Work) {
-        if !self.policy.needs().attention() {
-            return;
-        }
-        let s = &mut self.sequences[w.index];
-        let table = self.cache.table(s.id, layer as Layer);
-        let probabilities = self.attention.probabilities();
-        for h in 0..table.heads() {
-            let slots = table.lane(h).slots;
-            let mut row = vec![0.0; slots.len()];
-            probabilities.add_group_mean(usize::from(h), &mut row);
-            let (positions, row) = live(slots, &row);
-            let index = layer * usize::from(table.heads()) + usize::from(h);
-            s.accumulators[index].observe_decode(&positions, &row);
-        }
-    }
-
-    fn accumulate_prefill(&mut self, layer: usize, w: &Work, wants: Wants) {
-        let s = &mut self.sequences[w.index];
-        let table = self.cache.table(s.id, layer as Layer);
-        for h in 0..table.heads() {
-            let slots = table.lane(h).slots;
-            let sums = if wants.column_sums { self.attention.column_sums(usize::from(h)) } else { &[] };
-            let mut last = vec![0.0; if wants.last_row { slots.len() } else { 0 }];
-            if wants.last_row {
-                self.attention.probabilities().add_group_mean(usize::from(h), &mut last);
-            }
-            let (positions, sums) = live(slots, sums);
-            let (_, last) = live(slots, &last);
-            let index = layer * usize::from(table.heads()) + usize::from(h);
-            s.accumulators[index].observe_prefill(&positions, w.computed().len() as u32, &sums, &last);
-        }
-    }
-
     /// Logits of the sequences that want them, and the tokens drawn from these.
     fn draw(&mut self, x: &Tensor, work: &[Work], gathered: &mut [Gathered]) -> Result<(), EngineError> {
         let mut last_rows = Vec::new();
@@ -356,7 +335,7 @@ impl Engine {
 
     /// Ends a sequence's step: the policy decides, the drawn token is noted, the end is seen.
     fn close(&mut self, w: &Work, gathered: Gathered) -> Result<SeqStep, EngineError> {
-        let evictions = self.decide(w.index, w.when)?;
+        let decided = self.decide(w.index, w.when)?;
         let context = self.context() as usize;
         let s = &mut self.sequences[w.index];
         if let Some(drawn) = &gathered.sampled {
@@ -399,7 +378,8 @@ impl Engine {
             resident,
             dropped: gathered.dropped,
             finish,
-            evictions,
+            crush: decided.crush,
+            evictions: decided.evictions,
             attention,
         })
     }
@@ -475,13 +455,6 @@ fn add_traffic(sum: &mut LayerTraffic, t: &LayerTraffic) {
     sum.rows += t.rows;
     sum.asked_rows += t.asked_rows;
     sum.reused_rows += t.reused_rows;
-}
-
-/// Positions and values of the slots that are not holes.
-fn live(slots: &[Position], values: &[f32]) -> (Vec<Position>, Vec<f32>) {
-    let positions = slots.iter().copied().filter(|&p| p != HOLE).collect();
-    let values = slots.iter().zip(values).filter(|&(&p, _)| p != HOLE).map(|(_, &x)| x).collect();
-    (positions, values)
 }
 
 /// How many values two ascending lists have in common.

@@ -32,6 +32,15 @@ impl<'a> PageSlices<'a> {
     }
 }
 
+/// Rows of these slots in full precision, `[slot][head_dim]`.
+pub(super) fn full_precision(pages: &cache::Pages<'_>, slots: &[u32]) -> Vec<f32> {
+    let slots = slots.iter().map(|&slot| slot as usize);
+    match pages {
+        cache::Pages::F32(list) => slots.flat_map(|slot| list.row(slot)).copied().collect(),
+        cache::Pages::F16(list) => slots.flat_map(|slot| list.row(slot)).map(|x| x.to_f32()).collect(),
+    }
+}
+
 /// All KV heads of one (sequence, layer).
 pub(super) struct Lanes<'a> {
     views: Vec<LaneView<'a>>,

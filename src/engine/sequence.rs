@@ -2,7 +2,7 @@
 
 use crate::event::{Finish, Origin, Position, SeqId, Stage};
 use crate::model::Sampler;
-use crate::policy::{Accumulators, When};
+use crate::policy::{Accumulators, QueryMoments, TokenClass, When};
 
 /// A sequence under way.
 pub(super) struct Sequence {
@@ -16,6 +16,10 @@ pub(super) struct Sequence {
     pub(super) sampler: Sampler,
     /// Per (layer, KV head), layer-major.
     pub(super) accumulators: Vec<Accumulators>,
+    /// Per (layer, query head), layer-major; empty where the policy does not ask for them.
+    pub(super) queries: Vec<QueryMoments>,
+    /// By position, as `fed`; empty where the policy does not ask for them.
+    pub(super) classes: Vec<TokenClass>,
     /// Positions whose V rows the previous decode step pulled, per (layer, KV head), ascending.
     pub(super) pulled: Vec<Vec<Position>>,
 }

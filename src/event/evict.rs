@@ -14,6 +14,14 @@ pub enum Reason {
     LowScore = 0,
     /// It left the window a positional policy keeps; such victims carry no score.
     OutsideWindow = 1,
+    /// It drew less than others where chance decides with the scores.
+    Drawn = 2,
+    /// Another token of its segment scored higher, or an older sample was thinned out; such victims carry no score.
+    Thinned = 3,
+    /// It is of no class that its head keeps; such victims carry no score.
+    Unclassed = 4,
+    /// Its score was below the cutoff, and others were chosen to stand for its like.
+    Represented = 5,
 }
 
 impl Reason {
@@ -22,6 +30,10 @@ impl Reason {
         match code {
             0 => Some(Self::LowScore),
             1 => Some(Self::OutsideWindow),
+            2 => Some(Self::Drawn),
+            3 => Some(Self::Thinned),
+            4 => Some(Self::Unclassed),
+            5 => Some(Self::Represented),
             _ => None,
         }
     }
@@ -31,6 +43,10 @@ impl Reason {
         match self {
             Self::LowScore => "score below the cutoff",
             Self::OutsideWindow => "left the window",
+            Self::Drawn => "lost the draw",
+            Self::Thinned => "thinned out of its segment",
+            Self::Unclassed => "of no class its head keeps",
+            Self::Represented => "below the cutoff, others represent it",
         }
     }
 }

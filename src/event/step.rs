@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::attention::AttentionMap;
+use super::crush::Crush;
 use super::evict::Eviction;
 use super::ids::{BlockId, Head, Layer, Position, SeqId, StepId};
 use super::units::Provenance;
@@ -266,6 +267,9 @@ pub struct SeqStep {
     /// Set on the sequence's last step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish: Option<Finish>,
+    /// What KVCrush saw, one per layer that it decided, layers ascending; empty under any other rule.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub crush: Vec<Crush>,
     /// Decisions of the step; on the recording's `/evict` channel.
     #[serde(skip)]
     pub evictions: Vec<Eviction>,
@@ -567,6 +571,7 @@ pub(crate) mod tests {
                 resident: vec![4, 4],
                 dropped: vec![0.25, 0.1],
                 finish: Some(Finish::MaxTokens),
+                crush: Vec::new(),
                 evictions: Vec::new(),
                 attention: None,
             }],
@@ -606,6 +611,7 @@ pub(crate) mod tests {
                 resident: vec![i as u32 + 1],
                 dropped: Vec::new(),
                 finish: None,
+                crush: Vec::new(),
                 evictions: Vec::new(),
                 attention: None,
             }],

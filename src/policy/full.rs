@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::accumulate::Needs;
+use super::inputs::{HeadInputs, Moment, When};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
-use super::{EvictPolicy, HeadInputs, Moment, Verdict, When};
+use super::{EvictPolicy, Verdict};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "full",
@@ -12,7 +12,6 @@ pub(super) const ENTRY: Entry = Entry {
     doc: "keeps everything",
     source: Source { paper: "", arxiv: "", at: "", evidence: Evidence::Own },
     source_defaults: "",
-    needs: Needs::NONE,
     acts: "never",
     granularity: Granularity::Layer,
     params: &[],
@@ -26,6 +25,10 @@ struct Full;
 impl EvictPolicy for Full {
     fn acts(&self, _: When) -> bool {
         false
+    }
+
+    fn slots(&self, _: &Moment) -> Option<u32> {
+        None
     }
 
     fn decide(&self, _: &Moment, _: &[HeadInputs<'_>], _: &mut Vec<Verdict>) {}

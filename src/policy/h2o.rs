@@ -6,21 +6,27 @@
 //! the HH with the largest scores; each head decides for itself, and what is dropped never returns. Scores never
 //! decay, so early tokens have an advantage: that is the rule's own.
 //!
+//! `variant=kvpress` is ObservedAttention of NVIDIA/kvpress: the sum is divided by the number of queries that could see
+//! the token, which takes that advantage away (there: no recent tokens, `recent=0`, and the prompt alone).
+//!
 //! Deviations:
 //! - One budget, split: R = round(recent × budget), HH = budget − R. The source states two shares of the prompt (0.1
 //!   and 0.1 in its example, so halves as here) or two numbers (4 and 512 in the class).
 //! - Heads are KV heads. Under grouped-query attention the score is the mean over the query heads that share one; it
 //!   ranks as their sum does. The source sums over the batch too; here a sequence has its own scores.
 //! - With `when=chunk` the rule also acts inside the prompt, which the source feeds in one forward.
+//! - `by=layer` and `by=page` (scores averaged over the heads) are ours.
 
 use std::sync::Arc;
 
-use super::accumulate::Needs;
+use super::inputs::{HeadInputs, Moment, When};
 use super::param::{self, Budget, Param};
+use super::plan::{self, Plan};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
-use super::select::{Protected, select};
-use super::{EvictPolicy, HeadInputs, Moment, Verdict, When};
-use crate::event::Head;
+use super::select::Protected;
+use super::{Bound, EvictPolicy, Needs};
+
+const KVPRESS: &str = "kvpress";
 
 pub(super) const ENTRY: Entry = Entry {
     name: "h2o",
@@ -33,7 +39,6 @@ pub(super) const ENTRY: Entry = Entry {
         evidence: Evidence::Source,
     },
     source_defaults: "heavy hitters 10% and recent 10% of the prompt in the example; 4 and 512 slots in the class",
-    needs: Needs { sum: true, ..Needs::NONE },
     acts: "at the end of the prompt (or after each chunk of it: when=chunk), then after every token",
     granularity: Granularity::Head,
     params: &[
@@ -42,18 +47,23 @@ pub(super) const ENTRY: Entry = Entry {
             .steps(0.05, 0.25)
             .live(),
         Param::when(param::PROMPT),
+        Param::variant(&["paper", KVPRESS], "the sum of the attention, or its mean over the queries that could see the token"),
+        Param::by("head"),
     ],
     deviations: &[
         "one budget split by `recent`; the source states heavy hitters and recent tokens apart",
         "decides per KV head, on the mean over the query heads that share it (it ranks as their sum)",
         "each sequence has its own scores; the source sums over the batch",
         "when=chunk also acts inside the prompt, which the source feeds in one forward",
+        "by=layer and by=page are ours",
     ],
-    build: Build::Evict(|spec| {
+    build: Build::Score(|part| {
         Arc::new(H2o {
-            budget: spec.budget().expect("declared above"),
-            recent: spec.real("recent"),
-            in_prompt: spec.choice("when") == param::CHUNK,
+            budget: part.budget().expect("declared above"),
+            recent: part.real("recent"),
+            in_prompt: part.choice("when") == param::CHUNK,
+            mean: part.choice("variant") == KVPRESS,
+            by: part.granularity(),
         })
     }),
 };
@@ -63,21 +73,33 @@ struct H2o {
     budget: Budget,
     recent: f64,
     in_prompt: bool,
+    mean: bool,
+    by: Granularity,
 }
 
 impl EvictPolicy for H2o {
+    fn needs(&self) -> Needs {
+        Needs { sum: true, count: self.mean, ..Needs::NONE }
+    }
+
     fn acts(&self, when: When) -> bool {
         when != When::Chunk || self.in_prompt
     }
 
-    fn decide(&self, moment: &Moment, heads: &[HeadInputs<'_>], out: &mut Vec<Verdict>) {
-        let Some(budget) = self.budget.slots(moment.prompt_len) else { return };
-        let recent = (self.recent * f64::from(budget)).round() as u32;
-        let protected = Protected { sinks: 0, recent };
-        for (head, inputs) in heads.iter().enumerate() {
-            out.extend(select(Some(head as Head), inputs.positions, budget, protected, |p| {
-                inputs.acc.sum(p)
-            }));
-        }
+    fn slots(&self, moment: &Moment) -> Option<u32> {
+        self.budget.slots(moment.prompt_len)
+    }
+
+    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
+        Some(plan::bound(self.by, self.slots(moment)?, moment.block_size, kv_heads))
+    }
+
+    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
+        let budget = self.slots(moment)?;
+        let protected = Protected { sinks: 0, recent: (self.recent * f64::from(budget)).round() as u32 };
+        Plan::new(self.by, Some(budget), protected, heads, |_, head| {
+            let score = |&p| if self.mean { head.acc.mean(p) } else { head.acc.sum(p) };
+            head.positions.iter().map(score).collect()
+        })
     }
 }

@@ -8,7 +8,6 @@
 //!
 //! The rule's numbers are here; the selection itself is attention's.
 
-use super::accumulate::Needs;
 use super::param::Param;
 use super::read::ReadRule;
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
@@ -25,7 +24,6 @@ pub(super) const ENTRY: Entry = Entry {
         evidence: Evidence::Abstract,
     },
     source_defaults: "N of 32, 64 or 128 and L of 0 or 1, as secondary texts report",
-    needs: Needs::NONE,
     acts: "at every generated token; the prompt reads everything",
     granularity: Granularity::Head,
     params: &[

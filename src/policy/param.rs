@@ -30,6 +30,14 @@ impl Budget {
         }
     }
 
+    /// The same before rounding.
+    pub(super) fn exact(self, prompt_len: u32) -> f64 {
+        match self {
+            Self::Slots(slots) => f64::from(slots),
+            Self::Percent(percent) => f64::from(percent) / 100.0 * f64::from(prompt_len),
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         match text.strip_suffix('%') {
             Some(percent) => {
@@ -155,7 +163,8 @@ pub(super) const CHUNK: &str = "chunk";
 /// A parameter as it is declared: drives command line, tuner and help.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Param {
-    /// Name on the command line.
+    /// Name on the command line; that of a wrapper's parameter has the wrapper's name before it, `adakv.floor`, which
+    /// may be left out behind the wrapper itself.
     pub name: &'static str,
     /// Type and range.
     pub kind: ParamKind,
@@ -194,6 +203,40 @@ impl Param {
             Value::Choice(default),
             "first decision: at the end of the prompt, or after each chunk of it (which bounds memory)",
         )
+    }
+
+    /// The `by` of rules that leave the granularity to the user.
+    pub(super) const fn by(default: &'static str) -> Self {
+        Self::new(
+            "by",
+            ParamKind::Choice(&["head", "layer", "page"]),
+            Value::Choice(default),
+            "who decides: each KV head, the layer for all its heads, or the layer in whole pages",
+        )
+    }
+
+    /// The `decode` of rules that their sources apply to the prompt alone.
+    pub(super) const fn decode(default: bool) -> Self {
+        Self::switch("decode", default, "also decide after every generated token; off lets the cache grow by them")
+    }
+
+    /// The `variant` of rules of which several versions are in use.
+    pub(super) const fn variant(words: &'static [&'static str], doc: &'static str) -> Self {
+        Self::new("variant", ParamKind::Choice(words), Value::Choice(words[0]), doc)
+    }
+
+    pub(super) const fn choice(
+        name: &'static str,
+        words: &'static [&'static str],
+        default: &'static str,
+        doc: &'static str,
+    ) -> Self {
+        Self::new(name, ParamKind::Choice(words), Value::Choice(default), doc)
+    }
+
+    /// The name within its own rule: that of a wrapper's parameter without the wrapper's.
+    pub fn short(&self) -> &'static str {
+        self.name.rsplit_once('.').map_or(self.name, |(_, short)| short)
     }
 
     pub(super) const fn int(

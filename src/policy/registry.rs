@@ -6,11 +6,35 @@ use std::sync::Arc;
 use super::accumulate::Needs;
 use super::param::Param;
 use super::read::ReadRule;
-use super::spec::Spec;
-use super::{EvictPolicy, full, h2o, kcache, streaming, tova};
+use super::spec::Part;
+use super::{
+    EvictPolicy, adakv, buzz, crush, expected, fastgen, full, h2o, kcache, keydiff, keyformer, knorm,
+    lm_infinite, nacl, pyramidkv, random, roco, scissorhands, snapkv, streaming, tova,
+};
 
-/// Every rule, evictors first. A new rule is its own file and one line here.
-pub static REGISTRY: &[Entry] = &[full::ENTRY, streaming::ENTRY, h2o::ENTRY, tova::ENTRY, kcache::ENTRY];
+/// Every rule: evictors, then their wrappers, then read sets. A new rule is its own file and one line here.
+pub static REGISTRY: &[Entry] = &[
+    full::ENTRY,
+    random::ENTRY,
+    streaming::ENTRY,
+    lm_infinite::ENTRY,
+    h2o::ENTRY,
+    scissorhands::ENTRY,
+    tova::ENTRY,
+    snapkv::ENTRY,
+    pyramidkv::ENTRY,
+    keyformer::ENTRY,
+    fastgen::ENTRY,
+    roco::ENTRY,
+    buzz::ENTRY,
+    nacl::ENTRY,
+    knorm::ENTRY,
+    keydiff::ENTRY,
+    expected::ENTRY,
+    adakv::ENTRY,
+    crush::ENTRY,
+    kcache::ENTRY,
+];
 
 /// What a rule does to the cache. Never drawn alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -80,6 +104,8 @@ pub enum Granularity {
     Head,
     /// All heads of a layer keep the same tokens.
     Layer,
+    /// All heads of a layer keep the same whole pages: nothing is stranded.
+    Page,
 }
 
 impl Granularity {
@@ -88,7 +114,21 @@ impl Granularity {
         match self {
             Self::Head => "per head",
             Self::Layer => "per layer",
+            Self::Page => "per page of a layer",
         }
+    }
+
+    /// As the parameter `by` spells it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::Layer => "layer",
+            Self::Page => "page",
+        }
+    }
+
+    pub(super) fn from_word(word: &str) -> Option<Self> {
+        [Self::Head, Self::Layer, Self::Page].into_iter().find(|by| by.word() == word)
     }
 }
 
@@ -108,8 +148,16 @@ pub struct Source {
 /// How to make the rule from its values.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Build {
-    Evict(fn(&Spec) -> Arc<dyn EvictPolicy>),
-    Read(fn(&Spec) -> ReadRule),
+    /// A rule that scores tokens: it has a plan, which wrappers can change.
+    Score(fn(&Part) -> Arc<dyn EvictPolicy>),
+    /// A rule that decides in one piece.
+    Evict(fn(&Part) -> Arc<dyn EvictPolicy>),
+    /// A wrapper; `fits` says why it cannot stand behind a rule that scores.
+    Wrap {
+        build: fn(&Part, Arc<dyn EvictPolicy>) -> Arc<dyn EvictPolicy>,
+        fits: fn(&Part) -> Result<(), &'static str>,
+    },
+    Read(fn(&Part) -> ReadRule),
 }
 
 /// One rule, declared.
@@ -125,8 +173,6 @@ pub struct Entry {
     pub source: Source,
     /// Defaults of the source, where ours differ or say less.
     pub source_defaults: &'static str,
-    /// Accumulators it needs.
-    pub needs: Needs,
     /// When it acts, in words.
     pub acts: &'static str,
     /// What one decision covers.
@@ -142,8 +188,35 @@ impl Entry {
     /// What the rule does to the cache.
     pub const fn kind(&self) -> Kind {
         match self.build {
-            Build::Evict(_) => Kind::Evict,
+            Build::Score(_) | Build::Evict(_) | Build::Wrap { .. } => Kind::Evict,
             Build::Read(_) => Kind::Read,
+        }
+    }
+
+    /// Whether it stands behind an evictor and never alone.
+    pub const fn is_wrapper(&self) -> bool {
+        matches!(self.build, Build::Wrap { .. })
+    }
+
+    /// Whether wrappers can stand behind it.
+    pub const fn takes_wrappers(&self) -> bool {
+        matches!(self.build, Build::Score(_))
+    }
+
+    /// What it is, in words.
+    pub const fn what(&self) -> &'static str {
+        match self.build {
+            Build::Score(_) | Build::Evict(_) => "eviction policy",
+            Build::Wrap { .. } => "wrapper of an eviction policy",
+            Build::Read(_) => "read set",
+        }
+    }
+
+    /// What it reads of attention and of the cache, with its parameters at their defaults.
+    pub fn needs(&'static self) -> Needs {
+        match self.build {
+            Build::Score(build) | Build::Evict(build) => build(&Part::new(self)).needs(),
+            Build::Wrap { .. } | Build::Read(_) => Needs::NONE,
         }
     }
 }
@@ -153,14 +226,20 @@ pub fn entry(name: &str) -> Option<&'static Entry> {
     REGISTRY.iter().find(|entry| entry.name == name)
 }
 
-/// The entries of one kind, in the order of the table.
+/// The entries of one kind that can stand alone, in the order of the table.
 pub fn of_kind(kind: Kind) -> impl Iterator<Item = &'static Entry> {
-    REGISTRY.iter().filter(move |entry| entry.kind() == kind)
+    REGISTRY.iter().filter(move |entry| entry.kind() == kind && !entry.is_wrapper())
+}
+
+/// The wrappers, in the order of the table.
+pub fn wrappers() -> impl Iterator<Item = &'static Entry> {
+    REGISTRY.iter().filter(|entry| entry.is_wrapper())
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::param::Value;
+    use super::super::spec::Spec;
     use super::*;
 
     #[test]
@@ -172,11 +251,20 @@ mod tests {
                 assert!(!text.is_empty() && !text.contains('\n'), "{name}: '{text}'");
             }
             assert_eq!(entry.source.evidence == Evidence::Own, entry.source.paper.is_empty(), "{name}");
-            let spec = Spec::new(entry);
+            let alone = |name: &str| Spec::parse(entry.kind(), name);
             match entry.kind() {
-                Kind::Evict => drop(spec.evictor()),
-                Kind::Read => drop(spec.reader()),
+                Kind::Evict if entry.is_wrapper() => drop(alone(&format!("h2o+{name}")).unwrap().evictor()),
+                Kind::Evict => drop(alone(name).unwrap().evictor()),
+                Kind::Read => drop(alone(name).unwrap().reader()),
             }
+        }
+    }
+
+    #[test]
+    fn parameters_of_wrappers_carry_their_name() {
+        for wrapper in wrappers() {
+            let prefix = format!("{}.", wrapper.name);
+            assert!(wrapper.params.iter().all(|param| param.name.starts_with(&prefix)), "{prefix}");
         }
     }
 

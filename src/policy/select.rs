@@ -1,5 +1,8 @@
 //! The one selection that all scoring rules share: top-k among what is not protected.
 
+use std::cmp::Ordering;
+use std::ops::Range;
+
 use crate::event::{Head, Position, Reason};
 
 use super::Verdict;
@@ -13,10 +16,20 @@ pub struct Protected {
     pub recent: u32,
 }
 
+impl Protected {
+    /// Indices of the residents that compete under a budget.
+    pub(super) fn candidates(self, positions: &[Position], budget: u32) -> Range<usize> {
+        let budget = budget as usize;
+        let sinks = positions.partition_point(|&p| p < self.sinks).min(budget);
+        let recent = (self.recent as usize).min(budget - sinks).min(positions.len() - sinks);
+        sinks..positions.len() - recent
+    }
+}
+
 /// Keeps the protected residents and, in the places that are left, the highest-scored others; `None` when everything
 /// fits the budget.
 ///
-/// `positions` ascend; `score` is asked for the positions that compete, once each. Exactly `budget` residents stay.
+/// `positions` ascend; `scores` has one per position. Exactly `budget` residents stay.
 /// - Ties: the *later* position stays. (The references use `torch.topk`, whose order of ties is unspecified.)
 /// - NaN ranks as minus infinity, below every number: a broken score never keeps a token.
 /// - When the protected take the whole budget nobody competes: the reason is [`Reason::OutsideWindow`], without scores.
@@ -25,46 +38,41 @@ pub fn select(
     positions: &[Position],
     budget: u32,
     protected: Protected,
-    score: impl Fn(Position) -> f32,
+    scores: &[f32],
 ) -> Option<Verdict> {
-    let budget = budget as usize;
-    if positions.len() <= budget {
+    if positions.len() <= budget as usize {
         return None;
     }
-    let sinks = positions.partition_point(|&p| p < protected.sinks).min(budget);
-    let recent = (protected.recent as usize).min(budget - sinks);
-    let candidates = &positions[sinks..positions.len() - recent];
-    let places = budget - sinks - recent;
-    let kept = budget as u32;
+    let candidates = protected.candidates(positions, budget);
+    let places = budget as usize - (positions.len() - candidates.len());
     if places == 0 {
-        let victims = candidates.to_vec();
-        return Some(Verdict {
-            head,
-            reason: Reason::OutsideWindow,
-            cutoff: None,
-            victims,
-            scores: Vec::new(),
-            kept,
-        });
+        let victims = positions[candidates].to_vec();
+        return Some(Verdict::unscored(head, Reason::OutsideWindow, victims, budget));
     }
-    // Best first. Positions are unique, so the order is total and the unstable selection deterministic.
-    let mut ranked: Vec<(f32, Position)> = candidates.iter().map(|&p| (comparable(score(p)), p)).collect();
-    ranked.select_nth_unstable_by(places - 1, |a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
-    let cutoff = Some(ranked[places - 1].0);
+    let mut ranked: Vec<usize> = candidates.collect();
+    ranked.select_nth_unstable_by(places - 1, |&a, &b| better(scores, a, b));
+    let cutoff = comparable(scores[ranked[places - 1]]);
     let mut lost = ranked.split_off(places);
-    lost.sort_unstable_by_key(|&(_, p)| p);
+    lost.sort_unstable();
     Some(Verdict {
         head,
         reason: Reason::LowScore,
-        cutoff,
-        victims: lost.iter().map(|&(_, p)| p).collect(),
-        scores: lost.iter().map(|&(s, _)| s).collect(),
-        kept,
+        cutoff: Some(cutoff),
+        victims: lost.iter().map(|&i| positions[i]).collect(),
+        scores: lost.iter().map(|&i| comparable(scores[i])).collect(),
+        kept: budget,
+        crush: None,
     })
 }
 
+/// Best first: the higher score, then the later index. Indices are unique, so the order is total and an unstable
+/// selection deterministic.
+pub(super) fn better(scores: &[f32], a: usize, b: usize) -> Ordering {
+    comparable(scores[b]).total_cmp(&comparable(scores[a])).then(b.cmp(&a))
+}
+
 /// A score under which `total_cmp` and `==` agree: no NaN, no minus zero.
-fn comparable(score: f32) -> f32 {
+pub(super) fn comparable(score: f32) -> f32 {
     if score.is_nan() { f32::NEG_INFINITY } else { score + 0.0 }
 }
 
@@ -75,8 +83,7 @@ mod tests {
     const SCORES: [f32; 6] = [3.0, 1.0, 2.0, 1.0, 5.0, 0.0];
 
     fn run(budget: u32, sinks: u32, recent: u32) -> Option<Verdict> {
-        let positions = [0, 1, 2, 3, 4, 5];
-        select(Some(0), &positions, budget, Protected { sinks, recent }, |p| SCORES[p as usize])
+        select(Some(0), &[0, 1, 2, 3, 4, 5], budget, Protected { sinks, recent }, &SCORES)
     }
 
     #[test]
@@ -119,8 +126,7 @@ mod tests {
     #[test]
     fn nan_ranks_below_every_number_and_zeros_are_equal() {
         let scores = [f32::NAN, -1e30, 0.0, -0.0, f32::INFINITY];
-        let verdict =
-            select(None, &[0, 1, 2, 3, 4], 2, Protected::default(), |p| scores[p as usize]).unwrap();
+        let verdict = select(None, &[0, 1, 2, 3, 4], 2, Protected::default(), &scores).unwrap();
         assert_eq!(verdict.victims, [0, 1, 2]);
         assert_eq!(verdict.scores, [f32::NEG_INFINITY, -1e30, 0.0]);
         assert_eq!(verdict.cutoff, Some(0.0));

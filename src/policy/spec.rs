@@ -6,9 +6,9 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::EvictPolicy;
-use super::param::{Budget, ParamKind, Value};
+use super::param::{Budget, Param, ParamKind, Value};
 use super::read::ReadRule;
-use super::registry::{self, Build, Entry, Kind};
+use super::registry::{self, Build, Entry, Granularity, Kind};
 use crate::event::Tuning;
 
 /// Why a spelled policy is refused. Each message is one line.
@@ -88,14 +88,20 @@ pub enum SpecError {
         /// What is taken.
         range: String,
     },
+    /// A wrapper stands first.
+    #[error("{name} works on what another policy scores: write it behind one, as in h2o:budget=25%+{name}")]
+    WrapperAlone {
+        /// The wrapper.
+        name: &'static str,
+    },
     /// Two entries that cannot be joined.
-    #[error("{left}+{right}: {why}: name one of them")]
+    #[error("{left}+{right}: {why}")]
     Composition {
         /// The first.
         left: &'static str,
         /// The second.
         right: &'static str,
-        /// Why not.
+        /// Why not, and what to do.
         why: &'static str,
     },
     /// The budget leaves no room beside the parts that a policy always keeps.
@@ -121,6 +127,30 @@ pub enum SpecError {
     },
 }
 
+impl SpecError {
+    /// Refuses a budget that leaves no slot beside the `fixed` ones that the parameter `parts` asks for.
+    pub(super) fn unless_room(
+        entry: &'static str,
+        budget: Budget,
+        prompt_len: u32,
+        parts: &'static str,
+        fixed: u32,
+    ) -> Result<(), Self> {
+        match budget.slots(prompt_len) {
+            Some(slots) if slots <= fixed => Err(Self::BudgetTooSmall {
+                entry,
+                budget: budget.to_string(),
+                slots,
+                prompt_len,
+                fixed: format!("{parts}={fixed}"),
+                parts,
+                needed: fixed.saturating_add(1),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What a changed parameter means for the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -130,59 +160,38 @@ pub struct Change {
     pub live: bool,
 }
 
-/// An entry of the registry with a value for each of its parameters.
+/// One rule of a spelling: an entry of the registry with a value for each of its parameters.
 #[derive(Clone, Debug)]
-pub struct Spec {
+pub struct Part {
     entry: &'static Entry,
     values: Vec<Value>,
 }
 
-impl Spec {
+impl Part {
     /// The entry with every parameter at its default.
-    pub fn new(entry: &'static Entry) -> Self {
+    pub(super) fn new(entry: &'static Entry) -> Self {
         Self { entry, values: entry.params.iter().map(|param| param.default).collect() }
     }
 
-    /// Reads a spelled entry of one kind. Blanks around names and values are ignored.
-    ///
-    /// # Errors
-    ///
-    /// See [`SpecError`]. Two joined entries of one kind are always refused: no composition is legal yet.
-    pub fn parse(kind: Kind, text: &str) -> Result<Self, SpecError> {
-        let mut parts = text.split('+');
-        let spec = Self::parse_part(kind, parts.next().unwrap_or_default())?;
-        match parts.next() {
-            None => Ok(spec),
-            Some(next) => {
-                let (left, right) = (spec.entry, Self::parse_part(kind, next)?.entry);
-                Err(SpecError::Composition {
-                    left: left.name,
-                    right: right.name,
-                    why: why_apart(left, right),
-                })
-            }
-        }
-    }
-
-    fn parse_part(kind: Kind, text: &str) -> Result<Self, SpecError> {
+    fn parse(kind: Kind, text: &str) -> Result<Self, SpecError> {
         let (name, params) = match text.split_once(':') {
             Some((name, params)) => (name.trim(), Some(params)),
             None => (text.trim(), None),
         };
-        let mut spec = Self::new(find(kind, name)?);
-        let mut given = vec![false; spec.values.len()];
+        let mut part = Self::new(find(kind, name)?);
+        let mut given = vec![false; part.values.len()];
         for piece in params.into_iter().flat_map(|params| params.split(',')) {
-            let (name, value) = piece.split_once('=').ok_or_else(|| spec.malformed(piece))?;
-            let index = spec.index(name.trim())?;
+            let (name, value) = piece.split_once('=').ok_or_else(|| part.malformed(piece))?;
+            let index = part.index(name.trim())?;
             if std::mem::replace(&mut given[index], true) {
                 return Err(SpecError::Duplicate {
-                    entry: spec.entry.name,
-                    param: spec.entry.params[index].name,
+                    entry: part.entry.name,
+                    param: part.entry.params[index].short(),
                 });
             }
-            spec.values[index] = spec.read(index, value.trim())?;
+            part.values[index] = part.read(index, value.trim())?;
         }
-        Ok(spec)
+        Ok(part)
     }
 
     /// The table it instantiates.
@@ -195,49 +204,30 @@ impl Spec {
         &self.values
     }
 
-    /// The value of a parameter.
-    pub fn get(&self, param: &str) -> Option<Value> {
-        self.entry.params.iter().position(|p| p.name == param).map(|index| self.values[index])
+    /// The parameters with their values.
+    pub fn params(&self) -> impl Iterator<Item = (&'static Param, Value)> + '_ {
+        self.entry.params.iter().zip(self.values.iter().copied())
+    }
+
+    /// The value of a parameter, by its full name.
+    fn get(&self, param: &str) -> Option<Value> {
+        self.params().find(|(p, _)| p.name == param).map(|(_, value)| value)
+    }
+
+    /// What one decision of it covers.
+    pub fn granularity(&self) -> Granularity {
+        match self.get("by") {
+            Some(Value::Choice(word)) => Granularity::from_word(word).unwrap_or(self.entry.granularity),
+            _ => self.entry.granularity,
+        }
     }
 
     /// The budget, where there is one.
-    pub fn budget(&self) -> Option<Budget> {
+    pub(super) fn budget(&self) -> Option<Budget> {
         self.values.iter().find_map(|value| match value {
             Value::Budget(budget) => Some(*budget),
             _ => None,
         })
-    }
-
-    /// Sets a parameter; `None` if it has that value already.
-    ///
-    /// # Errors
-    ///
-    /// Unknown parameter or bad value; nothing changes then.
-    pub fn set(&mut self, param: &str, value: &str) -> Result<Option<Change>, SpecError> {
-        let index = self.index(param.trim())?;
-        let to = self.read(index, value.trim())?;
-        let from = std::mem::replace(&mut self.values[index], to);
-        let param = &self.entry.params[index];
-        Ok((from != to).then(|| Change {
-            tuning: Tuning { name: param.name.into(), from: from.to_string(), to: to.to_string() },
-            live: param.live,
-        }))
-    }
-
-    /// The rule with these values. Only for entries that evict, which [`Spec::parse`] has made sure of.
-    pub(super) fn evictor(&self) -> Arc<dyn EvictPolicy> {
-        match self.entry.build {
-            Build::Evict(build) => build(self),
-            Build::Read(_) => unreachable!("{} was parsed as an evictor", self.entry.name),
-        }
-    }
-
-    /// The rule with these values. Only for read sets.
-    pub(super) fn reader(&self) -> ReadRule {
-        match self.entry.build {
-            Build::Read(build) => build(self),
-            Build::Evict(_) => unreachable!("{} was parsed as a read set", self.entry.name),
-        }
     }
 
     pub(super) fn int(&self, param: &str) -> u32 {
@@ -273,21 +263,14 @@ impl Spec {
         unreachable!("{} declares no such parameter: {param}", self.entry.name)
     }
 
+    fn position(&self, name: &str) -> Option<usize> {
+        self.entry.params.iter().position(|param| param.name == name || param.short() == name)
+    }
+
     fn index(&self, name: &str) -> Result<usize, SpecError> {
-        let params = self.entry.params;
-        params.iter().position(|param| param.name == name).ok_or_else(|| {
-            let names: Vec<_> = params.iter().map(|param| param.name).collect();
-            let known = match names.as_slice() {
-                [] => "it takes none".into(),
-                [only] => format!("use {only}"),
-                _ => format!("use one of {}", names.join(", ")),
-            };
-            SpecError::UnknownParam {
-                entry: self.entry.name,
-                name: shown(name),
-                hint: hint(name, &names),
-                known,
-            }
+        self.position(name).ok_or_else(|| {
+            let names = self.entry.params.iter().map(Param::short).collect::<Vec<_>>();
+            unknown(self.entry.name, name, &names)
         })
     }
 
@@ -295,7 +278,7 @@ impl Spec {
         let param = &self.entry.params[index];
         param.kind.parse(text).ok_or_else(|| SpecError::BadValue {
             entry: self.entry.name,
-            param: param.name,
+            param: param.short(),
             value: shown(text),
             range: param.kind.range(),
         })
@@ -304,27 +287,27 @@ impl Spec {
     fn malformed(&self, piece: &str) -> SpecError {
         let example = match self.entry.params.first() {
             Some(param) if param.kind == ParamKind::Budget => "budget=25%".into(),
-            Some(param) => format!("{}={}", param.name, param.default),
+            Some(param) => format!("{}={}", param.short(), param.default),
             None => return self.index(piece.trim()).expect_err("it has no parameters"),
         };
         SpecError::Malformed { entry: self.entry.name, text: shown(piece.trim()), example }
     }
 }
 
-impl PartialEq for Spec {
+impl PartialEq for Part {
     fn eq(&self, other: &Self) -> bool {
         self.entry.name == other.entry.name && self.values == other.values
     }
 }
 
 /// The canonical spelling: the parameters that differ from their default, and the headline ones always.
-impl fmt::Display for Spec {
+impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.entry.name)?;
         let mut separator = ':';
-        for (param, value) in self.entry.params.iter().zip(&self.values) {
-            if param.headline || *value != param.default {
-                write!(f, "{separator}{}={value}", param.name)?;
+        for (param, value) in self.params() {
+            if param.headline || value != param.default {
+                write!(f, "{separator}{}={value}", param.short())?;
                 separator = ',';
             }
         }
@@ -332,9 +315,181 @@ impl fmt::Display for Spec {
     }
 }
 
+/// A whole spelling: a rule, and the wrappers behind it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// The rule, then its wrappers in the order given; never empty.
+    parts: Vec<Part>,
+}
+
+impl Spec {
+    /// The entry with every parameter at its default, without wrappers.
+    pub fn new(entry: &'static Entry) -> Self {
+        Self { parts: vec![Part::new(entry)] }
+    }
+
+    /// Reads a spelled entry of one kind and its wrappers. Blanks around names and values are ignored.
+    ///
+    /// # Errors
+    ///
+    /// See [`SpecError`].
+    pub fn parse(kind: Kind, text: &str) -> Result<Self, SpecError> {
+        let mut spec = Self { parts: Vec::new() };
+        for text in text.split('+') {
+            spec.parts.push(Part::parse(kind, text)?);
+            spec.check_composition()?;
+        }
+        Ok(spec)
+    }
+
+    /// Whether the parts can stand behind each other.
+    fn check_composition(&self) -> Result<(), SpecError> {
+        let (base, wrappers) = self.parts.split_first().expect("a spelling has a rule");
+        if base.entry.is_wrapper() {
+            return Err(SpecError::WrapperAlone { name: base.entry.name });
+        }
+        for (i, wrapper) in wrappers.iter().enumerate() {
+            let refuse = |why| {
+                let (left, right) = (base.entry.name, wrapper.entry.name);
+                Err(SpecError::Composition { left, right, why })
+            };
+            let Build::Wrap { fits, .. } = wrapper.entry.build else {
+                return refuse(why_apart(base.entry, wrapper.entry));
+            };
+            if !base.entry.takes_wrappers() {
+                return refuse(match base.entry.name {
+                    "full" => "full keeps everything, there is nothing to wrap: name a policy that evicts",
+                    _ => "it does not rank tokens by a score, which is what a wrapper works on: use h2o or snapkv, for one",
+                });
+            }
+            if wrappers[..i].iter().any(|earlier| earlier.entry.name == wrapper.entry.name) {
+                return refuse("the wrapper is named twice: name it once");
+            }
+            if let Err(why) = fits(base) {
+                return refuse(why);
+            }
+        }
+        Ok(())
+    }
+
+    /// The table of the rule, without its wrappers.
+    pub fn entry(&self) -> &'static Entry {
+        self.parts[0].entry
+    }
+
+    /// The rule, then its wrappers.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// One value per parameter of the rule, in the order of [`Entry::params`].
+    pub fn values(&self) -> &[Value] {
+        &self.parts[0].values
+    }
+
+    /// All parameters with their values, those of wrappers last.
+    pub fn params(&self) -> impl Iterator<Item = (&'static Param, Value)> + '_ {
+        self.parts.iter().flat_map(Part::params)
+    }
+
+    /// The names of rule and wrappers: `h2o+adakv`.
+    pub fn names(&self) -> String {
+        self.parts.iter().map(|part| part.entry.name).collect::<Vec<_>>().join("+")
+    }
+
+    /// The value of a parameter; a wrapper's by its full name, `adakv.floor`.
+    pub fn get(&self, param: &str) -> Option<Value> {
+        self.parts.iter().find_map(|part| part.get(param))
+    }
+
+    /// The budget, where there is one.
+    pub fn budget(&self) -> Option<Budget> {
+        self.parts[0].budget()
+    }
+
+    /// Sets a parameter; `None` if it has that value already.
+    ///
+    /// # Errors
+    ///
+    /// Unknown parameter, bad value, or one that a wrapper cannot work with; nothing changes then.
+    pub fn set(&mut self, param: &str, value: &str) -> Result<Option<Change>, SpecError> {
+        let (name, value) = (param.trim(), value.trim());
+        let (part, index) = self.locate(name)?;
+        let to = self.parts[part].read(index, value)?;
+        let from = std::mem::replace(&mut self.parts[part].values[index], to);
+        if let Err(error) = self.check_composition() {
+            self.parts[part].values[index] = from;
+            return Err(error);
+        }
+        let param = &self.parts[part].entry.params[index];
+        Ok((from != to).then(|| Change {
+            tuning: Tuning { name: param.name.into(), from: from.to_string(), to: to.to_string() },
+            live: param.live,
+        }))
+    }
+
+    /// The part and the index of a parameter by its full name.
+    fn locate(&self, name: &str) -> Result<(usize, usize), SpecError> {
+        let found = self.parts.iter().enumerate().find_map(|(i, part)| {
+            part.entry.params.iter().position(|param| param.name == name).map(|index| (i, index))
+        });
+        found.ok_or_else(|| {
+            let names: Vec<_> = self.params().map(|(param, _)| param.name).collect();
+            unknown(self.entry().name, name, &names)
+        })
+    }
+
+    /// The rule with these values. Only for entries that evict, which [`Spec::parse`] has made sure of.
+    pub(super) fn evictor(&self) -> Arc<dyn EvictPolicy> {
+        let base = &self.parts[0];
+        let rule = match base.entry.build {
+            Build::Score(build) | Build::Evict(build) => build(base),
+            _ => unreachable!("{} was parsed as an evictor", base.entry.name),
+        };
+        self.parts[1..].iter().fold(rule, |rule, part| match part.entry.build {
+            Build::Wrap { build, .. } => build(part, rule),
+            _ => unreachable!("{} was parsed as a wrapper", part.entry.name),
+        })
+    }
+
+    /// The rule with these values. Only for read sets.
+    pub(super) fn reader(&self) -> ReadRule {
+        let base = &self.parts[0];
+        match base.entry.build {
+            Build::Read(build) => build(base),
+            _ => unreachable!("{} was parsed as a read set", base.entry.name),
+        }
+    }
+}
+
+/// The canonical spelling of all parts.
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, part) in self.parts.iter().enumerate() {
+            if i > 0 {
+                f.write_str("+")?;
+            }
+            part.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+fn unknown(entry: &'static str, name: &str, names: &[&str]) -> SpecError {
+    let known = match names {
+        [] => "it takes none".into(),
+        [only] => format!("use {only}"),
+        _ => format!("use one of {}", names.join(", ")),
+    };
+    SpecError::UnknownParam { entry, name: shown(name), hint: hint(name, names), known }
+}
+
 fn find(kind: Kind, name: &str) -> Result<&'static Entry, SpecError> {
-    let names: Vec<_> = registry::of_kind(kind).map(|entry| entry.name).collect();
+    let mut names: Vec<_> = registry::of_kind(kind).map(|entry| entry.name).collect();
     let known = names.join(", ");
+    if kind == Kind::Evict {
+        names.extend(registry::wrappers().map(|entry| entry.name));
+    }
     if name.is_empty() {
         return Err(SpecError::Empty { kind, known });
     }
@@ -352,11 +507,11 @@ fn find(kind: Kind, name: &str) -> Result<&'static Entry, SpecError> {
 
 fn why_apart(left: &Entry, right: &Entry) -> &'static str {
     match left.kind() {
-        Kind::Read => "both choose what is read",
+        Kind::Read => "both choose what is read: name one of them",
         Kind::Evict if left.name == "full" || right.name == "full" => {
-            "full keeps everything and joins no other"
+            "full keeps everything and joins no other: name one of them"
         }
-        Kind::Evict => "both evict, and one cache has one evictor",
+        Kind::Evict => "both evict, and one cache has one evictor: name one of them",
     }
 }
 
@@ -409,6 +564,8 @@ mod tests {
     use super::super::{ReadSet, parse_policy, parse_read};
     use super::*;
 
+    const NAMES: &str = "full, random, streaming, lm-infinite, h2o, scissorhands, tova, snapkv, pyramidkv, keyformer, fastgen, roco, buzz, nacl, knorm, keydiff, expected";
+
     fn refused(text: &str) -> String {
         parse_policy(text).expect_err(text).to_string()
     }
@@ -423,6 +580,8 @@ mod tests {
             ("streaming:budget=512,sinks=4,reposition=true", "streaming:budget=512"),
             ("streaming:budget=512,reposition=false", "streaming:budget=512,reposition=false"),
             ("tova:budget=12.5%,when=chunk", "tova:budget=12.5%,when=chunk"),
+            ("h2o:budget=25%+kvcrush:ratio=.25+adakv", "h2o:budget=25%+kvcrush:ratio=0.25+adakv:floor=0.2"),
+            (" snapkv + adakv : adakv.floor = 0.5 ", "snapkv:budget=100%+adakv:floor=0.5"),
         ] {
             assert_eq!(parse_policy(given).unwrap().to_string(), canonical);
         }
@@ -438,16 +597,16 @@ mod tests {
     #[test]
     fn refusals_say_what_is_wrong_and_what_to_do() {
         for (given, message) in [
-            ("", "no eviction policy named: use one of full, streaming, h2o, tova"),
+            ("", "no eviction policy named: use one of NAMES"),
             (
                 "h20:budget=25%",
-                "no eviction policy is called 'h20' (did you mean 'h2o'?): use one of full, streaming, h2o, tova",
+                "no eviction policy is called 'h20' (did you mean 'h2o'?): use one of NAMES",
             ),
-            ("lru", "no eviction policy is called 'lru': use one of full, streaming, h2o, tova"),
+            ("lru", "no eviction policy is called 'lru': use one of NAMES"),
             ("kcache:n=8", "kcache is a read set, not an eviction policy: give it to --read"),
             (
                 "h2o:bugdet=25%",
-                "h2o has no parameter 'bugdet' (did you mean 'budget'?): use one of budget, recent, when",
+                "h2o has no parameter 'bugdet' (did you mean 'budget'?): use one of budget, recent, when, variant, by",
             ),
             ("full:budget=4", "full has no parameter 'budget': it takes none"),
             ("h2o:25%", "h2o: '25%' is not PARAM=VALUE: write it as in h2o:budget=25%"),
@@ -464,9 +623,28 @@ mod tests {
             ("h2o+tova", "h2o+tova: both evict, and one cache has one evictor: name one of them"),
             ("h2o:budget=8+h2o", "h2o+h2o: both evict, and one cache has one evictor: name one of them"),
             ("tova+full", "tova+full: full keeps everything and joins no other: name one of them"),
+            (
+                "adakv",
+                "adakv works on what another policy scores: write it behind one, as in h2o:budget=25%+adakv",
+            ),
+            (
+                "streaming:budget=64+adakv",
+                "streaming+adakv: it does not rank tokens by a score, which is what a wrapper works on: use h2o or \
+                 snapkv, for one",
+            ),
+            ("full+kvcrush", "full+kvcrush: full keeps everything, there is nothing to wrap: name a policy that evicts"),
+            (
+                "tova:budget=64+adakv",
+                "tova+adakv: adakv shares a layer's budget over its heads, and this rule decides for the whole layer: \
+                 use by=head where it has it, or leave adakv out",
+            ),
+            ("h2o+adakv+adakv", "h2o+adakv: the wrapper is named twice: name it once"),
+            ("h2o+adakv:flor=1", "adakv has no parameter 'flor' (did you mean 'floor'?): use floor"),
+            ("h2o+kvcrush:ratio=2", "kvcrush: ratio cannot be '2': use a number from 0 to 1"),
+            ("h2o+adakv+tova", "h2o+tova: both evict, and one cache has one evictor: name one of them"),
             ("h2o+kcache", "kcache is a read set, not an eviction policy: give it to --read"),
         ] {
-            assert_eq!(refused(given), message);
+            assert_eq!(refused(given), message.replace("NAMES", NAMES));
         }
         let read = |text: &str| parse_read(text).expect_err(text).to_string();
         assert_eq!(read("h2o"), "h2o is an eviction policy, not a read set: give it to --policy");
@@ -495,6 +673,17 @@ mod tests {
         assert!(policy.set("budget", "0").is_err() && policy.set("bugdet", "1").is_err());
         assert_eq!(policy, before);
 
+        let mut wrapped = parse_policy("h2o:budget=25%+adakv").unwrap();
+        let change = wrapped.set("adakv.floor", "0.5").unwrap().unwrap();
+        let tuning = Tuning { name: "adakv.floor".into(), from: "0.2".into(), to: "0.5".into() };
+        assert_eq!(change, Change { tuning, live: true });
+        assert_eq!(wrapped.spec().get("adakv.floor"), Some(Value::Real(0.5)));
+        let before = wrapped.clone();
+        let message = wrapped.set("by", "page").unwrap_err().to_string();
+        assert!(message.starts_with("h2o+adakv: adakv shares"), "{message}");
+        assert_eq!(wrapped, before);
+        assert!(wrapped.set("floor", "1").is_err());
+
         let mut read: ReadSet = "kcache".parse().unwrap();
         assert!(read.set("n", "8").unwrap().unwrap().live);
         assert!(!read.set("l", "0").unwrap().unwrap().live);
@@ -517,11 +706,24 @@ mod tests {
         }
     }
 
+    fn any_part(entry: &'static Entry) -> impl Strategy<Value = Part> {
+        let values: Vec<_> = entry.params.iter().map(|param| value(param.kind)).collect();
+        values.prop_map(move |values| Part { entry, values })
+    }
+
+    /// Any rule with any of the wrappers that fit it.
     fn any_spec() -> impl Strategy<Value = Spec> {
-        (0..registry::REGISTRY.len()).prop_flat_map(|index| {
-            let entry = &registry::REGISTRY[index];
-            let values: Vec<_> = entry.params.iter().map(|param| value(param.kind)).collect();
-            values.prop_map(move |values| Spec { entry, values })
+        let alone: Vec<_> = registry::REGISTRY.iter().filter(|entry| !entry.is_wrapper()).collect();
+        let wrappers: Vec<_> = registry::wrappers().map(|entry| (any_part(entry), any::<bool>())).collect();
+        (prop::sample::select(alone).prop_flat_map(any_part), wrappers).prop_map(|(base, wrappers)| {
+            let mut spec = Spec { parts: vec![base] };
+            for (wrapper, wanted) in wrappers {
+                spec.parts.push(wrapper);
+                if !wanted || spec.check_composition().is_err() {
+                    spec.parts.pop();
+                }
+            }
+            spec
         })
     }
 
@@ -535,7 +737,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused_in_one_line(text in "(h2o|tova|full|kcache|[a-z0-9]{0,6})[:+,=%.a-z0-9\\PC]{0,40}") {
+        fn any_text_is_read_or_refused_in_one_line(text in "(h2o|tova|full|kcache|adakv|kvcrush|[a-z0-9]{0,6})[:+,=%.a-z0-9\\PC]{0,40}") {
             if let Err(error) = parse_policy(&text) {
                 let message = error.to_string();
                 prop_assert!(!message.is_empty() && !message.chars().any(char::is_control), "{}", message);
@@ -544,7 +746,7 @@ mod tests {
 
         #[test]
         fn nudging_never_leaves_the_range(spec in any_spec(), by in -1000i32..1000, coarse: bool) {
-            for (param, &value) in spec.entry().params.iter().zip(spec.values()) {
+            for (param, value) in spec.params() {
                 let moved = param.nudge(value, by, coarse);
                 prop_assert_eq!(param.kind.parse(&moved.to_string()), Some(moved), "{}", param.name);
             }

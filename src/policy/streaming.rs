@@ -16,11 +16,12 @@
 
 use std::sync::Arc;
 
-use super::accumulate::Needs;
+use super::inputs::{HeadInputs, Moment, When};
 use super::param::{self, Budget, Param};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
 use super::select::{Protected, select};
-use super::{EvictPolicy, HeadInputs, Moment, Rope, SpecError, Verdict, When};
+use super::spec::Part;
+use super::{EvictPolicy, Rope, SpecError, Verdict};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "streaming",
@@ -33,7 +34,6 @@ pub(super) const ENTRY: Entry = Entry {
         evidence: Evidence::Source,
     },
     source_defaults: "4 sinks; window 512 in the class, 2000 in the demo",
-    needs: Needs::NONE,
     acts: "after each chunk of the prompt (or at its end: when=prompt), then after every token",
     granularity: Granularity::Layer,
     params: &[
@@ -51,22 +51,30 @@ pub(super) const ENTRY: Entry = Entry {
         "acts after a forward, so a new token attends to the budget and itself; the source makes room before",
         "with when=chunk, K and V of later chunks are computed without what earlier decisions lost",
     ],
-    build: Build::Evict(|spec| {
-        Arc::new(Streaming {
-            budget: spec.budget().expect("declared above"),
-            sinks: spec.int("sinks"),
-            reposition: spec.switch("reposition"),
-            in_prompt: spec.choice("when") == param::CHUNK,
-        })
-    }),
+    build: Build::Evict(|part| Arc::new(Streaming::of(part))),
 };
 
+/// Sinks and a window: also the shape of LM-Infinite.
 #[derive(Debug)]
-struct Streaming {
+pub(super) struct Streaming {
+    name: &'static str,
     budget: Budget,
     sinks: u32,
     reposition: bool,
     in_prompt: bool,
+}
+
+impl Streaming {
+    /// From an entry that declares the parameters of this one.
+    pub(super) fn of(part: &Part) -> Self {
+        Self {
+            name: part.entry().name,
+            budget: part.budget().expect("declared with it"),
+            sinks: part.int("sinks"),
+            reposition: part.switch("reposition"),
+            in_prompt: part.choice("when") == param::CHUNK,
+        }
+    }
 }
 
 impl EvictPolicy for Streaming {
@@ -74,12 +82,17 @@ impl EvictPolicy for Streaming {
         when != When::Chunk || self.in_prompt
     }
 
+    fn slots(&self, moment: &Moment) -> Option<u32> {
+        self.budget.slots(moment.prompt_len)
+    }
+
     fn decide(&self, moment: &Moment, heads: &[HeadInputs<'_>], out: &mut Vec<Verdict>) {
-        let (Some(budget), Some(head)) = (self.budget.slots(moment.prompt_len), heads.first()) else {
+        let (Some(budget), Some(head)) = (self.slots(moment), heads.first()) else {
             return;
         };
+        // The protected take the whole budget: nothing competes, nothing is scored.
         let protected = Protected { sinks: self.sinks, recent: budget.saturating_sub(self.sinks) };
-        out.extend(select(None, head.positions, budget, protected, |_| 0.0));
+        out.extend(select(None, head.positions, budget, protected, &[]));
     }
 
     fn rope(&self) -> Rope {
@@ -87,17 +100,6 @@ impl EvictPolicy for Streaming {
     }
 
     fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
-        match self.budget.slots(prompt_len) {
-            Some(slots) if slots <= self.sinks => Err(SpecError::BudgetTooSmall {
-                entry: ENTRY.name,
-                budget: self.budget.to_string(),
-                slots,
-                prompt_len,
-                fixed: format!("sinks={}", self.sinks),
-                parts: "sinks",
-                needed: self.sinks + 1,
-            }),
-            _ => Ok(()),
-        }
+        SpecError::unless_room(self.name, self.budget, prompt_len, "sinks", self.sinks)
     }
 }

@@ -1,10 +1,13 @@
-//! Each rule by hand, and what every rule promises over random shapes.
+//! The first rules by hand and against sorting everything; [`invariants`] is what every rule promises.
 
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+mod invariants;
+
 use super::*;
+use crate::event::Position;
 
 /// Scores that break careless comparisons, and enough ordinary ones to tie.
 const ROW_VALUES: [f32; 12] =
@@ -18,7 +21,17 @@ fn seen(policy: &Policy, row: &[f32]) -> Accumulators {
 }
 
 fn moment(when: When, prompt_len: u32) -> Moment {
-    Moment { when, layer: 0, layers: 1, prompt_len, next_position: prompt_len, step: 0 }
+    Moment {
+        when,
+        layer: 0,
+        layers: 1,
+        prompt_len,
+        span_len: prompt_len,
+        next_position: prompt_len,
+        block_size: 4,
+        step: 0,
+        seed: 0,
+    }
 }
 
 /// The verdicts of a layer whose heads saw these rows; positions are 0, 1, 2 …
@@ -26,7 +39,7 @@ fn decide(policy: &str, rows: &[&[f32]]) -> Vec<Verdict> {
     let policy = parse_policy(policy).unwrap();
     let accs: Vec<_> = rows.iter().map(|row| seen(&policy, row)).collect();
     let positions: Vec<Position> = (0..rows[0].len() as Position).collect();
-    let heads: Vec<_> = accs.iter().map(|acc| HeadInputs { positions: &positions, acc }).collect();
+    let heads: Vec<_> = accs.iter().map(|acc| HeadInputs::new(&positions, acc)).collect();
     let mut out = Vec::new();
     policy.decide(&moment(When::EndOfPrompt, positions.len() as u32), &heads, &mut out);
     out
@@ -45,6 +58,7 @@ fn h2o_keeps_the_recent_and_the_heavy_of_each_head() {
         victims: victims.to_vec(),
         scores: scores.to_vec(),
         kept: 4,
+        crush: None,
     };
     assert_eq!(
         verdicts,
@@ -100,6 +114,7 @@ fn tova_judges_by_the_mean_over_the_layer_and_spares_nobody() {
         victims: vec![0, 3],
         scores: vec![0.5, 0.25],
         kept: 3,
+        crush: None,
     };
     assert_eq!(verdicts, [layer]);
     // The newest token competes too.
@@ -126,6 +141,7 @@ fn streaming_keeps_sinks_and_window_without_scores() {
         victims: vec![2, 3, 4, 5],
         scores: vec![],
         kept: 6,
+        crush: None,
     };
     assert_eq!(decide("streaming:budget=6,sinks=2", &[&[0.0; 10], &[0.0; 10]]), [layer]);
 }
@@ -153,6 +169,7 @@ fn a_recorded_decision_keeps_its_order() {
         victims: vec![3, 5],
         scores: vec![0.333_4, f32::NEG_INFINITY],
         kept: 2,
+        crush: None,
     };
     let eviction = verdict.recorded(7);
     assert_eq!((eviction.layer, eviction.head, eviction.kept), (7, Some(1), 2));
@@ -189,7 +206,7 @@ fn policies_act_when_they_say() {
     let policy = parse_policy("h2o:budget=1").unwrap();
     let acc = seen(&policy, &[1.0, 2.0, 3.0]);
     let mut out = Vec::new();
-    policy.decide(&moment(When::Chunk, 3), &[HeadInputs { positions: &[0, 1, 2], acc: &acc }], &mut out);
+    policy.decide(&moment(When::Chunk, 3), &[HeadInputs::new(&[0, 1, 2], &acc)], &mut out);
     assert_eq!(out, []);
 }
 
@@ -233,7 +250,7 @@ impl Run {
             .residents
             .iter()
             .zip(&self.accs)
-            .map(|(positions, acc)| HeadInputs { positions, acc })
+            .map(|(positions, acc)| HeadInputs::new(positions, acc))
             .collect();
         let mut out = Vec::new();
         policy.decide(
@@ -274,9 +291,9 @@ impl Run {
     fn protected(policy: &Policy, slots: usize) -> (usize, usize) {
         let spec = policy.spec();
         match policy.entry().name {
-            "h2o" => (0, (spec.real("recent") * slots as f64).round() as usize),
+            "h2o" => (0, (spec.parts()[0].real("recent") * slots as f64).round() as usize),
             "streaming" => {
-                let sinks = (spec.int("sinks") as usize).min(slots);
+                let sinks = (spec.parts()[0].int("sinks") as usize).min(slots);
                 (sinks, slots - sinks)
             }
             _ => (0, 0),

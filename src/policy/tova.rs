@@ -3,20 +3,24 @@
 //! Source: Oren et al., "Transformers are Multi-State RNNs", arXiv 2401.06104; rule read in the authors' code
 //! (schwartz-lab-NLP/TOVA). After attention, a token's score is the mean over all query heads of the layer of the
 //! newest query's attention on it. When more than the budget are resident, the highest stay; one set per layer for all
-//! heads. Nothing is protected: sinks and the new token itself compete too
-//! (NVIDIA/kvpress spares the newest).
+//! heads. Nothing is protected: sinks and the new token itself compete too. `variant=kvpress` spares the newest token,
+//! as NVIDIA/kvpress does.
 //!
 //! Deviations:
 //! - The budget may be a share of the prompt; the source states slots (512 in its readme).
 //! - With `when=chunk` the rule also acts inside the prompt, which the source feeds in one forward.
+//! - `by=head` and `by=page` are ours.
 
 use std::sync::Arc;
 
-use super::accumulate::Needs;
+use super::inputs::{HeadInputs, Moment, When};
 use super::param::{self, Budget, Param};
+use super::plan::{self, Plan};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
-use super::select::{Protected, select};
-use super::{EvictPolicy, HeadInputs, Moment, Verdict, When};
+use super::select::Protected;
+use super::{Bound, EvictPolicy, Needs};
+
+const KVPRESS: &str = "kvpress";
 
 pub(super) const ENTRY: Entry = Entry {
     name: "tova",
@@ -29,18 +33,25 @@ pub(super) const ENTRY: Entry = Entry {
         evidence: Evidence::Source,
     },
     source_defaults: "512 slots in the readme",
-    needs: Needs { last_row: true, ..Needs::NONE },
     acts: "at the end of the prompt (or after each chunk of it: when=chunk), then after every token",
     granularity: Granularity::Layer,
-    params: &[Param::budget("slots kept per layer, the same for all its heads"), Param::when(param::PROMPT)],
+    params: &[
+        Param::budget("slots kept per layer, the same for all its heads"),
+        Param::when(param::PROMPT),
+        Param::variant(&["paper", KVPRESS], "the newest token competes too, or is spared"),
+        Param::by("layer"),
+    ],
     deviations: &[
         "the budget may be a share of the prompt; the source states slots",
         "when=chunk also acts inside the prompt, which the source feeds in one forward",
+        "by=head and by=page are ours",
     ],
-    build: Build::Evict(|spec| {
+    build: Build::Score(|part| {
         Arc::new(Tova {
-            budget: spec.budget().expect("declared above"),
-            in_prompt: spec.choice("when") == param::CHUNK,
+            budget: part.budget().expect("declared above"),
+            in_prompt: part.choice("when") == param::CHUNK,
+            spares_newest: part.choice("variant") == KVPRESS,
+            by: part.granularity(),
         })
     }),
 };
@@ -49,19 +60,32 @@ pub(super) const ENTRY: Entry = Entry {
 struct Tova {
     budget: Budget,
     in_prompt: bool,
+    spares_newest: bool,
+    by: Granularity,
 }
 
 impl EvictPolicy for Tova {
+    fn needs(&self) -> Needs {
+        Needs { last_row: true, ..Needs::NONE }
+    }
+
     fn acts(&self, when: When) -> bool {
         when != When::Chunk || self.in_prompt
     }
 
-    fn decide(&self, moment: &Moment, heads: &[HeadInputs<'_>], out: &mut Vec<Verdict>) {
-        let (Some(budget), Some(first)) = (self.budget.slots(moment.prompt_len), heads.first()) else {
-            return;
-        };
+    fn slots(&self, moment: &Moment) -> Option<u32> {
+        self.budget.slots(moment.prompt_len)
+    }
+
+    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
+        Some(plan::bound(self.by, self.slots(moment)?, moment.block_size, kv_heads))
+    }
+
+    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
+        let protected = Protected { sinks: 0, recent: u32::from(self.spares_newest) };
         // Groups are equally large, so the mean of their means is the mean over all query heads of the layer.
-        let mean = |p| heads.iter().map(|head| head.acc.last_row(p)).sum::<f32>() / heads.len() as f32;
-        out.extend(select(None, first.positions, budget, Protected::default(), mean));
+        Plan::new(self.by, self.slots(moment), protected, heads, |_, head| {
+            head.positions.iter().map(|&p| head.acc.last_row(p)).collect()
+        })
     }
 }

@@ -4,7 +4,9 @@
 use std::collections::HashSet;
 
 use super::wire::CodecError;
-use crate::event::{LayerCoding, LayerTraffic, MAX_CHANNELS, RunInfo, SeqStep, Step, StepId, TierUse};
+use crate::event::{
+    Crush, LayerCoding, LayerTraffic, MAX_CHANNELS, RunInfo, SeqStep, Step, StepId, TierUse,
+};
 
 /// Uncompressed bytes of a chunk.
 pub const MAX_CHUNK_BYTES: u64 = 64 << 20;
@@ -122,12 +124,16 @@ impl Shape {
         let in_model = |layer: u16, head: Option<u16>| {
             u32::from(layer) < self.layers && head.is_none_or(|head| u32::from(head) < self.kv_heads)
         };
+        if !seq.crush.iter().all(Crush::is_sound) || !seq.crush.is_sorted_by(|a, b| a.layer < b.layer) {
+            return Err("signatures of units break their own rules".into());
+        }
         let tables = seq.tables.iter().all(|t| in_model(t.layer, t.head));
         let evictions = seq.evictions.iter().all(|e| in_model(e.layer, e.head));
         let pictures = seq.attention.iter().flat_map(|a| &a.groups).all(|g| {
             in_model(g.layer, Some(g.kv_head)) && g.rows.iter().all(|r| u32::from(r.head) < self.heads)
         });
-        if tables && evictions && pictures {
+        let crushed = seq.crush.iter().all(|c| in_model(c.layer, None));
+        if tables && evictions && pictures && crushed {
             Ok(())
         } else {
             Err("a layer or head is named that the model has not".into())
@@ -154,7 +160,7 @@ fn quantities(step: &Step) -> impl Iterator<Item = u64> + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Eviction, Reason, TableOps};
+    use crate::event::{Crush, Eviction, Reason, TableOps};
     use crate::trace::samples::{run, step};
 
     #[test]
@@ -183,6 +189,9 @@ mod tests {
         refuses(&|s| s.seqs[0].resident[0] = u32::MAX);
         refuses(&|s| s.seqs[0].dropped.truncate(1));
         refuses(&|s| s.seqs[0].tables.push(TableOps { layer: 2, ..TableOps::default() }));
+        refuses(&|s| s.seqs[0].crush.push(Crush { layer: 2, ..Crush::default() }));
+        refuses(&|s| s.seqs[0].crush.push(Crush { first: vec![0], ..Crush::default() }));
+        refuses(&|s| s.seqs[0].crush = vec![Crush::default(); 2]);
         refuses(&|s| {
             s.seqs[0].evictions.push(Eviction {
                 layer: 0,

@@ -5,6 +5,7 @@ use std::io::{self, Cursor, Seek, SeekFrom, Write};
 use half::f16;
 use proptest::prelude::*;
 
+use crate::event::crush::{BitRow, Crush};
 use crate::event::step::tests::sample_step;
 use crate::event::{
     AttentionGroup, AttentionMap, Cells, Eviction, HeadRow, Position, Reason, RunInfo, ScoreLevel, Step,
@@ -57,7 +58,25 @@ pub(super) fn step(id: StepId) -> Step {
     if !id.is_multiple_of(5) {
         step.tuning.clear();
     }
+    if id.is_multiple_of(7) {
+        step.seqs[0].crush = vec![crush()];
+    }
     step
+}
+
+/// Three units against an anchor.
+pub(super) fn crush() -> Crush {
+    Crush {
+        layer: 1,
+        units: 3,
+        bits: 6,
+        anchor: BitRow::new(&[true, false, true, false, true, false]),
+        anchor_per_unit: false,
+        first: vec![0, 16, 40],
+        fates: "sxr".into(),
+        signatures: vec![BitRow::default(), BitRow::new(&[true; 6]), BitRow::new(&[false; 6])],
+        distances: vec![0, 3, 3],
+    }
 }
 
 /// Ascending positions, dense and sparse.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::samples::step;
+use super::samples::{crush, step};
 use super::writer::STEP_SCHEMA;
 
 /// Checks a value against the part of JSON Schema that the schema uses.
@@ -84,6 +84,7 @@ fn every_variant_of_every_enum_fits() {
         freed: vec![4],
         compacted: true,
     }];
+    full.seqs[0].crush = vec![crush()];
     for (i, tier) in [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote].into_iter().enumerate() {
         full.tiers = vec![TierUse::new(tier)];
         full.timing =

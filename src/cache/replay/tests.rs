@@ -14,6 +14,7 @@ fn step(first: Position, fed: usize, tables: Vec<TableOps>, evictions: Vec<Evict
         resident: Vec::new(),
         dropped: Vec::new(),
         finish: None,
+        crush: Vec::new(),
         evictions,
         attention: None,
     }

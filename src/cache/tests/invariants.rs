@@ -212,6 +212,7 @@ impl Run {
             resident,
             dropped: Vec::new(),
             finish: None,
+            crush: Vec::new(),
             evictions,
             attention: None,
         };

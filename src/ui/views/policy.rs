@@ -6,8 +6,7 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
 use crate::event::Provenance;
-use crate::policy::Entry;
-use crate::policy::spec::Spec;
+use crate::policy::spec::{Part, Spec};
 use crate::ui::draw::{Pen, Scene, pane, split_top};
 use crate::ui::number;
 use crate::ui::theme::Role;
@@ -58,12 +57,24 @@ fn facts_pane(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
 }
 
 fn rule(pen: &mut Pen<'_, '_>, spec: &Spec) {
-    let entry = spec.entry();
-    pen.wrapped(entry.doc, Role::Text, 0);
     fact(pen, "spelled", &spec.to_string());
-    params(pen, entry, spec);
+    for (i, part) in spec.parts().iter().enumerate() {
+        if i > 0 {
+            pen.newline();
+            pen.put(part.entry().title, Role::Title).newline();
+        }
+        rule_part(pen, part);
+    }
+}
+
+fn rule_part(pen: &mut Pen<'_, '_>, part: &Part) {
+    let entry = part.entry();
+    pen.wrapped(entry.doc, Role::Text, 0);
+    params(pen, part);
     fact(pen, "acts", entry.acts);
-    fact(pen, "decides", entry.granularity.words());
+    if !entry.is_wrapper() {
+        fact(pen, "decides", part.granularity().words());
+    }
     let paper = match (entry.source.paper, entry.source.arxiv) {
         ("", _) => "own definition".to_owned(),
         (paper, "") => paper.to_owned(),
@@ -85,10 +96,10 @@ fn fact(pen: &mut Pen<'_, '_>, label: &str, words: &str) {
     pen.put(label, Role::Dim).column(LABEL).wrapped(words, Role::Text, LABEL);
 }
 
-fn params(pen: &mut Pen<'_, '_>, entry: &Entry, spec: &Spec) {
-    for (param, value) in entry.params.iter().zip(spec.values()) {
+fn params(pen: &mut Pen<'_, '_>, part: &Part) {
+    for (param, value) in part.params() {
         pen.put(param.name, Role::Key).column(LABEL.max(param.name.len() as u16 + 1));
-        let role = if *value == param.default { Role::Text } else { Role::Accent };
+        let role = if value == param.default { Role::Text } else { Role::Accent };
         pen.put(&value.to_string(), role)
             .put(if param.live { "  live  " } else { "  at re-run  " }, Role::Dim);
         pen.wrapped(param.doc, Role::Dim, LABEL);

@@ -193,6 +193,10 @@ const fn short(reason: Reason) -> &'static str {
     match reason {
         Reason::LowScore => "score",
         Reason::OutsideWindow => "window",
+        Reason::Drawn => "draw",
+        Reason::Thinned => "thinned",
+        Reason::Unclassed => "class",
+        Reason::Represented => "like",
     }
 }
 

@@ -1,0 +1,168 @@
+//! AdaKV: the heads of a layer share its budget; a wrapper over any rule that scores per head.
+//!
+//! Source: Feng et al., "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for Efficient LLM
+//! Inference", arXiv 2407.11550; rule read in NVIDIA/kvpress (AdaKVPress). With a budget of n slots per head, every
+//! head is sure of its int(n × floor) highest scores; of all others in the layer the lowest are lost until
+//! heads × n are left. So a head whose attention is spread wide keeps more than one whose attention is sharp.
+//!
+//! Deviations:
+//! - What the scoring rule protects (its window, its sinks) is sure too and counts into the floor; kvpress gives such
+//!   tokens the highest score, which comes to the same wherever the floor is not below them.
+//! - The authors' own code rounds head capacities; kvpress and this do not.
+
+use std::sync::Arc;
+
+use super::inputs::{HeadInputs, Moment, When};
+use super::param::Param;
+use super::plan::Plan;
+use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::select::{Protected, better, comparable};
+use super::{Bound, EvictPolicy, Needs, Rope, SpecError};
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "adakv",
+    title: "AdaKV",
+    doc: "on top of a rule that scores per head: the heads of a layer share its budget, the lowest scores of all go",
+    source: Source {
+        paper: "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for Efficient LLM Inference",
+        arxiv: "2407.11550",
+        at: "github.com/NVIDIA/kvpress, AdaKVPress",
+        evidence: Evidence::Source,
+    },
+    source_defaults: "floor 0.2 in kvpress and in the authors' script, 0.5 in their function",
+    acts: "with the rule it wraps",
+    granularity: Granularity::Head,
+    params: &[Param::real("adakv.floor", (0.0, 1.0), 0.2, "share of its own budget that every head is sure of")
+        .steps(0.05, 0.2)
+        .live()
+        .headline()],
+    deviations: &["what the rule protects is sure too, and counts into the floor"],
+    build: Build::Wrap {
+        build: |part, inner| Arc::new(AdaKv { floor: part.real("adakv.floor"), inner }),
+        fits: |base| match base.granularity() {
+            Granularity::Head => Ok(()),
+            _ => Err("adakv shares a layer's budget over its heads, and this rule decides for the whole layer: \
+                      use by=head where it has it, or leave adakv out"),
+        },
+    },
+};
+
+#[derive(Debug)]
+struct AdaKv {
+    floor: f64,
+    inner: Arc<dyn EvictPolicy>,
+}
+
+impl EvictPolicy for AdaKv {
+    fn needs(&self) -> Needs {
+        self.inner.needs()
+    }
+
+    fn acts(&self, when: When) -> bool {
+        self.inner.acts(when)
+    }
+
+    fn slots(&self, moment: &Moment) -> Option<u32> {
+        self.inner.slots(moment)
+    }
+
+    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
+        let Bound { per_layer, .. } = self.inner.bound(moment, kv_heads)?;
+        Some(Bound { per_head: per_layer.min(u32::MAX.into()) as u32, per_layer })
+    }
+
+    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
+        let plan = self.inner.plan(moment, heads)?;
+        Some(Plan { floor: Some(self.floor), ..plan })
+    }
+
+    fn rope(&self) -> Rope {
+        self.inner.rope()
+    }
+
+    fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
+        self.inner.check(prompt_len)
+    }
+}
+
+/// Slots of each head, `heads × budget` in all (or what is resident, if that is less). Within a head the highest
+/// scores are taken in any case, so the split is all there is to decide.
+pub(super) fn split(
+    budget: u32,
+    floor: f64,
+    protected: Protected,
+    heads: &[HeadInputs<'_>],
+    scores: &[Vec<f32>],
+) -> Vec<u32> {
+    let sure = (f64::from(budget) * floor) as usize;
+    let mut slots = Vec::with_capacity(heads.len());
+    // What competes beyond a head's sure part: (score, position, head).
+    let mut open: Vec<(f32, u32, usize)> = Vec::new();
+    for (h, (head, scores)) in heads.iter().zip(scores).enumerate() {
+        let candidates = protected.candidates(head.positions, budget);
+        let fixed = head.positions.len() - candidates.len();
+        let mut ranked: Vec<usize> = candidates.collect();
+        ranked.sort_unstable_by(|&a, &b| better(scores, a, b));
+        let taken = sure.saturating_sub(fixed).min(ranked.len());
+        slots.push((fixed + taken) as u32);
+        open.extend(ranked[taken..].iter().map(|&i| (comparable(scores[i]), head.positions[i], h)));
+    }
+    let whole = u64::from(budget) * heads.len() as u64;
+    let taken: u64 = slots.iter().map(|&n| u64::from(n)).sum();
+    let places = (whole.saturating_sub(taken) as usize).min(open.len());
+    if places > 0 {
+        // Ties: the later position stays, of equal positions that of the first head.
+        let order = |a: &(f32, u32, usize), b: &(f32, u32, usize)| {
+            b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(a.2.cmp(&b.2))
+        };
+        open.select_nth_unstable_by(places - 1, order);
+        for &(_, _, h) in &open[..places] {
+            slots[h] += 1;
+        }
+    }
+    slots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Layer, kept};
+
+    /// Two heads, one sharp and one flat, ten tokens.
+    fn layer() -> Layer {
+        let mut sharp = vec![0.001; 10];
+        (sharp[2], sharp[7]) = (0.5, 0.4);
+        let flat = vec![0.09, 0.11, 0.10, 0.12, 0.08, 0.13, 0.07, 0.14, 0.06, 0.10];
+        Layer::of_last_rows(&[sharp, flat])
+    }
+
+    #[test]
+    fn the_flat_head_keeps_more_than_the_sharp_one() {
+        let kept = kept("h2o:budget=4,recent=0+adakv:floor=0.5", &layer());
+        assert_eq!(kept[0], [2, 7]);
+        assert_eq!(kept[1], [1, 2, 3, 5, 7, 9]);
+    }
+
+    #[test]
+    fn a_whole_floor_is_the_rule_alone() {
+        let layer = layer();
+        assert_eq!(
+            kept("h2o:budget=4,recent=0+adakv:floor=1", &layer),
+            kept("h2o:budget=4,recent=0", &layer)
+        );
+    }
+
+    #[test]
+    fn without_a_floor_a_head_may_keep_next_to_nothing() {
+        let layer = Layer::of_last_rows(&[vec![0.0; 6], vec![1.0; 6]]);
+        let kept = kept("h2o:budget=3,recent=0+adakv:floor=0", &layer);
+        assert_eq!((kept[0].len(), kept[1].len()), (0, 6));
+    }
+
+    #[test]
+    fn the_protected_stay_in_every_head() {
+        let layer = Layer::of_last_rows(&[vec![0.0; 6], vec![1.0; 6]]);
+        let kept = kept("h2o:budget=3,recent=0.34+adakv:floor=0", &layer);
+        assert_eq!(kept[0], [5]);
+        assert_eq!(kept[1], [1, 2, 3, 4, 5]);
+    }
+}

@@ -1,0 +1,105 @@
+//! KeyDiff: keys unlike the others matter.
+//!
+//! Source: Park et al., "KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in
+//! Resource-Constrained Environments", arXiv 2504.15364; rule read in NVIDIA/kvpress (KeyDiffPress): a token's score is
+//! minus the cosine between its key and the mean of all normalised keys of the KV head; the highest stay.
+//!
+//! Deviations: kvpress's wrapper works block by block (128); here the rule acts at the end of the prompt, with `decode`
+//! after every token too. `by=layer` and `by=page` are ours.
+
+use std::sync::Arc;
+
+use super::inputs::{HeadInputs, Moment, When};
+use super::knorm::norm;
+use super::param::{Budget, Param};
+use super::plan::{self, Plan};
+use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::select::Protected;
+use super::{Bound, EvictPolicy, Needs};
+
+/// Norms below this count as this much (`torch.nn.functional.normalize` and `cosine_similarity`).
+const NORMALIZE_FLOOR: f64 = 1e-12;
+const COSINE_FLOOR: f64 = 1e-8;
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "keydiff",
+    title: "KeyDiff",
+    doc: "keeps the tokens whose keys are least like the mean key; needs no attention",
+    source: Source {
+        paper: "KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in Resource-Constrained Environments",
+        arxiv: "2504.15364",
+        at: "github.com/NVIDIA/kvpress, KeyDiffPress",
+        evidence: Evidence::Source,
+    },
+    source_defaults: "none: a ratio is given; blocks of 128 in its wrapper",
+    acts: "at the end of the prompt; with decode after every token too",
+    granularity: Granularity::Head,
+    params: &[Param::budget("slots kept per head"), Param::decode(false), Param::by("head")],
+    deviations: &["decode, by=layer and by=page are ours; kvpress has a wrapper that works block by block"],
+    build: Build::Score(|part| {
+        Arc::new(KeyDiff {
+            budget: part.budget().expect("declared above"),
+            decode: part.switch("decode"),
+            by: part.granularity(),
+        })
+    }),
+};
+
+#[derive(Debug)]
+struct KeyDiff {
+    budget: Budget,
+    decode: bool,
+    by: Granularity,
+}
+
+impl EvictPolicy for KeyDiff {
+    fn needs(&self) -> Needs {
+        Needs { keys: true, ..Needs::NONE }
+    }
+
+    fn acts(&self, when: When) -> bool {
+        when == When::EndOfPrompt || when == When::Token && self.decode
+    }
+
+    fn slots(&self, moment: &Moment) -> Option<u32> {
+        self.budget.slots(moment.prompt_len)
+    }
+
+    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
+        Some(plan::bound(self.by, self.slots(moment)?, moment.block_size, kv_heads))
+    }
+
+    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
+        Plan::new(self.by, self.slots(moment), Protected::default(), heads, |_, head| unlikeness(head))
+    }
+}
+
+/// Minus the cosine to the mean direction, per resident.
+fn unlikeness(head: &HeadInputs<'_>) -> Vec<f32> {
+    let mut anchor = vec![0.0f64; head.head_dim()];
+    for key in head.key_rows() {
+        let length = norm(key).max(NORMALIZE_FLOOR);
+        anchor.iter_mut().zip(key).for_each(|(sum, &x)| *sum += f64::from(x) / length);
+    }
+    anchor.iter_mut().for_each(|sum| *sum /= head.positions.len() as f64);
+    let anchor_length = anchor.iter().map(|x| x * x).sum::<f64>().sqrt().max(COSINE_FLOOR);
+    head.key_rows()
+        .map(|key| {
+            let dot: f64 = key.iter().zip(&anchor).map(|(&x, a)| f64::from(x) * a).sum();
+            -(dot / (norm(key).max(COSINE_FLOOR) * anchor_length)) as f32
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Layer, kept};
+
+    #[test]
+    fn the_odd_directions_stay_whatever_their_length() {
+        let keys = vec![1.0, 0.0, 9.0, 0.9, 0.0, 0.01, 2.0, -0.1, -1.0, 1.0];
+        let layer = Layer::of_keys(2, &[keys]);
+        assert_eq!(kept("keydiff:budget=2", &layer), [[2, 4]]);
+        assert_eq!(kept("keydiff:budget=1", &layer), [[4]]);
+    }
+}

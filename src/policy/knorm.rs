@@ -1,0 +1,90 @@
+//! Knorm: keys of small norm matter.
+//!
+//! Source: Devoto et al., "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression", arXiv 2406.11430;
+//! rule read in NVIDIA/kvpress (KnormPress): the tokens with the smallest key norms stay, per KV head, at the end of the
+//! prompt. RoPE turns keys and leaves their norms as they are.
+//!
+//! Deviations: with `decode` it goes on deciding while tokens are generated; `by=layer` and `by=page` are ours.
+
+use std::sync::Arc;
+
+use super::inputs::{HeadInputs, Moment, When};
+use super::param::{Budget, Param};
+use super::plan::{self, Plan};
+use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::select::Protected;
+use super::{Bound, EvictPolicy, Needs};
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "knorm",
+    title: "Knorm",
+    doc: "keeps the tokens whose keys are shortest; needs no attention",
+    source: Source {
+        paper: "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression",
+        arxiv: "2406.11430",
+        at: "github.com/NVIDIA/kvpress, KnormPress",
+        evidence: Evidence::Source,
+    },
+    source_defaults: "none: a ratio is given",
+    acts: "at the end of the prompt; with decode after every token too",
+    granularity: Granularity::Head,
+    params: &[Param::budget("slots kept per head"), Param::decode(false), Param::by("head")],
+    deviations: &["decode, by=layer and by=page are ours"],
+    build: Build::Score(|part| {
+        Arc::new(Knorm {
+            budget: part.budget().expect("declared above"),
+            decode: part.switch("decode"),
+            by: part.granularity(),
+        })
+    }),
+};
+
+#[derive(Debug)]
+struct Knorm {
+    budget: Budget,
+    decode: bool,
+    by: Granularity,
+}
+
+impl EvictPolicy for Knorm {
+    fn needs(&self) -> Needs {
+        Needs { keys: true, ..Needs::NONE }
+    }
+
+    fn acts(&self, when: When) -> bool {
+        when == When::EndOfPrompt || when == When::Token && self.decode
+    }
+
+    fn slots(&self, moment: &Moment) -> Option<u32> {
+        self.budget.slots(moment.prompt_len)
+    }
+
+    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
+        Some(plan::bound(self.by, self.slots(moment)?, moment.block_size, kv_heads))
+    }
+
+    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
+        Plan::new(self.by, self.slots(moment), Protected::default(), heads, |_, head| {
+            head.key_rows().map(|key| -norm(key) as f32).collect()
+        })
+    }
+}
+
+/// Euclidean length.
+pub(super) fn norm(row: &[f32]) -> f64 {
+    row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Layer, kept};
+
+    #[test]
+    fn the_shortest_keys_stay() {
+        let keys = vec![3.0, 4.0, 1.0, 0.0, 0.0, 2.0, 6.0, 8.0];
+        let layer = Layer::of_keys(2, &[keys.clone(), keys.into_iter().rev().collect()]);
+        assert_eq!(kept("knorm:budget=2", &layer), [[1, 2], [1, 2]]);
+        assert_eq!(kept("knorm:budget=3", &layer), [[0, 1, 2], [1, 2, 3]]);
+        assert_eq!(kept("knorm:budget=3,by=layer", &layer), [[1, 2, 3], [1, 2, 3]]);
+    }
+}
