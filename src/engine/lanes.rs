@@ -38,6 +38,14 @@ pub(super) fn full_precision(pages: &cache::Pages<'_>, slots: &[u32]) -> Vec<f32
     match pages {
         cache::Pages::F32(list) => slots.flat_map(|slot| list.row(slot)).copied().collect(),
         cache::Pages::F16(list) => slots.flat_map(|slot| list.row(slot)).map(|x| x.to_f32()).collect(),
+        cache::Pages::Coded(list) => slots
+            .flat_map(|slot| {
+                let row = list.row(slot);
+                let mut values = vec![0.0; row.row()];
+                row.decode(&mut values);
+                values
+            })
+            .collect(),
     }
 }
 
