@@ -1,5 +1,7 @@
 //! One layer as arrays: what tests decide on without a model.
 
+pub(crate) mod kvpress;
+
 use super::*;
 use crate::event::Position;
 

@@ -5,6 +5,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 mod invariants;
+mod kvpress;
 
 use super::*;
 use crate::event::Position;
