@@ -76,7 +76,8 @@ impl CpuAttention {
     ) {
         let rows = self.probabilities.lanes_mut();
         if parallel {
-            let heads = self.heads.par_iter_mut().zip(rows.par_iter_mut()).zip(with.par_iter_mut()).enumerate();
+            let heads =
+                self.heads.par_iter_mut().zip(rows.par_iter_mut()).zip(with.par_iter_mut()).enumerate();
             heads.for_each(|(h, ((scratch, rows), with))| task(h, scratch, rows, with));
         } else {
             let heads = self.heads.iter_mut().zip(rows).zip(with).enumerate();
@@ -172,10 +173,12 @@ impl Attention for CpuAttention {
         assert_eq!(out.len(), queries.rows.len(), "the output is as long as the queries");
         let tokens = queries.rows.len() / shape.width();
         let parallel = self.in_parallel(tokens, slots(lanes));
-        let mut sinks: Vec<Option<&mut dyn RowSink>> = sinks.iter_mut().map(|sink| Some(&mut **sink)).collect();
+        let mut sinks: Vec<Option<&mut dyn RowSink>> =
+            sinks.iter_mut().map(|sink| Some(&mut **sink)).collect();
         sinks.resize_with(lanes.len(), || None);
         self.each_head_with(parallel, &mut sinks, |h, scratch, rows, sink| {
-            scratch.prefill(shape, h, queries, &lanes[h], wants, rows, sink.as_deref_mut());
+            let asked = Asked { wants, last: rows, sink: sink.as_deref_mut() };
+            scratch.prefill(shape, h, queries, &lanes[h], asked);
         });
         let width = shape.group() * shape.head_dim();
         for (t, out) in out.chunks_exact_mut(shape.width()).enumerate() {
@@ -203,6 +206,13 @@ impl Attention for CpuAttention {
     }
 }
 
+/// What is asked of one KV head's prefill beside its output.
+struct Asked<'a, 's> {
+    wants: Wants,
+    last: &'a mut LaneRows,
+    sink: Option<&'a mut (dyn RowSink + 's)>,
+}
+
 impl HeadScratch {
     /// One KV head's share of a chunk, tile by tile.
     fn prefill(
@@ -211,10 +221,9 @@ impl HeadScratch {
         kv_head: usize,
         queries: Queries<'_>,
         lane: &HeadLane<'_>,
-        wants: Wants,
-        last: &mut LaneRows,
-        mut sink: Option<&mut (dyn RowSink + '_)>,
+        asked: Asked<'_, '_>,
     ) {
+        let Asked { wants, last, mut sink } = asked;
         let (slots, group) = (lane.slots.len(), shape.group());
         let stride = (slots.next_multiple_of(LINE) | LINE).max(LINE);
         let per_tile = tile_queries(shape, slots);

@@ -419,6 +419,47 @@ proptest! {
     }
 }
 
+/// Keeps every row.
+#[derive(Default)]
+struct Kept(Vec<(Position, Vec<f32>)>);
+
+impl RowSink for Kept {
+    fn row(&mut self, query: Position, row: &[f32]) {
+        self.0.push((query, row.to_vec()));
+    }
+}
+
+#[test]
+fn sinks_get_every_row_that_the_sums_are_made_of() {
+    let shape = Shape::new(8, 4, 16).unwrap();
+    let fresh = 37;
+    let cache = Cache::new(shape, 16, 5, 200, 0.1, fresh);
+    let rows = rows(&mut ChaCha8Rng::seed_from_u64(6), fresh * shape.width());
+    let first = (cache.slots() - fresh) as Position;
+    let mut attention = CpuAttention::new(shape);
+    let (mut out, mut plain) = (vec![0.0; rows.len()], vec![0.0; rows.len()]);
+    let wants = Wants { column_sums: true, last_row: true };
+    let mut kept: Vec<Kept> = (0..4).map(|_| Kept::default()).collect();
+    let mut sinks: Vec<&mut dyn RowSink> = kept.iter_mut().map(|sink| sink as _).collect();
+    cache.lanes(cache.slots(), |lanes| {
+        attention.prefill(Queries { rows: &rows, first }, lanes, wants, &mut [], &mut plain);
+        attention.prefill(Queries { rows: &rows, first }, lanes, wants, &mut sinks, &mut out);
+    });
+    assert_eq!(bits(&out), bits(&plain));
+    for (h, Kept(rows)) in kept.iter().enumerate() {
+        assert!(rows.iter().map(|&(query, _)| query).eq(first..first + fresh as Position));
+        let mut sums = vec![0.0; cache.slots()];
+        for (query, row) in rows {
+            assert_eq!(row.len(), *query as usize + 1);
+            sums.iter_mut().zip(row).for_each(|(sum, p)| *sum += p);
+        }
+        assert_eq!(bits(&sums), bits(attention.column_sums(h)));
+        let mut last = vec![0.0; cache.slots()];
+        attention.probabilities().add_group_mean(h, &mut last);
+        assert_eq!(bits(&rows[fresh - 1].1), bits(&last));
+    }
+}
+
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     let shape = Shape::new(8, 4, 64).unwrap();

@@ -11,7 +11,9 @@ use super::{EngineError, Prompt};
 use crate::attention::cpu::CpuAttention;
 use crate::attention::{Attention, Rope, Shape};
 use crate::cache::{Cache, CacheConfig, CacheError, KvShape, RopeMode};
-use crate::event::{Finish, Head, Layer, LayerTraffic, Position, RunInfo, SeqId, Settings, Step, StepId, Tuning};
+use crate::event::{
+    Finish, Head, Layer, LayerTraffic, Position, RunInfo, SeqId, Settings, Step, StepId, Tuning,
+};
 use crate::model::{Model, Sampler};
 use crate::policy::{self, Accumulators, Policy, QueryMoments, ReadRule, ReadSet, Site};
 use crate::probe::{Clock, PhaseTimer};
@@ -104,12 +106,7 @@ impl Engine {
                     pending: None,
                     generated: 0,
                     finish: None,
-                    sampler: Sampler::new(
-                        seed,
-                        s.temperature,
-                        s.top_p,
-                        model.tokenizer.unused(),
-                    ),
+                    sampler: Sampler::new(seed, s.temperature, s.top_p, model.tokenizer.unused()),
                     accumulators: lanes.map(|lane| Accumulators::at(needs, site(seed, lane))).collect(),
                     queries: vec![QueryMoments::default(); moments],
                     classes: Vec::new(),

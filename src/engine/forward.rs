@@ -3,8 +3,8 @@
 use candle_core::{Device, Tensor};
 
 use super::EngineError;
-use super::core::{Engine, Observe};
 use super::accumulate::{RowsInto, class};
+use super::core::{Engine, Observe};
 use super::lanes::{Lanes, StagedPages, Staging};
 use super::sequence::Work;
 use crate::attention::{HeadLane, Queries, RowSink, Selection, Wants, observe};
@@ -244,9 +244,13 @@ impl Engine {
         let staged = StagedPages::of(&self.staging, config.block_size as usize, config.shape.head_dim);
         let lanes = if values_on_host { staged.lanes(&pages, rope) } else { pages.resident(rope) };
         let time = if needs.rows() {
-            let accumulators = &mut self.sequences[w.index].accumulators[layer * lanes.len()..][..lanes.len()];
-            let mut sinks: Vec<_> =
-                accumulators.iter_mut().zip(&lanes).map(|(acc, lane)| RowsInto::new(acc, lane.slots)).collect();
+            let accumulators =
+                &mut self.sequences[w.index].accumulators[layer * lanes.len()..][..lanes.len()];
+            let mut sinks: Vec<_> = accumulators
+                .iter_mut()
+                .zip(&lanes)
+                .map(|(acc, lane)| RowsInto::new(acc, lane.slots))
+                .collect();
             let mut sinks: Vec<&mut dyn RowSink> = sinks.iter_mut().map(|sink| sink as _).collect();
             self.attention.prefill(queries, &lanes, wants, &mut sinks, out)
         } else {

@@ -122,7 +122,8 @@ impl Crush {
     /// Whether it keeps its own rules: no more than the bounds, columns of one length, known letters.
     pub fn is_sound(&self) -> bool {
         let n = self.first.len();
-        let digits = |row: &BitRow| row.0.len() <= MAX_BITS / 4 && row.0.bytes().all(|b| b.is_ascii_hexdigit());
+        let digits =
+            |row: &BitRow| row.0.len() <= MAX_BITS / 4 && row.0.bytes().all(|b| b.is_ascii_hexdigit());
         n <= MAX_UNITS
             && n <= self.units as usize
             && [self.fates.len(), self.signatures.len(), self.distances.len()] == [n; 3]

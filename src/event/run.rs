@@ -190,6 +190,9 @@ impl RunInfo {
         }
         if s.temperature != d.temperature {
             arg("temperature", &s.temperature.to_string());
+        }
+        // Policies draw from it too, whatever the temperature.
+        if s.seed != d.seed || s.temperature != d.temperature {
             arg("seed", &s.seed.to_string());
         }
         if s.top_p != d.top_p {

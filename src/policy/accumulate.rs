@@ -433,15 +433,13 @@ mod tests {
     }
 
     #[test]
-    fn without_temperature_the_noisy_score_follows_the_noise_by_hand() {
+    fn the_noisy_score_by_hand() {
         let site = Site { seed: 5, layer: 2, head: 1, span_len: 2, prompt_len: 2 };
-        let mut acc = Accumulators::at(
-            Needs { noisy: Some(Noise { start: 2.0, growth: 0.0 }), ..Needs::NONE },
-            site,
-        );
+        let mut acc =
+            Accumulators::at(Needs { noisy: Some(Noise { start: 4.0, growth: 0.0 }), ..Needs::NONE }, site);
         acc.observe_row(1, &[0, 1], &[0.25, 0.75]);
         let z = |token| noise::gumbel(5, [Use::KeyformerNoise as u64, 2, 1, 1, token]);
-        let y = [(0.25f64.ln() + z(0)) / 2.0, (0.75f64.ln() + z(1)) / 2.0].map(f64::exp);
+        let y = [(0.25f64.ln() + z(0)) / 4.0, (0.75f64.ln() + z(1)) / 4.0].map(f64::exp);
         assert!((f64::from(acc.noisy(0)) - y[0] / (y[0] + y[1])).abs() < 1e-6);
     }
 }

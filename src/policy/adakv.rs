@@ -32,17 +32,24 @@ pub(super) const ENTRY: Entry = Entry {
     source_defaults: "floor 0.2 in kvpress and in the authors' script, 0.5 in their function",
     acts: "with the rule it wraps",
     granularity: Granularity::Head,
-    params: &[Param::real("adakv.floor", (0.0, 1.0), 0.2, "share of its own budget that every head is sure of")
-        .steps(0.05, 0.2)
-        .live()
-        .headline()],
+    params: &[Param::real(
+        "adakv.floor",
+        (0.0, 1.0),
+        0.2,
+        "share of its own budget that every head is sure of",
+    )
+    .steps(0.05, 0.2)
+    .live()
+    .headline()],
     deviations: &["what the rule protects is sure too, and counts into the floor"],
     build: Build::Wrap {
         build: |part, inner| Arc::new(AdaKv { floor: part.real("adakv.floor"), inner }),
         fits: |base| match base.granularity() {
             Granularity::Head => Ok(()),
-            _ => Err("adakv shares a layer's budget over its heads, and this rule decides for the whole layer: \
-                      use by=head where it has it, or leave adakv out"),
+            _ => Err(
+                "adakv shares a layer's budget over its heads, and this rule decides for the whole layer: \
+                      use by=head where it has it, or leave adakv out",
+            ),
         },
     },
 };

@@ -118,7 +118,9 @@ impl Buzz {
         }
         let mut keep = vec![true; positions.len()];
         keep[middle].fill(false);
-        samples.into_iter().for_each(|i| keep[i] = true);
+        for i in samples {
+            keep[i] = true;
+        }
         keep
     }
 }
@@ -156,7 +158,8 @@ mod tests {
         let mut acc = Accumulators::new(policy.needs());
         acc.observe_decode(&positions, &[0.0, 9.0, 9.0, 9.0, 9.0, 0.1, 0.0, 0.2, 0.0, 0.3, 0.0, 0.0]);
         let mut out = Vec::new();
-        let moment = Moment { when: When::Token, next_position: 27, ..Layer::of_last_rows(&[vec![0.0; 10]]).moment() };
+        let moment =
+            Moment { when: When::Token, next_position: 27, ..Layer::of_last_rows(&[vec![0.0; 10]]).moment() };
         policy.decide(&moment, &[HeadInputs::new(&positions, &acc)], &mut out);
         // Old: 3, 7, 9, 14, of which the first of three stays. Fresh: 20-24 and 25. Window: 26.
         assert_eq!(out[0].victims, [7, 9, 20, 21, 22, 23]);

@@ -67,7 +67,8 @@ pub(super) const ENTRY: Entry = Entry {
             "alternating",
             "what signatures are measured against",
         ),
-        Param::int("kvcrush.group", (1, 1024), 16, "tokens kept or lost together; 1 decides by token").steps(1.0, 16.0),
+        Param::int("kvcrush.group", (1, 1024), 16, "tokens kept or lost together; 1 decides by token")
+            .steps(1.0, 16.0),
     ],
     deviations: &[
         "representatives come out of the budget; openvino adds them to it",
@@ -77,7 +78,9 @@ pub(super) const ENTRY: Entry = Entry {
     build: Build::Wrap {
         build: |part, inner| Arc::new(KvCrush { crushing: Crushing::of(part), inner }),
         fits: |base| match base.granularity() {
-            Granularity::Page => Err("kvcrush has units of its own: use by=head or by=layer, and kvcrush.group for pages"),
+            Granularity::Page => {
+                Err("kvcrush has units of its own: use by=head or by=layer, and kvcrush.group for pages")
+            }
             _ => Ok(()),
         },
     },
@@ -222,8 +225,9 @@ impl<'a> Lane<'a> {
             scores[unit.residents.clone()].fill(worth);
         }
         let cutoff = self.important.checked_sub(1).map(|last| comparable(self.worth[self.order[last]]));
-        Verdict::of_kept(self.head.unwrap_or(0), Reason::Represented, self.positions, &keep)
-            .map(|verdict| Verdict { head: self.head, ..verdict }.with_scores(self.positions, &scores, cutoff))
+        Verdict::of_kept(self.head.unwrap_or(0), Reason::Represented, self.positions, &keep).map(|verdict| {
+            Verdict { head: self.head, ..verdict }.with_scores(self.positions, &scores, cutoff)
+        })
     }
 }
 

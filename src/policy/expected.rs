@@ -35,10 +35,12 @@ pub(super) const ENTRY: Entry = Entry {
     params: &[
         Param::budget("slots kept per head at the end of the prompt, sinks included"),
         Param::int("sinks", (0, 65_536), 4, "first tokens that are always kept").steps(1.0, 4.0),
-        Param::int("future", (1, 65_536), 512, "positions ahead over which the rotation is averaged").steps(16.0, 128.0),
+        Param::int("future", (1, 65_536), 512, "positions ahead over which the rotation is averaged")
+            .steps(16.0, 128.0),
         Param::switch("covariance", true, "whether the spread of the queries counts, not their mean alone"),
         Param::switch("vnorm", true, "whether scores are scaled by the norms of the values"),
-        Param::real("epsilon", (0.0, 1.0), 0.0, "added to every expected probability before the scaling").steps(0.01, 0.1),
+        Param::real("epsilon", (0.0, 1.0), 0.0, "added to every expected probability before the scaling")
+            .steps(0.01, 0.1),
         Param::by("head"),
     ],
     deviations: &["by=layer and by=page are ours"],
@@ -134,7 +136,9 @@ impl Expected {
 
 /// Cosine and sine of each frequency, averaged over the `future` positions from `first` on.
 fn mean_turn(frequencies: &[f64], first: u32, future: u32) -> Vec<(f64, f64)> {
-    let mean = |of: &dyn Fn(f64) -> f64| (0..future).map(|i| of(f64::from(first + i))).sum::<f64>() / f64::from(future);
+    let mean = |of: &dyn Fn(f64) -> f64| {
+        (0..future).map(|i| of(f64::from(first + i))).sum::<f64>() / f64::from(future)
+    };
     frequencies.iter().map(|f| (mean(&|p| (p * f).cos()), mean(&|p| (p * f).sin()))).collect()
 }
 
@@ -192,7 +196,8 @@ mod tests {
         // No rotation to speak of: one pair of elements at frequency 0. Queries point along the first axis.
         let keys = vec![0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 3.0, 0.0, -3.0, 0.0, 2.0, 0.0];
         let queries: Vec<f32> = (0..6).flat_map(|_| [1.0, 0.0]).collect();
-        let layer = Layer::of_keys(2, &[keys]).with_values(&[vec![1.0; 12]]).with_queries(&[queries], vec![0.0]);
+        let layer =
+            Layer::of_keys(2, &[keys]).with_values(&[vec![1.0; 12]]).with_queries(&[queries], vec![0.0]);
         assert_eq!(kept("expected:budget=3,sinks=1", &layer), [[0, 3, 5]]);
         assert_eq!(kept("expected:budget=2,sinks=0", &layer), [[3, 5]]);
         // A long value outweighs.

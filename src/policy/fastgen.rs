@@ -42,7 +42,8 @@ pub(super) const ENTRY: Entry = Entry {
         Param::budget("most slots per head, over whatever its mix keeps; 100% leaves it to the mix"),
         Param::real("recovery", (0.0, 1.0), 0.9, "share of the attention that a head's mix must have kept")
             .steps(0.01, 0.05),
-        Param::real("frequent", (0.0, 1.0), 0.3, "frequent tokens, as a share of the prompt").steps(0.05, 0.25),
+        Param::real("frequent", (0.0, 1.0), 0.3, "frequent tokens, as a share of the prompt")
+            .steps(0.05, 0.25),
         Param::real("local", (0.0, 1.0), 0.3, "local tokens, as a share of the prompt").steps(0.05, 0.25),
         Param::int("sinks", (0, 65_536), 4, "first tokens that are always kept").steps(1.0, 4.0),
     ],
@@ -164,7 +165,9 @@ impl FastGen {
             let mut rest: Vec<usize> = (0..keep.len()).filter(|&i| !classed(head.positions[i])).collect();
             rest.sort_unstable_by(|&a, &b| better(&scores, a, b));
             rest.truncate(near_queries(self.frequent, moment.span_len) as usize);
-            rest.into_iter().for_each(|i| keep[i] = true);
+            for i in rest {
+                keep[i] = true;
+            }
         }
         keep
     }

@@ -47,7 +47,10 @@ pub(super) const ENTRY: Entry = Entry {
             .steps(0.05, 0.25)
             .live(),
         Param::when(param::PROMPT),
-        Param::variant(&["paper", KVPRESS], "the sum of the attention, or its mean over the queries that could see the token"),
+        Param::variant(
+            &["paper", KVPRESS],
+            "the sum of the attention, or its mean over the queries that could see the token",
+        ),
         Param::by("head"),
     ],
     deviations: &[

@@ -81,7 +81,9 @@ fn unlikeness(head: &HeadInputs<'_>) -> Vec<f32> {
         let length = norm(key).max(NORMALIZE_FLOOR);
         anchor.iter_mut().zip(key).for_each(|(sum, &x)| *sum += f64::from(x) / length);
     }
-    anchor.iter_mut().for_each(|sum| *sum /= head.positions.len() as f64);
+    for sum in &mut anchor {
+        *sum /= head.positions.len() as f64;
+    }
     let anchor_length = anchor.iter().map(|x| x * x).sum::<f64>().sqrt().max(COSINE_FLOOR);
     head.key_rows()
         .map(|key| {

@@ -40,7 +40,8 @@ pub(super) const ENTRY: Entry = Entry {
             .steps(0.05, 0.25)
             .live(),
         Param::real("tau", (0.01, 100.0), 1.0, "temperature in the prompt").steps(0.1, 1.0),
-        Param::real("growth", (0.0, 10.0), 0.01, "what every generated token adds to the temperature").steps(0.01, 0.1),
+        Param::real("growth", (0.0, 10.0), 0.01, "what every generated token adds to the temperature")
+            .steps(0.01, 0.1),
         Param::when(param::PROMPT),
         Param::by("head"),
     ],

@@ -36,10 +36,12 @@ pub(super) const ENTRY: Entry = Entry {
     granularity: Granularity::Head,
     params: &[
         Param::budget("slots kept per head at the end of the prompt, proxies and sinks included"),
-        Param::int("window", (1, 4096), 16, "last tokens of the prompt: they judge, and are kept").steps(1.0, 8.0),
+        Param::int("window", (1, 4096), 16, "last tokens of the prompt: they judge, and are kept")
+            .steps(1.0, 8.0),
         Param::int("sinks", (0, 65_536), 4, "first tokens that are always kept").steps(1.0, 4.0),
         Param::real("random", (0.0, 1.0), 0.3, "share of the open places that is drawn").steps(0.05, 0.25),
-        Param::real("temperature", (0.001, 1000.0), 1.0, "how little the scores count in the draw").steps(0.1, 1.0),
+        Param::real("temperature", (0.001, 1000.0), 1.0, "how little the scores count in the draw")
+            .steps(0.1, 1.0),
     ],
     deviations: &[
         "window, random and temperature have our own defaults",

@@ -62,6 +62,8 @@ mod tests {
         assert!((mean(&|i| uniform(1, [i])) - 0.5).abs() < 0.01);
         // The Euler-Mascheroni constant.
         assert!((mean(&|i| gumbel(1, [i])) - 0.577_215_7).abs() < 0.03);
-        assert!((0..n).all(|i| (f64::MIN_POSITIVE..1.0).contains(&uniform(2, [i])) && gumbel(2, [i]).is_finite()));
+        assert!(
+            (0..n).all(|i| (f64::MIN_POSITIVE..1.0).contains(&uniform(2, [i])) && gumbel(2, [i]).is_finite())
+        );
     }
 }

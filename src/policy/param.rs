@@ -217,7 +217,11 @@ impl Param {
 
     /// The `decode` of rules that their sources apply to the prompt alone.
     pub(super) const fn decode(default: bool) -> Self {
-        Self::switch("decode", default, "also decide after every generated token; off lets the cache grow by them")
+        Self::switch(
+            "decode",
+            default,
+            "also decide after every generated token; off lets the cache grow by them",
+        )
     }
 
     /// The `variant` of rules of which several versions are in use.

@@ -33,9 +33,13 @@ pub(super) const ENTRY: Entry = Entry {
     acts: "at the end of the prompt; what is generated is added",
     granularity: Granularity::Head,
     params: &[
-        Param::budget("slots kept per head at the end of the prompt, mean over the layers, the window included"),
-        Param::int("beta", (1, 1024), 20, "the last layer keeps one part in so many beside the window").steps(1.0, 10.0),
-        Param::int("window", (1, 4096), 8, "last tokens of the prompt: they judge, and are kept").steps(1.0, 8.0),
+        Param::budget(
+            "slots kept per head at the end of the prompt, mean over the layers, the window included",
+        ),
+        Param::int("beta", (1, 1024), 20, "the last layer keeps one part in so many beside the window")
+            .steps(1.0, 10.0),
+        Param::int("window", (1, 4096), 8, "last tokens of the prompt: they judge, and are kept")
+            .steps(1.0, 8.0),
         KERNEL,
         POOL,
         Param::variant(&["paper", KVPRESS], "integer steps beside the window, or real steps that count it"),

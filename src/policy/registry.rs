@@ -15,12 +15,12 @@ use super::{
 /// Every rule: evictors, then their wrappers, then read sets. A new rule is its own file and one line here.
 pub static REGISTRY: &[Entry] = &[
     full::ENTRY,
-    random::ENTRY,
     streaming::ENTRY,
-    lm_infinite::ENTRY,
     h2o::ENTRY,
-    scissorhands::ENTRY,
     tova::ENTRY,
+    random::ENTRY,
+    lm_infinite::ENTRY,
+    scissorhands::ENTRY,
     snapkv::ENTRY,
     pyramidkv::ENTRY,
     keyformer::ENTRY,

@@ -44,7 +44,10 @@ pub(super) const ENTRY: Entry = Entry {
         WINDOW,
         KERNEL,
         POOL,
-        Param::variant(&["paper", KVPRESS], "as the authors' code, or mean over the window and average over five"),
+        Param::variant(
+            &["paper", KVPRESS],
+            "as the authors' code, or mean over the window and average over five",
+        ),
         Param::by("head"),
     ],
     deviations: &[
@@ -62,11 +65,16 @@ pub(super) const ENTRY: Entry = Entry {
 };
 
 pub(super) const WINDOW: Param =
-    Param::int("window", (1, 4096), 32, "last tokens of the prompt: they judge, and are kept").steps(1.0, 8.0);
+    Param::int("window", (1, 4096), 32, "last tokens of the prompt: they judge, and are kept")
+        .steps(1.0, 8.0);
 pub(super) const KERNEL: Param =
     Param::int("kernel", (1, 255), 7, "neighbours pooled, the token itself among them").steps(2.0, 4.0);
-pub(super) const POOL: Param =
-    Param::choice("pool", &[HIGHEST, AVERAGE], HIGHEST, "how neighbours are pooled: their maximum or their average");
+pub(super) const POOL: Param = Param::choice(
+    "pool",
+    &[HIGHEST, AVERAGE],
+    HIGHEST,
+    "how neighbours are pooled: their maximum or their average",
+);
 
 #[derive(Debug)]
 struct SnapKv {
@@ -116,7 +124,9 @@ pub(super) fn plan(
         let drawn: Vec<f32> = before.iter().map(|&p| head.acc.window(p)).collect();
         let mut scores = pool.run(&drawn);
         if pool.mean_of_window {
-            scores.iter_mut().for_each(|score| *score /= window as f32);
+            for score in &mut scores {
+                *score /= window as f32;
+            }
         }
         // The window is protected; where a tiny layer budget cannot hold it all, its newest tokens go last.
         scores.extend(own.iter().map(|_| f32::MAX));
@@ -196,7 +206,10 @@ mod tests {
     #[test]
     fn it_acts_on_the_prompt_alone_and_wants_room_beside_its_window() {
         let policy = parse_policy("snapkv:budget=32").unwrap();
-        assert_eq!([When::Chunk, When::EndOfPrompt, When::Token].map(|w| policy.acts(w)), [false, true, false]);
+        assert_eq!(
+            [When::Chunk, When::EndOfPrompt, When::Token].map(|w| policy.acts(w)),
+            [false, true, false]
+        );
         assert!(policy.check(100).unwrap_err().to_string().contains("window=32"));
         assert!(parse_policy("snapkv:budget=33").unwrap().check(100).is_ok());
     }

@@ -19,7 +19,7 @@ pub(crate) struct Layer {
     head_dim: usize,
     frequencies: Vec<f64>,
     classes: Vec<TokenClass>,
-    layer: crate::event::Layer,
+    index: crate::event::Layer,
     layers: crate::event::Layer,
     seed: u64,
     block_size: u32,
@@ -96,8 +96,8 @@ impl Layer {
     }
 
     /// Makes it one of several layers.
-    pub(crate) fn at(mut self, layer: crate::event::Layer, layers: crate::event::Layer) -> Self {
-        (self.layer, self.layers) = (layer, layers);
+    pub(crate) fn at(mut self, index: crate::event::Layer, layers: crate::event::Layer) -> Self {
+        (self.index, self.layers) = (index, layers);
         self
     }
 
@@ -109,7 +109,7 @@ impl Layer {
     pub(crate) fn moment(&self) -> Moment {
         Moment {
             when: When::EndOfPrompt,
-            layer: self.layer,
+            layer: self.index,
             layers: self.layers,
             prompt_len: self.tokens as u32,
             span_len: self.tokens as u32,
@@ -123,7 +123,7 @@ impl Layer {
     fn accumulators(&self, needs: Needs, h: usize) -> Accumulators {
         let site = Site {
             seed: self.seed,
-            layer: self.layer,
+            layer: self.index,
             head: h as Head,
             span_len: self.tokens as u32,
             prompt_len: self.tokens as u32,

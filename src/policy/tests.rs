@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 mod invariants;
 mod kvpress;
 
+use super::testing::{Layer, kept};
 use super::*;
 use crate::event::Position;
 
@@ -102,6 +103,37 @@ fn h2o_scores_accumulate_and_what_is_lost_stays_lost() {
     run.feed(&[vec![0.0, 0.0, 0.0]]);
     run.act(&policy, When::Token);
     assert_eq!(run.residents[0], [2, 3, 4]);
+}
+
+#[test]
+fn whole_pages_stay_or_go() {
+    let worth = |page: usize| [0.1, 0.3, 0.2][page];
+    let layer = Layer::of_last_rows(&[(0..12).map(|i| worth(i / 4)).collect()]).with_block_size(4);
+    assert_eq!(kept("h2o:budget=8,recent=0,by=page", &layer), [[4, 5, 6, 7, 8, 9, 10, 11]]);
+    // One slot less, and only one page fits.
+    assert_eq!(kept("h2o:budget=7,recent=0,by=page", &layer), [[4, 5, 6, 7]]);
+    // The newest token keeps its whole page.
+    assert_eq!(kept("h2o:budget=4,recent=0.25,by=page", &layer), [[8, 9, 10, 11]]);
+}
+
+#[test]
+fn query_heads_that_share_a_key_judge_by_their_mean() {
+    let layer = Layer::of_matrices(1, 2, &[1.0, 0.0, 0.5, 0.5, 1.0, 0.0, 0.25, 0.75]);
+    assert_eq!(kept("h2o:budget=1,recent=0", &layer), [[0]]);
+    // Per query that could see it: 1.375 / 2 against 0.625.
+    let verdicts = layer.decide(&parse_policy("h2o:budget=1,recent=0,variant=kvpress").unwrap());
+    assert_eq!((verdicts[0].cutoff, verdicts[0].scores[0]), (Some(0.6875), 0.625));
+    assert_eq!(kept("tova:budget=1,variant=kvpress", &layer), [[1]]);
+}
+
+#[test]
+fn a_pyramid_narrows_from_layer_to_layer() {
+    let rows: Vec<Vec<f32>> = (1..=40).map(|n| vec![1.0 / n as f32; n]).collect();
+    let keys: Vec<f32> = (0..40).map(|i| (i as f32 - 30.0).abs()).collect();
+    let layer = Layer::of_attention(&[rows]).with_keys(1, &[keys]);
+    let slots = |l| kept("pyramidkv:budget=12,window=4,beta=4", &layer.clone().at(l, 4))[0].len();
+    assert_eq!([0, 1, 2, 3].map(slots), [18, 14, 10, 6]);
+    assert_eq!(kept("knorm:budget=3", &layer), [[29, 30, 31]]);
 }
 
 #[test]

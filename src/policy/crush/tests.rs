@@ -156,17 +156,21 @@ fn the_protected_stay_and_say_so() {
 
 #[test]
 fn compositions_with_every_scorer_and_with_adakv() {
-    let rows: Vec<Vec<f32>> = (1..=64usize)
-        .map(|n| (0..n).map(|t| ((t * 7 + n * 3) % 11) as f32 / 60.0).collect())
-        .collect();
-    let layer = Layer::of_attention(&[rows.clone(), rows.into_iter().map(|r| r.into_iter().rev().collect()).collect()]);
+    let rows: Vec<Vec<f32>> =
+        (1..=64usize).map(|n| (0..n).map(|t| ((t * 7 + n * 3) % 11) as f32 / 60.0).collect()).collect();
+    let layer = Layer::of_attention(&[
+        rows.clone(),
+        rows.into_iter().map(|r| r.into_iter().rev().collect()).collect(),
+    ]);
     for scorer in ["h2o", "snapkv", "pyramidkv", "tova", "keyformer"] {
         let window = if scorer.ends_with("kv") { ",window=4" } else { "" };
         for crush in ["", ",variant=openvino", ",variant=torch"] {
             for group in [1, 4, 16] {
                 let text = format!("{scorer}:budget=32{window}+kvcrush:ratio=0.25,group={group}{crush}");
+                let policy = parse_policy(&text).unwrap();
+                let bound = policy.bound(&layer.moment(), 2).unwrap();
                 for kept in kept(&text, &layer) {
-                    assert!(kept.len() as u32 <= 32 + unit_slack(group), "{text}: {}", kept.len());
+                    assert!(kept.len() as u32 <= bound.per_head, "{text}: {} {bound:?}", kept.len());
                 }
             }
         }

@@ -15,7 +15,8 @@ const BLOCK_SIZE: u32 = 4;
 fn spelled(param: &'static Param) -> BoxedStrategy<String> {
     match (param.short(), param.kind) {
         ("budget", _) => {
-            prop_oneof![(1u32..80).prop_map(|n| n.to_string()), (1u32..=100).prop_map(|p| format!("{p}%"))].boxed()
+            prop_oneof![(1u32..80).prop_map(|n| n.to_string()), (1u32..=100).prop_map(|p| format!("{p}%"))]
+                .boxed()
         }
         (_, ParamKind::Int { min, max }) => (min..=max.min(9)).prop_map(|n| n.to_string()).boxed(),
         (_, ParamKind::Real { min, max }) => (min..=max.min(2.0)).prop_map(|x| x.to_string()).boxed(),
@@ -26,10 +27,14 @@ fn spelled(param: &'static Param) -> BoxedStrategy<String> {
 }
 
 fn part(entry: &'static Entry) -> impl Strategy<Value = String> {
-    let params: Vec<_> = entry.params.iter().map(|param| spelled(param)).collect();
+    let params: Vec<_> = entry.params.iter().map(spelled).collect();
     params.prop_map(move |values| {
-        let given: Vec<_> =
-            entry.params.iter().zip(values).map(|(param, value)| format!("{}={value}", param.short())).collect();
+        let given: Vec<_> = entry
+            .params
+            .iter()
+            .zip(values)
+            .map(|(param, value)| format!("{}={value}", param.short()))
+            .collect();
         if given.is_empty() { entry.name.to_owned() } else { format!("{}:{}", entry.name, given.join(",")) }
     })
 }
@@ -100,7 +105,7 @@ impl Case {
 /// One layer of a run, as an engine keeps it.
 struct Layer<'a> {
     case: &'a Case,
-    layer: u16,
+    index: u16,
     rng: ChaCha8Rng,
     residents: Vec<Vec<Position>>,
     accs: Vec<Accumulators>,
@@ -121,7 +126,7 @@ impl<'a> Layer<'a> {
         };
         Self {
             case,
-            layer,
+            index: layer,
             rng: ChaCha8Rng::seed_from_u64(case.seed ^ u64::from(layer)),
             residents: vec![Vec::new(); case.kv_heads],
             accs: (0..case.kv_heads).map(|h| Accumulators::at(case.policy.needs(), site(h))).collect(),
@@ -145,7 +150,9 @@ impl<'a> Layer<'a> {
             let mut row: Vec<f32> =
                 (0..self.residents[h].len()).map(|_| self.rng.random_range(0.0f32..1.0).powi(4)).collect();
             let total: f32 = row.iter().sum();
-            row.iter_mut().for_each(|p| *p /= total);
+            for p in &mut row {
+                *p /= total;
+            }
             if self.rng.random_bool(0.02) {
                 row[0] = f32::NAN;
             }
@@ -163,7 +170,7 @@ impl<'a> Layer<'a> {
     fn moment(&self, when: When) -> Moment {
         Moment {
             when,
-            layer: self.layer,
+            layer: self.index,
             layers: self.case.layers,
             prompt_len: self.case.prompt_len(),
             span_len: self.case.span_len(),
@@ -215,7 +222,7 @@ impl<'a> Layer<'a> {
             }
             if let Some(crush) = &verdict.crush {
                 assert!(crush.is_sound(), "{crush:?}");
-                assert_eq!(crush.layer, self.layer);
+                assert_eq!(crush.layer, self.index);
             }
         }
     }
