@@ -6,6 +6,7 @@
 mod args;
 mod eval;
 mod facts;
+mod footprint;
 mod headless;
 mod json;
 mod look;

@@ -11,6 +11,7 @@ pub mod config;
 pub mod decoder;
 pub mod demo;
 mod error;
+pub mod footprint;
 #[cfg(test)]
 mod golden;
 pub mod sampler;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 pub use config::Config;
 pub use decoder::{Decoder, Qkv};
 pub use error::Error;
+pub use footprint::{Footprint, Sharing};
 pub use sampler::{Drawn, Sampler};
 pub use tokenizer::Tokenizer;
 

@@ -1,5 +1,6 @@
 //! The command line, as typed.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -219,8 +220,14 @@ pub(crate) enum FrameFormat {
 /// `kvista inspect`.
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct InspectArgs {
-    /// A recording, a model folder, or `demo`.
+    /// A recording, a model folder, its config.json, or `demo`.
     pub(crate) what: String,
+    /// Of a model: contexts to count for, in tokens.
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
+    pub(crate) context: Vec<NonZeroU32>,
+    /// Of a model: sequences at once.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) batch: NonZeroU32,
     /// One JSON object.
     #[arg(long)]
     pub(crate) json: bool,

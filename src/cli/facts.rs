@@ -9,6 +9,7 @@ use clap_complete::Shell;
 use serde::Serialize;
 use serde_json::json;
 
+use super::footprint;
 use super::args::{Args, ConfigArgs, InspectArgs, ListArgs, RepairArgs, VerifyArgs};
 use super::json::print_facts;
 use super::look;
@@ -24,7 +25,7 @@ use crate::ui::text;
 use crate::ui::theme::{Symbols, Theme};
 
 /// Lines to standard output; what a file put into them is made harmless.
-fn say(lines: &[String]) -> Result<(), Failure> {
+pub(super) fn say(lines: &[String]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     for line in lines {
         writeln!(out, "{}", text::safe(line.as_bytes(), Symbols::Ascii)).map_err(|e| output(&e))?;
@@ -36,16 +37,14 @@ fn say(lines: &[String]) -> Result<(), Failure> {
 pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     let path = Path::new(&args.what);
     if args.what == "demo" && !path.exists() {
-        let model = model::demo::load().map_err(Failure::input)?;
-        return card(model.decoder.card(), args.json);
+        let footprint = Footprint::parse("the embedded config.json", model::demo::CONFIG).map_err(Failure::input)?;
+        return footprint::print_footprint(&args.what, &footprint, args);
     }
     if path.is_dir() {
-        let file = path.join("config.json");
-        let shown = file.display().to_string();
-        let bytes =
-            std::fs::read(&file).map_err(|e| Failure::Input(format!("{shown}: cannot be read: {e}")))?;
-        let config = model::Config::parse(&shown, &bytes).map_err(Failure::input)?;
-        return card(&config.card(args.what.clone(), args.what.clone(), String::new()), args.json);
+        return footprint::print(&path.join("config.json"), args);
+    }
+    if path.extension().is_some_and(|e| e == "json") {
+        return footprint::print(path, args);
     }
     let recording = Recording::open(path).map_err(Failure::input)?;
     let run = recording.run();
@@ -80,17 +79,6 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     ];
     lines.extend(card_lines(&run.model));
     say(&lines)
-}
-
-fn card(card: &ModelCard, as_json: bool) -> Result<(), Failure> {
-    if as_json {
-        let bytes: BTreeMap<&str, u64> = [("f32", 4), ("f16", 2)]
-            .into_iter()
-            .map(|(dtype, size)| (dtype, bytes_per_token(card, size)))
-            .collect();
-        return print_facts(&json!({ "model": card, "kv_bytes_per_token": bytes }));
-    }
-    say(&card_lines(card))
 }
 
 /// K and V of one token in all layers: `2 * layers * kv_heads * head_dim * element bytes`.

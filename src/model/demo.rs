@@ -17,7 +17,7 @@ use super::weights::Weights;
 use super::{Config, Decoder, Model, Result, Tokenizer};
 
 /// The embedded `config.json`.
-pub(super) const CONFIG: &[u8] = include_bytes!("demo/config.json");
+pub const CONFIG: &[u8] = include_bytes!("demo/config.json");
 /// The embedded `model.safetensors`.
 pub(super) const WEIGHTS: &[u8] = include_bytes!("demo/model.safetensors");
 /// The embedded `vocab.json`.

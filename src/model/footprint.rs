@@ -1,0 +1,342 @@
+//! What a model's KV cache weighs, from its `config.json` alone: no weights, no tokenizer, families that the decoder does
+//! not run as well. Everything here is derived: bytes = Σ over layers of heads × (key size + value size) × element bytes.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::error::{Error, Result};
+
+/// Layers that keep the same amount per token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LayerGroup {
+    /// Layers of this kind.
+    pub layers: u32,
+    /// KV heads of each; under MLA one, the latent.
+    pub kv_heads: u32,
+    /// Numbers of a key (under MLA: latent and rotary part together).
+    pub key_size: u32,
+    /// Numbers of a value (under MLA none: it is the latent again).
+    pub value_size: u32,
+    /// Tokens kept at most, where the layer looks at a window.
+    pub window: Option<u64>,
+}
+
+impl LayerGroup {
+    /// Bytes kept per token in all layers of the group; `row` says what a row of so many numbers weighs.
+    pub fn bytes_per_token(&self, row: impl Fn(u32) -> u64) -> u64 {
+        let value = if self.value_size > 0 { row(self.value_size) } else { 0 };
+        u64::from(self.layers) * u64::from(self.kv_heads) * (row(self.key_size) + value)
+    }
+
+    /// Tokens kept of a context.
+    pub fn tokens(&self, context: u64) -> u64 {
+        self.window.map_or(context, |window| window.min(context))
+    }
+}
+
+/// How attention keeps keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Sharing {
+    /// Every query head has its own.
+    Mha,
+    /// Groups of query heads share (arXiv 2305.13245).
+    Gqa,
+    /// All query heads share one (arXiv 1911.02150).
+    Mqa,
+    /// One compressed latent and a rotary key per token (arXiv 2405.04434).
+    Mla,
+}
+
+impl Sharing {
+    /// The name in the literature.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mha => "MHA",
+            Self::Gqa => "GQA",
+            Self::Mqa => "MQA",
+            Self::Mla => "MLA",
+        }
+    }
+}
+
+/// The cache of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Footprint {
+    /// `model_type`, or what stands for it.
+    pub family: String,
+    /// Layers of all kinds.
+    pub layers: u32,
+    /// Query heads.
+    pub heads: u32,
+    /// Numbers of a query head.
+    pub head_size: u32,
+    /// How keys and values are shared.
+    pub sharing: Sharing,
+    /// Largest context the configuration names.
+    pub context: Option<u64>,
+    /// What is kept.
+    pub groups: Vec<LayerGroup>,
+    /// What a reader should know of the count, one line each.
+    pub notes: Vec<String>,
+}
+
+/// Ranks of DeepSeek-V2's latent attention, for models that have none of their own (`kv_lora_rank`,
+/// `qk_rope_head_dim` of its published configuration).
+const LATENT: (u32, u32) = (512, 64);
+/// KV heads of models that have no groups of their own.
+const GROUPS: u32 = 8;
+/// Largest value taken for a count: no real model comes near, and products stay far from overflow.
+const MOST: u64 = 1 << 24;
+
+impl Footprint {
+    /// Reads `config.json`; `path` is named in errors.
+    ///
+    /// # Errors
+    ///
+    /// Not JSON, or a field missing or out of range: the message names it.
+    pub fn parse(path: &str, json: &[u8]) -> Result<Self> {
+        let value: Value =
+            serde_json::from_slice(json).map_err(|e| fault(path, format!("is not JSON: {e}")))?;
+        let whole = value.as_object().ok_or_else(|| fault(path, "is not a JSON object".into()))?;
+        let fields = Fields { path, map: whole.get("text_config").and_then(Value::as_object).unwrap_or(whole) };
+        let layers = fields.count(&["num_hidden_layers", "n_layer"])?;
+        let heads = fields.count(&["num_attention_heads", "n_head"])?;
+        let kv_heads = fields.optional(&["num_key_value_heads", "n_head_kv"])?.unwrap_or(heads);
+        let head_size = match fields.optional(&["head_dim"])? {
+            Some(size) => size,
+            None => fields.count(&["hidden_size", "n_embd"])? / heads,
+        };
+        if head_size == 0 || kv_heads > heads {
+            return Err(fault(
+                path,
+                format!("num_key_value_heads is {kv_heads} of {heads} heads of {head_size} numbers: not a model's shape"),
+            ));
+        }
+        let mut footprint = Self {
+            family: fields.text(whole, "model_type").unwrap_or("unnamed").into(),
+            layers,
+            heads,
+            head_size,
+            sharing: match kv_heads {
+                n if n == heads => Sharing::Mha,
+                1 => Sharing::Mqa,
+                _ => Sharing::Gqa,
+            },
+            context: fields.optional(&["max_position_embeddings", "n_positions"])?.map(u64::from),
+            groups: Vec::new(),
+            notes: Vec::new(),
+        };
+        footprint.groups = footprint.kept(&fields, kv_heads)?;
+        Ok(footprint)
+    }
+
+    fn kept(&mut self, fields: &Fields<'_>, kv_heads: u32) -> Result<Vec<LayerGroup>> {
+        let whole =
+            LayerGroup { layers: self.layers, kv_heads, key_size: self.head_size, value_size: self.head_size, window: None };
+        if let (Some(rank), Some(rope)) =
+            (fields.optional(&["kv_lora_rank"])?, fields.optional(&["qk_rope_head_dim"])?)
+        {
+            self.sharing = Sharing::Mla;
+            if fields.optional(&["index_head_dim"])?.is_some() {
+                self.notes.push("the sparse indexer's own keys (index_head_dim) are not counted".into());
+            }
+            return Ok(vec![LayerGroup { kv_heads: 1, key_size: rank + rope, value_size: 0, ..whole }]);
+        }
+        if let Some(pattern) = fields.map.get("hybrid_override_pattern").and_then(Value::as_str) {
+            let attention = pattern.bytes().filter(|&b| b == b'*').count() as u32;
+            self.notes.push(format!(
+                "{attention} of {} layers are attention; the others' states do not grow with the context and are not counted",
+                self.layers
+            ));
+            return Ok(vec![LayerGroup { layers: attention.min(self.layers), ..whole }]);
+        }
+        let window = fields.window();
+        if let Some(types) = fields.map.get("layer_types").and_then(Value::as_array) {
+            let sliding = types.iter().filter(|t| t.as_str() == Some("sliding_attention")).count() as u32;
+            let sliding = sliding.min(self.layers);
+            let mut full = LayerGroup { layers: self.layers - sliding, ..whole };
+            if let Some(heads) = fields.optional(&["num_global_key_value_heads"])? {
+                full.kv_heads = heads;
+            }
+            if let Some(size) = fields.optional(&["global_head_dim"])? {
+                (full.key_size, full.value_size) = (size, size);
+            }
+            if fields.map.get("attention_k_eq_v").and_then(Value::as_bool) == Some(true) {
+                self.notes.push(
+                    "attention_k_eq_v: values come from the key projection; both are counted, as a cache after RoPE keeps both"
+                        .into(),
+                );
+            }
+            let sliding = LayerGroup { layers: sliding, window, ..whole };
+            return Ok([full, sliding].into_iter().filter(|g| g.layers > 0).collect());
+        }
+        if let Some(chunk) = fields.optional(&["attention_chunk_size"])? {
+            self.notes.push(format!(
+                "attention_chunk_size {chunk}: chunked layers keep less; all layers are counted in full, as config.json does not say which"
+            ));
+        }
+        Ok(vec![LayerGroup { window, ..whole }])
+    }
+
+    /// Bytes kept per token while no window is full; `row` says what a row of so many numbers weighs.
+    pub fn bytes_per_token(&self, row: impl Fn(u32) -> u64 + Copy) -> u64 {
+        self.groups.iter().map(|g| g.bytes_per_token(row)).sum()
+    }
+
+    /// Bytes kept of a context, windows respected, at a share of its tokens.
+    pub fn bytes_at(&self, context: u64, share: f64, row: impl Fn(u32) -> u64 + Copy) -> u64 {
+        let kept = |g: &LayerGroup| (g.tokens(context) as f64 * share).floor() as u64;
+        self.groups.iter().map(|g| g.bytes_per_token(row).saturating_mul(kept(g))).sum()
+    }
+
+    /// The same model if all its layers shared keys and values another way. GQA without groups of its own gets 8 KV
+    /// heads; MLA without a latent of its own gets DeepSeek-V2's.
+    #[must_use]
+    pub fn shared_as(&self, sharing: Sharing) -> Self {
+        if sharing == self.sharing {
+            return self.clone();
+        }
+        let (kv_heads, key_size, value_size) = match sharing {
+            Sharing::Mha => (self.heads, self.head_size, self.head_size),
+            Sharing::Gqa => (self.heads.min(GROUPS), self.head_size, self.head_size),
+            Sharing::Mqa => (1, self.head_size, self.head_size),
+            Sharing::Mla => (1, LATENT.0 + LATENT.1, 0),
+        };
+        let group = |g: &LayerGroup| LayerGroup { kv_heads, key_size, value_size, ..*g };
+        Self { sharing, groups: self.groups.iter().map(group).collect(), ..self.clone() }
+    }
+}
+
+fn fault(path: &str, reason: String) -> Error {
+    Error::Config { path: path.into(), reason }
+}
+
+/// Fields of a configuration, with the file they stand in.
+struct Fields<'a> {
+    path: &'a str,
+    map: &'a Map<String, Value>,
+}
+
+impl Fields<'_> {
+    fn text<'b>(&'b self, whole: &'b Map<String, Value>, name: &str) -> Option<&'b str> {
+        whole.get(name).or_else(|| self.map.get(name)).and_then(Value::as_str)
+    }
+
+    /// The first of these fields that is there and not null.
+    fn optional(&self, names: &[&str]) -> Result<Option<u32>> {
+        let Some((name, value)) =
+            names.iter().find_map(|n| self.map.get(*n).filter(|v| !v.is_null()).map(|v| (n, v)))
+        else {
+            return Ok(None);
+        };
+        match value.as_u64().filter(|v| (1..=MOST).contains(v)) {
+            Some(value) => Ok(Some(value as u32)),
+            None => Err(fault(self.path, format!("{name} is {value}: use a whole number from 1 to {MOST}"))),
+        }
+    }
+
+    fn count(&self, names: &[&str]) -> Result<u32> {
+        self.optional(names)?
+            .ok_or_else(|| fault(self.path, format!("has no {}: is it a language model's config.json?", names[0])))
+    }
+
+    /// The sliding window, unless it is switched off.
+    fn window(&self) -> Option<u64> {
+        if self.map.get("use_sliding_window").and_then(Value::as_bool) == Some(false) {
+            return None;
+        }
+        self.map.get("sliding_window").and_then(Value::as_u64).filter(|&w| w > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(layers: u32, heads: u32, kv_heads: u32, hidden: u32) -> Footprint {
+        let json = format!(
+            r#"{{"model_type": "llama", "num_hidden_layers": {layers}, "num_attention_heads": {heads},
+                "num_key_value_heads": {kv_heads}, "hidden_size": {hidden}, "max_position_embeddings": 4096}}"#
+        );
+        Footprint::parse("config.json", json.as_bytes()).unwrap()
+    }
+
+    fn half(numbers: u32) -> u64 {
+        2 * u64::from(numbers)
+    }
+
+    #[test]
+    fn llama_2_7b_keeps_half_a_mebibyte_per_token() {
+        let f = shape(32, 32, 32, 4096);
+        assert_eq!((f.sharing, f.bytes_per_token(half)), (Sharing::Mha, 512 << 10));
+        assert_eq!(8 * f.bytes_at(32 << 10, 1.0, half), 128 << 30);
+        assert_eq!(f.shared_as(Sharing::Gqa).bytes_per_token(half), 128 << 10);
+        assert_eq!(f.bytes_at(1000, 0.25, half), 250 * (512 << 10));
+    }
+
+    #[test]
+    fn llama_2_70b_keeps_320_kibibytes() {
+        let f = shape(80, 64, 8, 8192);
+        assert_eq!((f.sharing, f.bytes_per_token(half)), (Sharing::Gqa, 320 << 10));
+        assert_eq!(f.shared_as(Sharing::Mha).bytes_per_token(half), 2560 << 10);
+        assert_eq!(f.shared_as(Sharing::Mqa).bytes_per_token(half), 40 << 10);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (json, part) in [
+            ("[]", "not a JSON object"),
+            ("{", "not JSON"),
+            ("{}", "num_hidden_layers"),
+            (r#"{"num_hidden_layers": 0}"#, "num_hidden_layers is 0"),
+            (r#"{"num_hidden_layers": 2, "num_attention_heads": 99999999999}"#, "num_attention_heads"),
+            (
+                r#"{"num_hidden_layers": 2, "num_attention_heads": 8, "hidden_size": 4}"#,
+                "not a model's shape",
+            ),
+        ] {
+            let error = Footprint::parse("c.json", json.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains("c.json") && !error.contains('\n'), "{error}");
+        }
+    }
+
+    /// Bytes per token at f16 of published configurations, by hand from their fields.
+    #[test]
+    fn real_configurations_come_out_as_counted_by_hand() {
+        let Some(data) = std::env::var_os("KVISTA_TEST_DATA") else {
+            println!("skipped: KVISTA_TEST_DATA names no folder");
+            return;
+        };
+        let folder = std::path::Path::new(&data).join("configs");
+        let at = |name: &str| {
+            let bytes = std::fs::read(folder.join(name)).unwrap();
+            Footprint::parse(name, &bytes).unwrap()
+        };
+        for (name, sharing, f16) in [
+            ("llama-2-7b-hf.json", Sharing::Mha, 2 * 32 * 32 * 128 * 2),
+            ("llama-3.1-8b-instruct.json", Sharing::Gqa, 2 * 32 * 8 * 128 * 2),
+            ("llama-3.1-70b-instruct.json", Sharing::Gqa, 2 * 80 * 8 * 128 * 2),
+            ("meta-llama-3.1-405B-Instruct.json", Sharing::Gqa, 2 * 126 * 8 * 128 * 2),
+            ("Qwen--Qwen3-0.6B_config.json", Sharing::Gqa, 2 * 28 * 8 * 128 * 2),
+            ("qwen2.5-7b-instruct.json", Sharing::Gqa, 2 * 28 * 4 * 128 * 2),
+            ("phi-2-config.json", Sharing::Mha, 2 * 32 * 32 * 80 * 2),
+            ("mistral-nemo-instruct-2407.json", Sharing::Gqa, 2 * 40 * 8 * 128 * 2),
+            ("deepseek-ai--DeepSeek-V3_config.json", Sharing::Mla, 61 * 576 * 2),
+            ("deepseek-v2-lite.json", Sharing::Mla, 27 * 576 * 2),
+            ("nvidia--Nemotron-H-56B-Base-8K_config.json", Sharing::Gqa, 2 * 10 * 8 * 128 * 2),
+            ("google--gemma-4-26B-A4B_config.json", Sharing::Gqa, (25 * 8 * 256 + 5 * 2 * 512) * 2 * 2),
+        ] {
+            let f = at(name);
+            assert_eq!((f.sharing, f.bytes_per_token(half)), (sharing, f16), "{name}");
+        }
+        let oss = at("openai--gpt-oss-20b_config.json");
+        assert_eq!(oss.bytes_at(1024, 1.0, half), (12 * 1024 + 12 * 128) * 8 * 64 * 2 * 2);
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.display().to_string();
+            let footprint = Footprint::parse(&name, &std::fs::read(&path).unwrap()).unwrap();
+            assert!(footprint.bytes_per_token(half) > 0, "{name}");
+        }
+    }
+}
