@@ -1,6 +1,5 @@
 //! Verbs that print facts: recordings, models, policies, themes, keys, configuration, completions, the manual.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -17,7 +16,7 @@ use super::player;
 use super::{Failure, output};
 use crate::app::{COMMANDS, Keymap};
 use crate::event::ModelCard;
-use crate::model;
+use crate::model::{self, Footprint};
 use crate::policy::REGISTRY;
 use crate::trace::{self, Recording, Report};
 use crate::ui::number;

@@ -4,7 +4,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::error::{Error, Result};
+use super::{Error, Result};
 
 /// Layers that keep the same amount per token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
