@@ -345,7 +345,9 @@ fn choose(kind: Kind, settings: &Settings, text: &str) -> Result<String, String>
         return Ok(chosen.to_string());
     }
     if let Some(before) = spec(kind, settings) {
-        for (param, value) in before.entry().params.iter().zip(before.values()) {
+        // What nobody changed is left to the new rule's own defaults.
+        let changed = before.parts()[0].params().filter(|(param, value)| *value != param.default);
+        for (param, value) in changed {
             // A parameter that the new rule lacks, or takes other values for, keeps its default.
             let _ = chosen.set(param.name, &value.to_string());
         }
