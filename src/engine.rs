@@ -16,6 +16,8 @@ mod feed;
 mod forward;
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod kvpress;
 mod lanes;
 mod link;
 pub mod live;

@@ -8,8 +8,8 @@ use clap_complete::Shell;
 use serde::Serialize;
 use serde_json::json;
 
-use super::footprint;
 use super::args::{Args, ConfigArgs, InspectArgs, ListArgs, RepairArgs, VerifyArgs};
+use super::footprint;
 use super::json::print_facts;
 use super::look;
 use super::player;
@@ -36,7 +36,8 @@ pub(super) fn say(lines: &[String]) -> Result<(), Failure> {
 pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     let path = Path::new(&args.what);
     if args.what == "demo" && !path.exists() {
-        let footprint = Footprint::parse("the embedded config.json", model::demo::CONFIG).map_err(Failure::input)?;
+        let footprint =
+            Footprint::parse("the embedded config.json", model::demo::CONFIG).map_err(Failure::input)?;
         return footprint::print_footprint(&args.what, &footprint, args);
     }
     if path.is_dir() {

@@ -18,6 +18,9 @@ const CONTEXTS: [u64; 4] = [1 << 10, 4 << 10, 32 << 10, 128 << 10];
 const BUDGETS: [f64; 4] = [1.0, 0.5, 0.25, 0.125];
 const SHARINGS: [Sharing; 4] = [Sharing::Mha, Sharing::Gqa, Sharing::Mqa, Sharing::Mla];
 
+/// Cells of a line's label.
+const LABEL: usize = 30;
+
 /// Longest `config.json` read.
 const MOST_BYTES: u64 = 16 << 20;
 
@@ -104,28 +107,33 @@ fn lines(name: &str, f: &Footprint, contexts: &[u64], batch: u64) -> Vec<String>
     )];
     for g in f.groups.iter().filter(|g| f.groups.len() > 1 || g.window.is_some()) {
         let window = g.window.map(|w| format!(", the last {w} tokens only")).unwrap_or_default();
-        lines.push(format!("  {} layers with {} KV heads of {} numbers{window}", g.layers, g.kv_heads, g.key_size));
+        lines.push(format!(
+            "  {} layers with {} KV heads of {} numbers{window}",
+            g.layers, g.kv_heads, g.key_size
+        ));
     }
     lines.extend(f.notes.iter().map(|note| format!("  {note}")));
     let times = if batch == 1 { "one sequence".into() } else { format!("{batch} sequences") };
-    lines.push(format!("KV cache of {times} (derived: layers x KV heads x (K row + V row), windows respected)"));
+    lines.push(format!(
+        "KV cache of {times} (derived: layers x KV heads x (K row + V row), windows respected)"
+    ));
     let head = |what: &str| {
-        let contexts: String = contexts.iter().map(|c| format!("{:>12}", format!("at {c}"))).collect();
-        format!("{what:<26}{:>12}{contexts}", "per token")
+        let contexts = contexts.iter().map(|c| format!("at {c}"));
+        cells(what, std::iter::once("per token".to_owned()).chain(contexts))
     };
     let line = |what: String, f: &Footprint, dtype: KvDtype, share: f64| {
-        let per_token =
-            if share == 1.0 { short(f.bytes_per_token(row(dtype))) } else { String::new() };
-        let at: String = contexts
-            .iter()
-            .map(|&c| format!("{:>12}", short(batch.saturating_mul(f.bytes_at(c, share, row(dtype))))))
-            .collect();
-        format!("{what:<26}{per_token:>12}{at}")
+        let per_token = if share == 1.0 { short(f.bytes_per_token(row(dtype))) } else { String::new() };
+        let at = contexts.iter().map(|&c| short(batch.saturating_mul(f.bytes_at(c, share, row(dtype)))));
+        cells(&what, std::iter::once(per_token).chain(at))
     };
     lines.push(head("sharing, f16 pages"));
     for sharing in SHARINGS {
         let shared = f.shared_as(sharing);
-        let what = if sharing == f.sharing { format!("{} (its own)", own(f)) } else { format!("as {}", own(&shared)) };
+        let what = if sharing == f.sharing {
+            format!("{} (its own)", own(f))
+        } else {
+            format!("as {}", own(&shared))
+        };
         lines.push(line(what, &shared, KvDtype::F16, 1.0));
     }
     for dtype in dtypes() {
@@ -142,11 +150,23 @@ fn lines(name: &str, f: &Footprint, contexts: &[u64], batch: u64) -> Vec<String>
     lines
 }
 
+/// A label and cells, each in its column.
+fn cells(label: &str, cells: impl Iterator<Item = String>) -> String {
+    let mut line = format!("{label:<LABEL$}");
+    for cell in cells {
+        line.push_str(&" ".repeat(12_usize.saturating_sub(cell.chars().count())));
+        line.push_str(&cell);
+    }
+    line
+}
+
 /// How keys and values are shared, with the heads.
 fn own(f: &Footprint) -> String {
     let name = f.sharing.name();
     match (f.sharing, f.groups.first()) {
-        (Sharing::Gqa, Some(g)) => format!("{name} with {} KV heads", g.kv_heads),
+        (Sharing::Gqa, Some(g)) if f.groups.iter().all(|other| other.kv_heads == g.kv_heads) => {
+            format!("{name} with {} KV heads", g.kv_heads)
+        }
         (Sharing::Mla, Some(g)) => format!("{name} of {} numbers", g.key_size),
         _ => name.into(),
     }

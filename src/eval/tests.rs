@@ -71,8 +71,8 @@ fn heads_have_their_roles() {
         assert!(row.cells.iter().all(|cell| cell.value >= 0.0) && sum < 1.1, "{row:?}");
         assert!((1.0..257.0).contains(&row.cells[5].value), "{row:?}");
     }
-    let roles = super::heads::roles(&table, 8, 2);
-    let has = |layer: usize, kv_head: usize, role| roles[layer * 2 + kv_head].2.contains(&role);
+    let roles = super::heads::roles(&table, 8, 4);
+    let has = |layer: usize, kv_head: usize, role| roles[layer * 4 + kv_head].2.contains(&role);
     // Built into the model before its training: the previous tokens in the first layer, the key in the second.
     assert!(has(0, 0, super::heads::Role::Recency) && has(1, 0, super::heads::Role::Retrieval), "{roles:?}");
 }

@@ -366,8 +366,8 @@ mod tests {
     #[test]
     fn the_embedded_configuration_says_what_the_model_is() {
         let config = parse(&base()).unwrap();
-        assert_eq!(config.parameters(), 2_779_392);
-        assert_eq!((config.heads, config.kv_heads, config.head_dim), (8, 2, 32));
+        assert_eq!(config.parameters(), 2_910_464);
+        assert_eq!((config.heads, config.kv_heads, config.head_dim), (8, 4, 32));
         assert_eq!((config.bos, config.eos.as_slice()), (Some(256), [].as_slice()));
     }
 

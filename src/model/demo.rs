@@ -21,7 +21,7 @@ pub const CONFIG: &[u8] = include_bytes!("demo/config.json");
 /// The embedded `model.safetensors`.
 pub(super) const WEIGHTS: &[u8] = include_bytes!("demo/model.safetensors");
 /// The embedded `vocab.json`.
-const VOCAB: &[u8] = include_bytes!("demo/vocab.json");
+pub const VOCAB: &[u8] = include_bytes!("demo/vocab.json");
 
 /// Name on the model card.
 pub const NAME: &str = "demo";
@@ -51,7 +51,9 @@ pub(super) fn tokenizer() -> Tokenizer {
 }
 
 /// The id that begins every sequence.
-const BOS: u32 = 256;
+pub const BOS: u32 = 256;
+/// Entries of the word list.
+pub const VOCAB_SIZE: usize = 608;
 
 /// The ids of a text that goes on where another ended.
 fn encode(text: &str) -> Vec<u32> {
@@ -98,7 +100,7 @@ mod tests {
     fn the_embedded_model_loads() {
         let model = load().unwrap();
         let card = model.decoder.card();
-        assert_eq!((card.name.as_str(), card.weights.as_str(), card.parameters), ("demo", "f16", 2_779_392));
+        assert_eq!((card.name.as_str(), card.weights.as_str(), card.parameters), ("demo", "f16", 2_910_464));
         assert_eq!(model.tokenizer.vocab_size(), card.vocab as usize);
     }
 

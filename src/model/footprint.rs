@@ -99,7 +99,8 @@ impl Footprint {
         let value: Value =
             serde_json::from_slice(json).map_err(|e| fault(path, format!("is not JSON: {e}")))?;
         let whole = value.as_object().ok_or_else(|| fault(path, "is not a JSON object".into()))?;
-        let fields = Fields { path, map: whole.get("text_config").and_then(Value::as_object).unwrap_or(whole) };
+        let fields =
+            Fields { path, map: whole.get("text_config").and_then(Value::as_object).unwrap_or(whole) };
         let layers = fields.count(&["num_hidden_layers", "n_layer"])?;
         let heads = fields.count(&["num_attention_heads", "n_head"])?;
         let kv_heads = fields.optional(&["num_key_value_heads", "n_head_kv"])?.unwrap_or(heads);
@@ -110,7 +111,9 @@ impl Footprint {
         if head_size == 0 || kv_heads > heads {
             return Err(fault(
                 path,
-                format!("num_key_value_heads is {kv_heads} of {heads} heads of {head_size} numbers: not a model's shape"),
+                format!(
+                    "num_key_value_heads is {kv_heads} of {heads} heads of {head_size} numbers: not a model's shape"
+                ),
             ));
         }
         let mut footprint = Self {
@@ -132,8 +135,13 @@ impl Footprint {
     }
 
     fn kept(&mut self, fields: &Fields<'_>, kv_heads: u32) -> Result<Vec<LayerGroup>> {
-        let whole =
-            LayerGroup { layers: self.layers, kv_heads, key_size: self.head_size, value_size: self.head_size, window: None };
+        let whole = LayerGroup {
+            layers: self.layers,
+            kv_heads,
+            key_size: self.head_size,
+            value_size: self.head_size,
+            window: None,
+        };
         if let (Some(rank), Some(rope)) =
             (fields.optional(&["kv_lora_rank"])?, fields.optional(&["qk_rope_head_dim"])?)
         {
@@ -237,8 +245,9 @@ impl Fields<'_> {
     }
 
     fn count(&self, names: &[&str]) -> Result<u32> {
-        self.optional(names)?
-            .ok_or_else(|| fault(self.path, format!("has no {}: is it a language model's config.json?", names[0])))
+        self.optional(names)?.ok_or_else(|| {
+            fault(self.path, format!("has no {}: is it a language model's config.json?", names[0]))
+        })
     }
 
     /// The sliding window, unless it is switched off.

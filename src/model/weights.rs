@@ -304,7 +304,7 @@ mod tests {
         let config = demo_config();
         let check = |available| weights.check_memory(&config, available);
         check(None).unwrap();
-        check(Some(4 * 2_779_392)).unwrap();
+        check(Some(4 * 2_910_464)).unwrap();
         let text = check(Some(11_000_000)).unwrap_err().to_string();
         assert_eq!(text, "w: needs 0.0 GB of memory as f32, 0.0 GB is available; choose a smaller model");
         assert_eq!(parse_available("MemTotal: 9 kB\nMemAvailable:   21 kB\n"), Some(21 * 1024));

@@ -4,9 +4,7 @@
 use std::collections::HashSet;
 
 use super::wire::CodecError;
-use crate::event::{
-    Crush, LayerCoding, LayerTraffic, MAX_CHANNELS, RunInfo, SeqStep, Step, StepId, TierUse,
-};
+use crate::event::{Crush, LayerCoding, LayerTraffic, MAX_CHANNELS, RunInfo, SeqStep, Step, StepId, TierUse};
 
 /// Uncompressed bytes of a chunk.
 pub const MAX_CHUNK_BYTES: u64 = 64 << 20;

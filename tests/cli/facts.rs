@@ -1,5 +1,7 @@
 //! Verbs that only print: help, lists, configuration, completions, the manual.
 
+use serde_json::json;
+
 use crate::program::{command, finish, run, short_run};
 
 #[test]
@@ -44,6 +46,38 @@ fn every_fact_has_words() {
         let ran = run(args).ok();
         assert!(!ran.out().trim().is_empty() && ran.err().is_empty(), "{args:?}");
     }
+}
+
+#[test]
+fn a_models_cache_is_counted_from_its_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.json");
+    let shape = |layers: u32, heads: u32, kv_heads: u32| {
+        let hidden = heads * 128;
+        let json = format!(
+            r#"{{"model_type": "llama", "num_hidden_layers": {layers}, "num_attention_heads": {heads},
+                "num_key_value_heads": {kv_heads}, "hidden_size": {hidden}, "max_position_embeddings": 4096}}"#
+        );
+        std::fs::write(&file, json).unwrap();
+    };
+    let inspect = |more: &[&str]| run(["inspect", dir.path().to_str().unwrap()].iter().chain(more)).ok();
+    // LLaMA2-7B: half a MiB per token at f16, 128 GiB for 8 sequences of 32k.
+    shape(32, 32, 32);
+    let out = inspect(&["--batch", "8", "--context", "32768"]).out();
+    let own = out.lines().find(|line| line.starts_with("MHA (its own)")).unwrap();
+    assert!(own.contains("512 KiB") && own.contains("128 GiB"), "{out}");
+    // LLaMA2-70B: its own, as multi-head attention, and what is quoted of it.
+    shape(80, 64, 8);
+    let out = inspect(&[]).out();
+    assert!(out.contains("320 KiB") && out.contains("2.50 MiB") && out.contains("0.5 to 0.125 MB"), "{out}");
+    let facts = inspect(&["--json"]).lines().remove(0);
+    assert_eq!(
+        (&facts["sharings_f16"][1]["bytes_per_token"], &facts["provenance"]),
+        (&json!(320 << 10), &json!("derived"))
+    );
+    std::fs::write(&file, r#"{"num_hidden_layers": "many"}"#).unwrap();
+    let line = run(["inspect", file.to_str().unwrap()]).refusal();
+    assert!(line.contains("config.json: num_hidden_layers is") && line.contains("whole number"), "{line}");
 }
 
 #[test]

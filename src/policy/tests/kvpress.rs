@@ -15,7 +15,8 @@ fn numbers(seed: u32, count: usize) -> Vec<f32> {
 
 /// `[token][head][size]` to `[head][token][size]`.
 fn by_head(x: &[f32], heads: usize, size: usize) -> Vec<Vec<f32>> {
-    let head = |h: usize| x.chunks_exact(heads * size).flat_map(|row| row[h * size..][..size].to_vec()).collect();
+    let head =
+        |h: usize| x.chunks_exact(heads * size).flat_map(|row| row[h * size..][..size].to_vec()).collect();
     (0..heads).map(head).collect()
 }
 
@@ -42,8 +43,11 @@ fn probabilities(queries: &[Vec<f32>], keys: &[Vec<f32>], size: usize, length: u
     for (h, queries) in queries.iter().enumerate() {
         for (i, q) in queries.chunks_exact(size).enumerate() {
             let dot = |k: &[f32]| q.iter().zip(k).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-            let scores: Vec<f64> =
-                keys[h / group].chunks_exact(size).take(i + 1).map(|k| dot(k) / (size as f64).sqrt()).collect();
+            let scores: Vec<f64> = keys[h / group]
+                .chunks_exact(size)
+                .take(i + 1)
+                .map(|k| dot(k) / (size as f64).sqrt())
+                .collect();
             let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
             out.extend(scores.iter().map(|s| ((s - most).exp() / sum) as f32));
