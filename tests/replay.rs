@@ -14,9 +14,9 @@ use ratatui::layout::Rect;
 
 /// File, last step, state hash of the run that wrote it, whether its answer was right.
 const SAMPLES: [(&str, u64, &str, bool); 3] = [
-    ("passkey-full", 33, "9b1f410fa6c47271081d9af1f799860982bd7e92b34be78c751e3eb11392fe5c", true),
-    ("passkey-h2o-25", 33, "80d0da974093408da57a7333b62259c9bcd375c3f1660cafe44c5e986d19d4bf", false),
-    ("passkey-kcache-16", 33, "1063c7400c27dd50bee8021740b88b69aaa97caedee85b1718f11beecf6524b5", true),
+    ("passkey-full", 33, "46d3746645d308ef85630120ef69b84a872838dce7904abc0c4cce6458f1890f", true),
+    ("passkey-h2o-25", 33, "1383364488fbf86dcc190e71e9b5fdcec0df879ee2d3995fe4843dcbcdd925df", false),
+    ("passkey-kcache-16", 33, "22350a31de97bb464d79725f1e9512e30e7f76b21fcc7f252a739309464b4305", true),
 ];
 
 fn path(name: &str) -> PathBuf {

@@ -69,11 +69,18 @@ fn int8_pages_say_what_exact_pages_say_in_the_demo() {
     let (model, text) = demo();
     let exact = run(&model, &text, &settings("f32", 16, 64));
     let coded = run(&model, &text, &settings("int8", 16, 64));
-    assert_eq!(coded.ids, exact.ids);
+    // They part where the exact pages were nearly undecided, if anywhere.
+    let same = exact.ids.iter().zip(&coded.ids).take_while(|(a, b)| a == b).count();
+    assert!(same >= 16, "{:?} {:?}", exact.ids, coded.ids);
+    if same < exact.ids.len() {
+        let mut logits = exact.logits[same].clone();
+        logits.sort_by(|a, b| b.total_cmp(a));
+        assert!(logits[0] - logits[1] < 0.5, "token {same}: {} before {}", logits[0], logits[1]);
+    }
     let (k, v) = coded.relative();
     eprintln!("int8: keys {k:.5}, values {v:.5}");
     assert!(k < 0.01 && v < 0.01, "{k} {v}");
-    for (a, b) in exact.logits.iter().zip(&coded.logits) {
+    for (a, b) in exact.logits.iter().zip(&coded.logits).take(same + 1) {
         let off = largest_difference(a, b);
         assert!(off > 0.0 && off < 1.0, "{off}");
     }
@@ -97,7 +104,7 @@ fn fewer_bits_are_further_off_and_the_errors_are_told() {
         before = (k, v);
         let told = ran.steps.iter().flat_map(|s| &s.coding).filter(|c| !c.k_channels.is_empty());
         assert!(told.clone().count() >= 4, "a prompt's keys are told by channel in every layer");
-        assert!(told.clone().all(|c| c.k_channels.len() == 64));
+        assert!(told.clone().all(|c| c.k_channels.len() == 128));
     }
 }
 
@@ -127,8 +134,8 @@ fn a_read_set_pulls_codes_and_reads_what_lies_there() {
     assert!(codes.pulled_bytes() < exact.pulled_bytes());
     for step in all.steps.iter().filter(|s| s.seqs[0].sampled.is_some()).skip(1) {
         for t in &step.traffic {
-            // The window of each of two KV heads less the newest row is exact, the rest 20 bytes for 32 elements.
-            let exact_rows = 2 * 32;
+            // The window of each of four KV heads less the newest row is exact, the rest 20 bytes for 32 elements.
+            let exact_rows = 4 * 32;
             assert_eq!(t.h2d_bytes, exact_rows * 128 + (t.rows - exact_rows) * 20, "step {}", step.step);
         }
     }

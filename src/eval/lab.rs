@@ -179,9 +179,11 @@ impl<'a> Lab<'a> {
                     break;
                 }
                 let result = job(i);
+                if result.is_ok() {
+                    (self.progress)(what, done.fetch_add(1, Ordering::Relaxed) + 1, n);
+                }
                 failed.fetch_or(result.is_err(), Ordering::Relaxed);
                 results.lock().expect("no job panics while it holds the lock")[i] = Some(result);
-                (self.progress)(what, done.fetch_add(1, Ordering::Relaxed) + 1, n);
             }
         };
         std::thread::scope(|scope| {

@@ -97,7 +97,7 @@ impl Footprint {
     /// Not JSON, or a field missing or out of range: the message names it.
     pub fn parse(path: &str, json: &[u8]) -> Result<Self> {
         let value: Value =
-            serde_json::from_slice(json).map_err(|e| fault(path, format!("is not JSON: {e}")))?;
+            serde_json::from_slice(&finite(json)).map_err(|e| fault(path, format!("is not JSON: {e}")))?;
         let whole = value.as_object().ok_or_else(|| fault(path, "is not a JSON object".into()))?;
         let fields =
             Fields { path, map: whole.get("text_config").and_then(Value::as_object).unwrap_or(whole) };
@@ -220,6 +220,26 @@ fn fault(path: &str, reason: String) -> Error {
     Error::Config { path: path.into(), reason }
 }
 
+/// The text with Python's `Infinity` and `NaN`, which JSON does not have, as `null`.
+fn finite(json: &[u8]) -> Vec<u8> {
+    const WORDS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
+    let mut out = Vec::with_capacity(json.len());
+    let (mut quoted, mut escaped) = (false, false);
+    let mut rest = json;
+    while let [byte, after @ ..] = rest {
+        if let Some(word) = WORDS.iter().find(|word| !quoted && rest.starts_with(word)) {
+            out.extend_from_slice(b"null");
+            rest = &rest[word.len()..];
+            continue;
+        }
+        quoted ^= *byte == b'"' && !escaped;
+        escaped = quoted && *byte == b'\\' && !escaped;
+        out.push(*byte);
+        rest = after;
+    }
+    out
+}
+
 /// Fields of a configuration, with the file they stand in.
 struct Fields<'a> {
     path: &'a str,
@@ -290,6 +310,17 @@ mod tests {
         assert_eq!((f.sharing, f.bytes_per_token(half)), (Sharing::Gqa, 320 << 10));
         assert_eq!(f.shared_as(Sharing::Mha).bytes_per_token(half), 2560 << 10);
         assert_eq!(f.shared_as(Sharing::Mqa).bytes_per_token(half), 40 << 10);
+    }
+
+    #[test]
+    fn pythons_numbers_are_read_over() {
+        let text = br#"{"a\\": "-Infinity\" NaN", "b": [-Infinity, Infinity, NaN], "c": 1}"#;
+        let value: Value = serde_json::from_slice(&finite(text)).unwrap();
+        assert_eq!(value["a\\"], "-Infinity\" NaN");
+        assert_eq!(
+            (&value["b"], &value["c"]),
+            (&serde_json::json!([null, null, null]), &serde_json::json!(1))
+        );
     }
 
     #[test]

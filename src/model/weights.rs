@@ -283,10 +283,10 @@ mod tests {
         let text = fault(&config);
         assert!(text.contains("model.layers.4.input_layernorm.weight is missing"), "{text}");
         let mut config = demo_config();
-        config.kv_heads = 4;
+        config.kv_heads = 2;
         let text = fault(&config);
         assert!(
-            text.contains("k_proj.weight has shape [64, 256]; config.json asks for [128, 256]"),
+            text.contains("k_proj.weight has shape [128, 256]; config.json asks for [64, 256]"),
             "{text}"
         );
         let mut config = demo_config();
@@ -317,7 +317,7 @@ mod tests {
         assert!(fault(&[]).contains("truncated"));
         assert!(
             fault(&demo::WEIGHTS[..demo::WEIGHTS.len() - 1])
-                .contains("truncated: the header describes 5562824")
+                .contains("truncated: the header describes 5824944")
         );
         assert!(fault(&demo::WEIGHTS[..100]).contains("truncated: the header claims"));
         assert!(fault(&u64::MAX.to_le_bytes()).contains("not a safetensors file?"));

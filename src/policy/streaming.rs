@@ -90,8 +90,10 @@ impl EvictPolicy for Streaming {
         let (Some(budget), Some(head)) = (self.slots(moment), heads.first()) else {
             return;
         };
-        // The protected take the whole budget: nothing competes, nothing is scored.
-        let protected = Protected { sinks: self.sinks, recent: budget.saturating_sub(self.sinks) };
+        // The protected take the whole budget, also where sinks were raised after the first tokens had gone: nothing
+        // competes, nothing is scored.
+        let sinks = head.positions.partition_point(|&p| p < self.sinks) as u32;
+        let protected = Protected { sinks: self.sinks, recent: budget.saturating_sub(sinks) };
         out.extend(select(None, head.positions, budget, protected, &[]));
     }
 

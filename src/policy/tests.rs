@@ -48,6 +48,15 @@ fn decide(policy: &str, rows: &[&[f32]]) -> Vec<Verdict> {
 }
 
 #[test]
+fn a_window_grows_into_the_place_of_sinks_that_are_gone() {
+    let policy = parse_policy("streaming:budget=2,sinks=1").unwrap();
+    let acc = Accumulators::new(policy.needs());
+    let mut out = Vec::new();
+    policy.decide(&moment(When::Token, 9), &[HeadInputs::new(&[5, 6, 8], &acc)], &mut out);
+    assert_eq!((out.len(), out[0].victims.as_slice(), out[0].kept), (1, &[5][..], 2));
+}
+
+#[test]
 fn h2o_keeps_the_recent_and_the_heavy_of_each_head() {
     let verdicts = decide(
         "h2o:budget=4,recent=0.5",

@@ -63,8 +63,18 @@ def kept(press, ratio, module, hidden, keys, values, attentions):
         mask = torch.ones(heads, length, dtype=torch.bool)
         mask[lost_heads, lost] = False
         rows = [mask[h].nonzero()[:, 0].tolist() for h in range(heads)]
-        low, high = scores[mask].min().item(), scores[~mask].max().item()
-        return rows, [abs(low - high) / max(abs(low), 1e-30)] * heads
+        # Two cuts: what each head is sure of, and what is lost of the rest in the whole layer.
+        scores = scorer.score(*args)[0]
+        count = kvpress.utils.compute_n_kept(length, ratio)
+        safe = max(1, int(count * press.alpha_safeguard))
+        order = scores.sort(dim=-1, descending=True)
+        sure = torch.zeros_like(mask).scatter_(1, order.indices[:, :safe], True)
+        low = scores[mask & ~sure].min().item() if (mask & ~sure).any() else math.inf
+        high = scores[~mask].max().item()
+        across = abs(low - high) / max(abs(high), 1e-30)
+        a, b = order.values[:, safe - 1], order.values[:, safe]
+        floor = ((a - b).abs() / a.abs().clamp_min(1e-30)).tolist()
+        return rows, [min(across, gap) for gap in floor]
     if isinstance(press, kvpress.PyramidKVPress):
         count = press.get_layer_budget(module, length)
     else:
