@@ -8,7 +8,7 @@ fn numbers(seed: u32, count: usize) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        ((state >> 8) as f64 / f64::from(1 << 22) - 2.0) as f32
+        (f64::from(state >> 8) / f64::from(1 << 22) - 2.0) as f32
     };
     (0..count).map(|_| next()).collect()
 }
