@@ -76,7 +76,7 @@ pub fn demo(lab: &Lab<'_>, n: usize) -> Result<(Vec<Line>, Vec<Table>)> {
 
     let told = stories(lab, n)?;
     lines.push(Line::least("a. stories: sentences of the grammar", told.rows[0].cells[0], 0.95));
-    lines.push(Line::least("a. stories: true to names and pronouns", told.rows[1].cells[0], 0.9));
+    lines.push(Line::least("a. stories: true to names and pronouns", told.rows[1].cells[0], 0.8));
     tables.push(told);
 
     let keys = passkey(lab, &Regime::full(), &LENGTHS.map(|(length, _)| length), &DEPTHS, n)?;
@@ -104,7 +104,7 @@ pub fn demo(lab: &Lab<'_>, n: usize) -> Result<(Vec<Line>, Vec<Table>)> {
     let voted = votes(lab, &vote_regimes(), &VOTES, n)?;
     lines.push(Line::least("d. votes, full cache, 25 items", voted.rows[0].cells[1], 0.8));
     let two = voted.row("kcache:n=2,l=0").expect("it is one of the regimes");
-    lines.push(Line::surely_least("d. votes lost by reading 2 rows only", two.cells[2], 0.1));
+    lines.push(Line::surely_least("d. votes lost by reading 2 rows only", two.cells[2], 0.05));
     tables.push(voted);
 
     let again = repeated(lab, &repeated_regimes("25%"), RECALL_TOKENS, REPEATED, n)?;
