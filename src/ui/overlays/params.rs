@@ -9,7 +9,7 @@ use crate::ui::draw::{Pen, Scene, split_bottom};
 use crate::ui::theme::Role;
 
 /// Columns of a row: name, value, origin.
-const NAME: u16 = 18;
+const NAME: u16 = 20;
 const VALUE: u16 = 22;
 const ORIGIN: u16 = 14;
 
@@ -72,6 +72,19 @@ fn explain(pen: &mut Pen<'_, '_>, row: &ParamRow, error: Option<&str>) {
         pen.put(&row.range, Role::Dim);
         if row.value != row.baseline {
             pen.put("; started with ", Role::Dim).foreign(&row.baseline, Role::Dim);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::NAME;
+    use crate::policy::REGISTRY;
+
+    #[test]
+    fn every_name_leaves_a_gap_before_its_value() {
+        for param in REGISTRY.iter().flat_map(|entry| entry.params) {
+            assert!(4 + param.name.len() < usize::from(NAME), "{}", param.name);
         }
     }
 }
