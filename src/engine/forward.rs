@@ -186,7 +186,7 @@ impl Engine {
                 pulled,
             );
             self.staged_bytes = self.staged_bytes.max(staged);
-            add_traffic(&mut self.traffic[layer], &traffic);
+            self.traffic[layer].add(&traffic);
             self.timer.lap(at, Phase::VPull);
             let values: Vec<_> = self.staging.iter().map(Staging::rows).collect();
             self.attention.weighted_sum_selected(&values, out);
@@ -293,7 +293,7 @@ impl Engine {
             traffic.h2d_bytes += all - own * written_row_bytes(&self.cache);
         }
         self.staged_bytes = self.staged_bytes.max(staged);
-        add_traffic(&mut self.traffic[layer], &traffic);
+        self.traffic[layer].add(&traffic);
     }
 
     /// The level of this step's picture.
@@ -451,14 +451,6 @@ fn pull_selected(
 /// Bytes of a row as it is written: those of the newest rows.
 fn written_row_bytes(cache: &Cache) -> u64 {
     cache.config().dtype.written_row_bytes(cache.config().shape.head_dim) as u64
-}
-
-fn add_traffic(sum: &mut LayerTraffic, t: &LayerTraffic) {
-    sum.h2d_bytes += t.h2d_bytes;
-    sum.d2h_bytes += t.d2h_bytes;
-    sum.rows += t.rows;
-    sum.asked_rows += t.asked_rows;
-    sum.reused_rows += t.reused_rows;
 }
 
 /// How many values two ascending lists have in common.

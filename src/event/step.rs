@@ -356,6 +356,24 @@ pub struct LayerTraffic {
     pub stall_ns: u64,
 }
 
+impl LayerTraffic {
+    /// Adds what else moved; the layer stays. A recording's sums end at the largest number.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, more) in [
+            (&mut self.h2d_bytes, other.h2d_bytes),
+            (&mut self.d2h_bytes, other.d2h_bytes),
+            (&mut self.rows, other.rows),
+            (&mut self.asked_rows, other.asked_rows),
+            (&mut self.reused_rows, other.reused_rows),
+            (&mut self.copy_ns, other.copy_ns),
+            (&mut self.link_ns, other.link_ns),
+            (&mut self.stall_ns, other.stall_ns),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+    }
+}
+
 /// What became of rows that went from their exact values into codes (measured against those values when they did).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CodingError {

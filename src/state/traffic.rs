@@ -33,18 +33,7 @@ impl Traffic {
                 continue;
             };
             *last = *t;
-            for (sum, x) in [
-                (&mut total.h2d_bytes, t.h2d_bytes),
-                (&mut total.d2h_bytes, t.d2h_bytes),
-                (&mut total.rows, t.rows),
-                (&mut total.asked_rows, t.asked_rows),
-                (&mut total.reused_rows, t.reused_rows),
-                (&mut total.copy_ns, t.copy_ns),
-                (&mut total.link_ns, t.link_ns),
-                (&mut total.stall_ns, t.stall_ns),
-            ] {
-                *sum = sum.saturating_add(x);
-            }
+            total.add(t);
         }
         self.pull_steps += u64::from(step.traffic.iter().any(|t| t.h2d_bytes > 0));
     }
@@ -66,15 +55,8 @@ impl Traffic {
 }
 
 fn sum(layers: &[LayerTraffic]) -> LayerTraffic {
-    layers.iter().fold(LayerTraffic::default(), |a, t| LayerTraffic {
-        layer: 0,
-        h2d_bytes: a.h2d_bytes.saturating_add(t.h2d_bytes),
-        d2h_bytes: a.d2h_bytes.saturating_add(t.d2h_bytes),
-        rows: a.rows.saturating_add(t.rows),
-        asked_rows: a.asked_rows.saturating_add(t.asked_rows),
-        reused_rows: a.reused_rows.saturating_add(t.reused_rows),
-        copy_ns: a.copy_ns.saturating_add(t.copy_ns),
-        link_ns: a.link_ns.saturating_add(t.link_ns),
-        stall_ns: a.stall_ns.saturating_add(t.stall_ns),
+    layers.iter().fold(LayerTraffic::default(), |mut sum, layer| {
+        sum.add(layer);
+        sum
     })
 }
