@@ -258,6 +258,8 @@ pub(super) fn decide(
     let mut verdicts: Vec<Verdict> = lanes
         .iter()
         .filter_map(|lane| {
+            // The picks are the first head's; one whose share of the layer is smaller has places for fewer.
+            let ids = &ids[..lane.representatives.min(ids.len())];
             let chosen: Vec<bool> =
                 (0..lane.units.len()).map(|u| ids.contains(&lane.id(u, crushing.group))).collect();
             lane.verdict(&chosen)
