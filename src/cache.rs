@@ -43,7 +43,7 @@ use crate::event::{BlockId, Head, Layer, Position, SeqId, TableOps, Tier, TierUs
 ///
 /// Within a step a sequence adopts and appends, then each layer decides once, then it compacts; [`Self::take_ops`] ends
 /// the step. Other orders are refused, because a recorded step could not be replayed to the same tables.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Cache {
     config: CacheConfig,
     sequences: BTreeMap<SeqId, Sequence>,
@@ -56,7 +56,7 @@ pub struct Cache {
 }
 
 /// The pages of all tiers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct PageArenas {
     /// K, on the device.
     keys: Arena,

@@ -13,6 +13,7 @@ mod look;
 mod player;
 mod screen;
 mod setup;
+mod sweep;
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -97,7 +98,7 @@ fn dispatch(args: Args) -> Result<(), Failure> {
         Some(Verb::Inspect(inspect)) => facts::inspect(&inspect),
         Some(Verb::Verify(verify)) => facts::verify(&verify),
         Some(Verb::Repair(repair)) => facts::repair(&repair),
-        Some(Verb::Eval(eval)) => eval::eval(&eval),
+        Some(Verb::Eval(eval)) => eval::eval(&eval, &args.look),
         Some(Verb::Policies(list)) => facts::policies(&list),
         Some(Verb::Themes(list)) => facts::themes(&list),
         Some(Verb::Keys(list)) => facts::keys(&list),

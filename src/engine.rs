@@ -5,6 +5,7 @@
 //! * [`Feed`] hands every [`Item`] to listeners over bounded rings; the engine never waits for one. A listener that
 //!   falls behind loses steps, is told so, and goes on from a whole [`State`](crate::state::State).
 //! * [`Told`] is how a model took a text that it was made to say ([`Engine::teach`]).
+//! * [`Trunk`] is a prompt fed once, for runs that differ in what becomes of its cache.
 //! * [`recorder`] is a listener that writes a file.
 
 mod accumulate;
@@ -29,6 +30,7 @@ pub mod recorder;
 mod sequence;
 mod setup;
 mod teacher;
+mod trunk;
 #[cfg(test)]
 mod witness;
 
@@ -40,3 +42,4 @@ pub use link::{Command, Item, Prompt, Reference, Status};
 pub use recorder::{Recorded, Recorder};
 pub use setup::{check, pool_blocks};
 pub use teacher::Told;
+pub use trunk::Trunk;

@@ -15,10 +15,13 @@ mod recall;
 mod report;
 mod statistics;
 mod stories;
+pub mod sweep;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+
+use std::path::PathBuf;
 
 use thiserror::Error;
 
@@ -48,6 +51,14 @@ pub enum EvalError {
         /// Most.
         most: usize,
     },
+    /// A file of results that cannot be used.
+    #[error("{}: {why}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: String,
+    },
     /// The engine refused or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -57,7 +68,7 @@ impl EvalError {
     /// Whether the person can mend it, as opposed to a fault of ours.
     pub fn is_input(&self) -> bool {
         match self {
-            Self::OtherLanguage(_) | Self::Length { .. } => true,
+            Self::OtherLanguage(_) | Self::Length { .. } | Self::File { .. } => true,
             Self::Engine(error) => error.is_input(),
         }
     }

@@ -11,6 +11,7 @@
 //! - [`number`]: figures of constant width.
 //! - [`widgets`]: pictures that know nothing of the application's state.
 //! - [`layout`]: which panes fit where.
+//! - [`sweep`]: what `kvista eval --sweep` found, as a heat picture.
 //! - [`export`]: a finished frame as text, ANSI, SVG or JSON.
 
 mod chrome;
@@ -19,6 +20,7 @@ pub mod export;
 pub mod layout;
 pub mod number;
 mod overlays;
+pub mod sweep;
 pub mod terminal;
 pub mod text;
 pub mod theme;

@@ -11,7 +11,7 @@ const MAX_STRETCHES: usize = 1 << 14;
 /// `index * frequency[i]`. Cosines and sines are f32, rounded from f64 angles, and kept once computed.
 ///
 /// Keys rotated at write and keys rotated at read go through the same [`Rope::apply`], so that they have the same bits.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Rope {
     frequencies: Vec<f64>,
     stretches: Vec<OnceLock<Box<[f32]>>>,

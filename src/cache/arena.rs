@@ -12,7 +12,7 @@ use crate::event::BlockId;
 use crate::quant::{Codec, CodedRows};
 
 /// Pages of one kind (K or V) in one tier, `[slot][head_dim]` each.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Arena {
     F32(Store<f32>),
     F16(Store<f16>),
@@ -22,7 +22,7 @@ pub(super) enum Arena {
     Kivi(KiviStore),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Store<T> {
     pages: Vec<Option<Box<[T]>>>,
     /// Elements per row.

@@ -10,7 +10,7 @@ use crate::event::{CodingError, Head, Layer, LayerCoding, MAX_CHANNELS, SeqId};
 const TELLING_TOKENS: u64 = 32;
 
 /// Errors of all layers: of this step, and per K channel since the cache was made.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Tally {
     layers: Vec<LayerTally>,
     kv_heads: u64,

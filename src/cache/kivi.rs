@@ -9,7 +9,7 @@ use crate::event::BlockId;
 use crate::quant::{Codec, CodedRows, Grouping};
 
 /// Pages of one kind (K or V) in one tier.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct KiviStore {
     pages: Vec<Option<Page>>,
     codec: Codec,

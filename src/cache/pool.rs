@@ -81,7 +81,7 @@ impl Meta {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pool {
     heads: BlockId,
     width: usize,

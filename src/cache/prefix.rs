@@ -11,7 +11,7 @@ use crate::event::{BlockId, SeqId};
 
 pub(super) type Key = [u8; 32];
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     /// The gang entry of each layer.
     blocks: Vec<BlockId>,
@@ -19,7 +19,7 @@ struct Entry {
     holders: BTreeSet<SeqId>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct PrefixIndex {
     /// Parent of every first page.
     pub(super) root: Key,
@@ -28,7 +28,7 @@ pub(super) struct PrefixIndex {
 }
 
 /// A sequence's side of the index.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Chain {
     /// Key of each full page so far.
     pub(super) keys: Vec<Key>,

@@ -18,7 +18,7 @@ pub(super) enum Turn {
     Done,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Sequence {
     pub(super) tables: Vec<LayerTable>,
     pub(super) turns: Vec<Turn>,

@@ -48,7 +48,7 @@ pub(crate) enum Verb {
     /// Save every whole step of a damaged recording into a new file.
     Repair(RepairArgs),
     /// Ask a model what it still knows: keys, facts, lists, votes, stories, counted.
-    Eval(EvalArgs),
+    Eval(Box<EvalArgs>),
     /// Every policy and read set: rule, source, parameters.
     Policies(ListArgs),
     /// Every theme.
@@ -259,17 +259,41 @@ pub(crate) struct RepairArgs {
 /// `kvista eval`. The tasks are in the demo model's language; another model must read its word list.
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct EvalArgs {
-    /// Which task; `demo` is all of them, held against what the demo model must do.
-    #[arg(value_enum)]
-    pub(crate) task: EvalTask,
+    /// Which task; `demo` is all of them but perplexity, held against what the demo model must do. With --sweep one or
+    /// more of passkey, recall and perplexity.
+    #[arg(value_enum, value_name = "TASK", required = true, value_delimiter = ',')]
+    pub(crate) tasks: Vec<EvalTask>,
+    /// Compare many ways to keep the cache on the same prompts. Without --policies, --kv-dtypes and --reads: every policy
+    /// and wrapper at every budget, every page type, and read sets; else every combination of what they name.
+    #[arg(long)]
+    pub(crate) sweep: bool,
+    /// Of a sweep: eviction policies, separated by blanks: "h2o snapkv:window=16+adakv"; the budgets are put in.
+    #[arg(long, value_name = "SPECS", value_delimiter = ' ', requires = "sweep")]
+    pub(crate) policies: Vec<String>,
+    /// Of a sweep: budgets of the policies that have one.
+    #[arg(long, value_name = "SLOTS|P%,…", value_delimiter = ',', requires = "sweep")]
+    pub(crate) budgets: Vec<String>,
+    /// Of a sweep: types of pages, separated by blanks.
+    #[arg(long, value_name = "TYPES", value_delimiter = ' ', requires = "sweep")]
+    pub(crate) kv_dtypes: Vec<String>,
+    /// Of a sweep: read sets, separated by blanks.
+    #[arg(long, value_name = "SPECS", value_delimiter = ' ', requires = "sweep")]
+    pub(crate) reads: Vec<String>,
+    /// Of a sweep: a file of results. What it has is not run again, what is found is added: a sweep that was stopped
+    /// goes on.
+    #[arg(long, value_name = "FILE", requires = "sweep")]
+    pub(crate) results: Option<PathBuf>,
+    /// Of a sweep: the heat picture as SVG.
+    #[arg(long, value_name = "FILE", requires = "sweep")]
+    pub(crate) svg: Option<PathBuf>,
     /// Folder with config.json, model.safetensors and vocab.json. Default: the embedded demo model.
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<String>,
     /// Prompts per cell. Default: by task.
     #[arg(long = "n", value_name = "N")]
     pub(crate) prompts: Option<usize>,
-    /// Lengths of passkey prompts, tokens.
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,1024,2048,4096")]
+    /// Lengths of passkey prompts, tokens. Default: 512,1024,2048,4096; in a sweep 768,1536.
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
     pub(crate) lengths: Vec<usize>,
     /// Depths of the key in passkey prompts, shares of the context.
     #[arg(long, value_name = "X,…", value_delimiter = ',', default_value = "0.05,0.25,0.5,0.75,0.95")]
@@ -310,6 +334,8 @@ pub(crate) enum EvalTask {
     Passkey,
     /// Keys, facts, lists and tables: answer tokens after the right text.
     Recall,
+    /// Stories, of a sweep: every token after the compression counts.
+    Perplexity,
     /// Keys told several times early on, under policies that evict.
     Repeated,
     /// Votes that need many rows at once, under KCache with ever fewer.

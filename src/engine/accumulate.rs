@@ -43,7 +43,7 @@ impl RowSink for RowsInto<'_> {
 impl Engine {
     /// Takes the queries of the compressed span into their moments, before they are rotated.
     pub(super) fn observe_queries(&mut self, layer: usize, qkv: &Qkv, work: &[Work]) {
-        let Some(skipped) = self.policy.needs().queries else { return };
+        let Some(skipped) = self.needs.queries else { return };
         let config = self.model.decoder.config();
         let (heads, head_dim) = (config.heads, config.head_dim);
         let mut rows = qkv.q.chunks_exact(heads * head_dim);
@@ -59,7 +59,7 @@ impl Engine {
     }
 
     pub(super) fn accumulate_decode(&mut self, layer: usize, w: &Work) {
-        if !self.policy.needs().attention() {
+        if !self.needs.attention() {
             return;
         }
         let s = &mut self.sequences[w.index];

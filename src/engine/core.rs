@@ -15,7 +15,7 @@ use crate::event::{
     Finish, Head, Layer, LayerTraffic, Position, RunInfo, SeqId, Settings, Step, StepId, Tuning,
 };
 use crate::model::{Model, Sampler};
-use crate::policy::{self, Accumulators, Policy, QueryMoments, ReadRule, ReadSet, Site};
+use crate::policy::{self, Accumulators, Needs, Policy, QueryMoments, ReadRule, ReadSet, Site};
 use crate::probe::{Clock, PhaseTimer};
 
 /// How much the engine observes of itself.
@@ -34,6 +34,8 @@ pub struct Engine {
     pub(super) model: Arc<Model>,
     pub(super) info: Arc<RunInfo>,
     pub(super) policy: Policy,
+    /// What is kept of attention: what the policy needs, or more where others go on from here.
+    pub(super) needs: Needs,
     pub(super) read: Option<ReadSet>,
     pub(super) cache: Cache,
     pub(super) attention: Box<dyn Attention>,
@@ -64,29 +66,31 @@ impl Engine {
     /// Settings that are wrong, or do not fit the model or the prompt: one clear line.
     pub fn new(model: Arc<Model>, settings: &Settings, prompt: &Prompt) -> Result<Self, EngineError> {
         let plan = Plan::new(&model, settings, prompt)?;
+        let (needs, rope) = (plan.policy.needs(), rope_mode(&plan.policy));
+        Self::keeping(model, plan, needs, rope)
+    }
+
+    /// A run that keeps of attention what is named here, and keys so.
+    pub(super) fn keeping(
+        model: Arc<Model>,
+        plan: Plan,
+        needs: Needs,
+        rope: RopeMode,
+    ) -> Result<Self, EngineError> {
         let s = &plan.info.settings;
         let config = model.decoder.config();
         let (layers, kv_heads) = (config.layers, config.kv_heads);
-        let host_v_from_layer = plan.read.as_ref().map(|read| {
-            let ReadRule::Kcache(kcache) = read.rule();
-            kcache.exempt_layers.min(layers as u32) as Layer
-        });
-        let rope_mode = match plan.policy.rope() {
-            policy::Rope::Pre => RopeMode::Pre,
-            policy::Rope::Post => RopeMode::Post,
-        };
         let mut cache = Cache::new(CacheConfig {
             shape: KvShape { layers: layers as u16, kv_heads: kv_heads as u16, head_dim: config.head_dim },
             block_size: s.block_size,
             blocks: s.blocks,
             dtype: plan.dtype,
-            rope: rope_mode,
-            host_v_from_layer,
+            rope,
+            host_v_from_layer: host_v_from_layer(plan.read.as_ref(), layers),
             salt: salt(&plan.info),
         })?;
         let shape = Shape::new(config.heads, kv_heads, config.head_dim)
             .map_err(|e| EngineError::Setting(e.to_string()))?;
-        let needs = plan.policy.needs();
         let site = |seed, lane: usize| Site {
             seed,
             layer: (lane / kv_heads) as Layer,
@@ -121,6 +125,7 @@ impl Engine {
             staging: (0..kv_heads).map(|_| Staging::default()).collect(),
             info: Arc::new(plan.info),
             policy: plan.policy,
+            needs,
             read: plan.read,
             cache,
             prompt: plan.prompt_ids,
@@ -280,8 +285,7 @@ impl Engine {
     /// Prefixes are shared where nothing of a page depends on more than its tokens, no policy needs the attention that
     /// the skipped queries would have paid or the queries themselves, and no page goes into codes.
     fn shares_prefixes(&self) -> bool {
-        let needs = self.policy.needs();
-        let observes = needs.attention() || needs.queries.is_some();
+        let observes = self.needs.attention() || self.needs.queries.is_some();
         self.sequences.len() > 1 && !observes && !self.cache.config().dtype.is_coded()
     }
 
@@ -309,6 +313,22 @@ impl Engine {
     pub(super) fn context(&self) -> Position {
         self.model.decoder.card().context
     }
+}
+
+/// How keys are kept under a policy.
+pub(super) fn rope_mode(policy: &Policy) -> RopeMode {
+    match policy.rope() {
+        policy::Rope::Pre => RopeMode::Pre,
+        policy::Rope::Post => RopeMode::Post,
+    }
+}
+
+/// From which layer on V lives on the host under a read set.
+pub(super) fn host_v_from_layer(read: Option<&ReadSet>, layers: usize) -> Option<Layer> {
+    read.map(|read| {
+        let ReadRule::Kcache(kcache) = read.rule();
+        kcache.exempt_layers.min(layers as u32) as Layer
+    })
 }
 
 enum Next {

@@ -43,7 +43,7 @@ impl Engine {
         for w in work {
             let s = &mut self.sequences[w.index];
             s.fed.extend_from_slice(&w.ids);
-            if self.policy.needs().classes {
+            if self.needs.classes {
                 s.classes.extend(w.ids.iter().map(|&id| class(&self.model.tokenizer, id)));
             }
             if w.stage == Stage::Decode {
@@ -232,7 +232,7 @@ impl Engine {
         let at = Some(layer as Layer);
         let seq = self.sequences[w.index].id;
         let level = self.picture_level();
-        let needs = self.policy.needs();
+        let needs = self.needs;
         let wants = Wants { column_sums: needs.sum, last_row: needs.last_row || level != ScoreLevel::Off };
         if values_on_host {
             self.pull_lanes(layer, w);

@@ -2,7 +2,7 @@
 
 use crate::event::{Finish, Origin, Position, SeqId, Stage};
 use crate::model::Sampler;
-use crate::policy::{Accumulators, QueryMoments, TokenClass, When};
+use crate::policy::{Accumulators, Needs, QueryMoments, TokenClass, When};
 
 /// A sequence under way.
 pub(super) struct Sequence {
@@ -63,6 +63,16 @@ pub(super) struct Script<'a> {
 }
 
 impl Sequence {
+    /// Stands from now on where `grown` does, with those of its accumulators that `needs` names; draws anew.
+    pub(super) fn go_on_from(&mut self, grown: &Self, needs: Needs) {
+        self.fed.clone_from(&grown.fed);
+        (self.pending, self.generated, self.finish) = (grown.pending, grown.generated, grown.finish);
+        self.accumulators = grown.accumulators.iter().map(|kept| kept.narrowed(needs)).collect();
+        self.queries.clone_from(&grown.queries);
+        self.classes.clone_from(&grown.classes);
+        self.pulled.clone_from(&grown.pulled);
+    }
+
     /// What comes next; `None` when the sequence has ended. `adopted` ids at the start of the prompt are already in the
     /// cache.
     pub(super) fn next(&self, index: usize, script: &Script<'_>, adopted: usize) -> Option<Work> {

@@ -33,7 +33,7 @@ impl Told {
 }
 
 /// What the first sequence is to say.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Teacher {
     /// Ids to go on with, in place of those drawn.
     rest: VecDeque<u32>,

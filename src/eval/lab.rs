@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{EvalError, Measure, Result, check_language};
+use crate::cache::KvDtype;
 use crate::engine::{Engine, EngineError, Observe, Prompt, Told};
 use crate::event::{ScoreLevel, Settings};
 use crate::model::Model;
@@ -16,7 +17,7 @@ use crate::model::demo::prompt::Task;
 pub(super) const LONG_CHUNK: u32 = 512;
 
 /// What the policy compresses before the answer is asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Span {
     /// The context alone: the question is not known yet.
@@ -66,8 +67,10 @@ impl Regime {
         Self { name: spec.into(), read: spec.into(), ..Self::full() }
     }
 
-    fn settings(&self, max_tokens: usize) -> Settings {
+    pub(super) fn settings(&self, max_tokens: usize) -> Settings {
+        let dtype = self.kv_dtype.parse::<KvDtype>();
         Settings {
+            block_size: dtype.map_or(Settings::default().block_size, KvDtype::usual_block_size),
             policy: self.policy.clone(),
             read: self.read.clone(),
             kv_dtype: self.kv_dtype.clone(),

@@ -55,6 +55,18 @@ impl Measure {
         Self { value: mean, low: mean - half, high: mean + half, n: values.len() as u64, hits: None }
     }
 
+    /// What an exponential makes of a mean and its interval: of losses in nats, the perplexity.
+    #[must_use]
+    pub fn exp(self) -> Self {
+        Self { value: self.value.exp(), low: self.low.exp(), high: self.high.exp(), ..self }
+    }
+
+    /// The value alone, shown without an interval.
+    #[must_use]
+    pub const fn plain(self) -> Self {
+        Self { n: 1, hits: None, ..self }
+    }
+
     /// The mean of paired differences, `a - b`.
     pub fn difference(a: &[f64], b: &[f64]) -> Self {
         Self::mean(&a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>())

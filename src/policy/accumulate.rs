@@ -115,6 +115,23 @@ impl Needs {
             classes: self.classes || other.classes,
         }
     }
+
+    /// Everything either side needs, where one set of accumulators holds it for both; `None` where they name different
+    /// lengths or shapes.
+    pub fn shared(self, other: Self) -> Option<Self> {
+        let both = self.or(other);
+        (both.holds(self) && both.holds(other)).then_some(both)
+    }
+
+    /// Whether accumulators of these kinds give what `other` reads.
+    fn holds(self, other: Self) -> bool {
+        self.or(other) == self
+            && (other.window == 0 || other.window == self.window)
+            && (other.marks == 0 || other.marks == self.marks)
+            && (other.noisy.is_none() || other.noisy == self.noisy)
+            && (other.near.is_none() || other.near == self.near)
+            && (other.queries.is_none() || other.queries == self.queries)
+    }
 }
 
 /// Where accumulators stand: what windows end at, and what noise is drawn for.
@@ -165,6 +182,12 @@ impl Accumulators {
     /// Empty ones of the kinds in `needs`.
     pub fn at(needs: Needs, site: Site) -> Self {
         Self { needs, site, marks: Marks::new(needs.marks), ..Self::default() }
+    }
+
+    /// These, going on with fewer kinds: those that `needs` names. What they hold of the others is not read again.
+    #[must_use]
+    pub fn narrowed(&self, needs: Needs) -> Self {
+        Self { needs, ..self.clone() }
     }
 
     /// The kinds kept.

@@ -1,0 +1,201 @@
+//! What a sweep compares: ways to keep the cache, as rows and columns.
+
+use crate::cache::KvDtype;
+use crate::eval::{EvalError, Regime, Result, Span};
+use crate::event::Settings;
+use crate::policy::{Kind, parse_policy, parse_read, registry};
+
+/// Budgets of a sweep where none are named.
+pub const BUDGETS: [&str; 3] = ["50%", "25%", "12.5%"];
+/// Read sets of the whole laboratory.
+const READS: [&str; 3] = ["kcache:n=8", "kcache:n=32", "kcache:n=64"];
+/// What the wrappers stand behind in the whole laboratory.
+const WRAPPED: [&str; 3] = ["h2o", "snapkv", "pyramidkv"];
+
+/// What varies; an empty list is the one plain choice: `full`, nothing left unread, `f32` pages.
+#[derive(Clone, Debug, Default)]
+pub struct Grid {
+    /// Eviction policies, with or without parameters; `budgets` are put in.
+    pub policies: Vec<String>,
+    /// Budgets, as on the command line.
+    pub budgets: Vec<String>,
+    /// Page types.
+    pub kv_dtypes: Vec<String>,
+    /// Read sets.
+    pub reads: Vec<String>,
+    /// What is compressed before the answer is asked for.
+    pub span: Span,
+}
+
+/// One way to keep the cache.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cell {
+    /// The row of the picture: everything but the budget.
+    pub family: String,
+    /// The budget, where the policy has one.
+    pub budget: Option<String>,
+    /// The whole.
+    pub regime: Regime,
+}
+
+impl Grid {
+    /// Whether nothing was named.
+    pub const fn is_empty(&self) -> bool {
+        self.policies.is_empty() && self.kv_dtypes.is_empty() && self.reads.is_empty()
+    }
+
+    /// The ways to keep the cache, the full one first: every combination of what was named; of nothing, the whole
+    /// laboratory: every policy, wrapper, page type and read set, each for itself.
+    ///
+    /// # Errors
+    /// A name or a parameter that is wrong.
+    pub fn cells(&self) -> Result<Vec<Cell>> {
+        let mut cells = vec![self.cell("full", None, "", "f32")?];
+        if self.is_empty() {
+            self.laboratory(&mut cells)?;
+        } else {
+            let or = |list: &[String], plain: &str| {
+                if list.is_empty() { vec![plain.into()] } else { list.to_vec() }
+            };
+            for read in or(&self.reads, "") {
+                for dtype in or(&self.kv_dtypes, "f32") {
+                    for policy in or(&self.policies, "full") {
+                        self.budgeted(&mut cells, &policy, &read, &dtype)?;
+                    }
+                }
+            }
+        }
+        let mut seen = std::collections::HashSet::new();
+        cells.retain(|cell| seen.insert(cell.regime.name.clone()));
+        Ok(cells)
+    }
+
+    fn laboratory(&self, cells: &mut Vec<Cell>) -> Result<()> {
+        let alone = registry::of_kind(Kind::Evict).map(|entry| entry.name.to_owned());
+        let wrapped =
+            registry::wrappers().flat_map(|wrapper| WRAPPED.map(|base| format!("{base}+{}", wrapper.name)));
+        for policy in alone.chain(wrapped) {
+            self.budgeted(cells, &policy, "", "f32")?;
+        }
+        for dtype in KvDtype::NAMES {
+            cells.push(self.cell("full", None, "", dtype)?);
+        }
+        for read in READS {
+            cells.push(self.cell("full", None, read, "f32")?);
+        }
+        Ok(())
+    }
+
+    /// A policy at every budget; once, where it has none.
+    fn budgeted(&self, cells: &mut Vec<Cell>, policy: &str, read: &str, dtype: &str) -> Result<()> {
+        let has_budget =
+            parse_policy(policy).map_err(crate::engine::EngineError::from)?.spec().budget().is_some();
+        if !has_budget {
+            cells.push(self.cell(policy, None, read, dtype)?);
+            return Ok(());
+        }
+        let usual = BUDGETS.map(str::to_owned);
+        for budget in if self.budgets.is_empty() { &usual[..] } else { &self.budgets } {
+            cells.push(self.cell(policy, Some(budget), read, dtype)?);
+        }
+        Ok(())
+    }
+
+    fn cell(&self, policy: &str, budget: Option<&str>, read: &str, dtype: &str) -> Result<Cell> {
+        let mut spec = parse_policy(policy).map_err(crate::engine::EngineError::from)?;
+        if let Some(budget) = budget {
+            spec.set("budget", budget).map_err(crate::engine::EngineError::from)?;
+        }
+        if !read.is_empty() {
+            parse_read(read).map_err(crate::engine::EngineError::from)?;
+        }
+        let mut family: Vec<&str> = Vec::new();
+        if policy != "full" || (read.is_empty() && dtype == "f32") {
+            family.push(policy);
+        }
+        if !read.is_empty() {
+            family.push(read);
+        }
+        if dtype != "f32" {
+            family.push(dtype);
+        }
+        let family = family.join(" ");
+        let regime = Regime {
+            name: budget.map_or_else(|| family.clone(), |budget| format!("{family} {budget}")),
+            policy: spec.to_string(),
+            read: read.into(),
+            kv_dtype: dtype.into(),
+            span: self.span,
+            chunk: WHOLE,
+        };
+        Ok(Cell { family, budget: budget.map(str::to_owned), regime })
+    }
+}
+
+/// The prompt as one chunk: policies decide at its end, where a fork is made.
+const WHOLE: u32 = 65_536;
+
+/// The settings of a regime, if a prompt of so many tokens can be run under them.
+///
+/// # Errors
+/// Why not.
+pub(super) fn fits(regime: &Regime, tokens: usize) -> std::result::Result<Settings, String> {
+    let settings = regime.settings(1);
+    parse_policy(&settings.policy)
+        .and_then(|policy| policy.check(tokens as u32))
+        .map_err(|error| error.to_string())?;
+    Ok(settings)
+}
+
+impl From<crate::policy::SpecError> for EvalError {
+    fn from(error: crate::policy::SpecError) -> Self {
+        Self::Engine(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_laboratory_has_every_policy_page_type_and_read_set() {
+        let cells = Grid::default().cells().unwrap();
+        let has = |name: &str| cells.iter().filter(|cell| cell.regime.name == name).count();
+        assert_eq!(cells[0].regime.name, "full");
+        for name in
+            ["full", "h2o 50%", "h2o 12.5%", "h2o+kvcrush 25%", "pyramidkv+adakv 50%", "int8", "int2", "f16"]
+        {
+            assert_eq!(has(name), 1, "{name}");
+        }
+        assert_eq!((has("kcache:n=8"), has("f32")), (1, 0));
+        for entry in registry::of_kind(Kind::Evict).filter(|entry| entry.name != "full") {
+            assert_eq!(has(&format!("{} 25%", entry.name)), 1, "{}", entry.name);
+        }
+    }
+
+    #[test]
+    fn what_is_named_is_combined() {
+        let grid = Grid {
+            policies: vec!["full".into(), "h2o:recent=0.3".into()],
+            budgets: vec!["64".into()],
+            kv_dtypes: vec!["f32".into(), "int4".into()],
+            ..Grid::default()
+        };
+        let names: Vec<String> = grid.cells().unwrap().into_iter().map(|cell| cell.regime.name).collect();
+        assert_eq!(names, ["full", "h2o:recent=0.3 64", "int4", "h2o:recent=0.3 int4 64"]);
+        let policies: Vec<String> =
+            grid.cells().unwrap().into_iter().map(|cell| cell.regime.policy).collect();
+        assert_eq!(policies[3], "h2o:budget=64,recent=0.3");
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_at_once() {
+        let wrong = |grid: Grid| grid.cells().unwrap_err().to_string();
+        assert!(wrong(Grid { policies: vec!["h3o".into()], ..Grid::default() }).contains("h2o"));
+        assert!(wrong(Grid { reads: vec!["kcache:n=0".into()], ..Grid::default() }).contains('n'));
+        let budgets = vec!["0%".into()];
+        assert!(wrong(Grid { policies: vec!["h2o".into()], budgets, ..Grid::default() }).contains("budget"));
+        let long = fits(&Grid::default().cells().unwrap()[1].regime, 1000);
+        assert!(long.is_ok(), "{long:?}");
+    }
+}
