@@ -129,7 +129,9 @@ impl Painter<'_> {
                     let x = self.label + task as u16 * self.group + c as u16 * CELL;
                     match rows.at(family, column) {
                         Some(tally) => {
-                            let nats = tally.columns[task].loss_over_full.value;
+                            // A zero has no sign.
+                            let nats =
+                                (tally.columns[task].loss_over_full.value * 100.0).round() / 100.0 + 0.0;
                             self.patch(x, y, heat(nats));
                             self.put(x + PATCH, y, &format!("{nats:>6.2}"), Role::Text);
                         }

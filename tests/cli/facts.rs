@@ -128,3 +128,28 @@ fn help_of_every_verb() {
     let version = run(["--version"]).ok().out();
     assert_eq!(version, format!("kvista {}\n", env!("CARGO_PKG_VERSION")));
 }
+
+#[test]
+fn a_sweep_compares_and_goes_on_from_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (results, svg) = (dir.path().join("sweep.jsonl"), dir.path().join("sweep.svg"));
+    let sweep = |more: &[&str]| {
+        let fixed =
+            ["eval", "passkey", "--sweep", "--n", "2", "--lengths", "256", "--policies", "h2o snapkv"];
+        let files = ["--results", results.to_str().unwrap(), "--svg", svg.to_str().unwrap()];
+        run(fixed.iter().chain(&files).chain(more)).ok()
+    };
+    let found = sweep(&["--budgets", "25%,4", "--json"]).lines();
+    let summary = &found[0]["sweep"];
+    let names: Vec<&str> =
+        summary["tallies"].as_array().unwrap().iter().map(|t| t["cell"].as_str().unwrap()).collect();
+    assert_eq!(names, ["full", "h2o 25%", "h2o 4", "snapkv 25%"]);
+    assert_eq!(summary["refused"][0]["cell"], json!("snapkv 4"));
+    assert_eq!(summary["tallies"][1]["columns"][0]["right"]["n"], json!(2));
+    let lines = std::fs::read_to_string(&results).unwrap().lines().count();
+    assert_eq!(lines, 1 + 2 * 4);
+    let text = sweep(&["--budgets", "25%,4"]);
+    assert_eq!(std::fs::read_to_string(&results).unwrap().lines().count(), lines, "nothing was run again");
+    assert!(text.out().contains("h2o 25%") && text.out().contains("snapkv 4 left out: "), "{}", text.out());
+    assert!(std::fs::read_to_string(&svg).unwrap().contains("passkey"));
+}

@@ -277,3 +277,29 @@ fn an_evaluation_that_cannot_be() {
         assert!(line.contains(says), "{args:?} should say {says:?}: {line}");
     }
 }
+
+#[test]
+fn sweeps_that_cannot_be() {
+    let refused = |args: &[&str], says: &[&str]| {
+        let line = run(["eval"].iter().chain(args)).refusal();
+        for words in says {
+            assert!(line.contains(words), "{args:?} should say {words:?}: {line}");
+        }
+    };
+    refused(&["passkey,recall"], &["--sweep", "name one"]);
+    refused(&["perplexity"], &["add --sweep"]);
+    refused(&["votes", "--sweep"], &["passkey, recall and perplexity"]);
+    refused(&["passkey,recall", "--sweep", "--compress", "prompt"], &["--compress prompt", "passkey alone"]);
+    refused(&["passkey", "--sweep", "--policies", "h3o"], &["'h3o'", "did you mean 'h2o'"]);
+    refused(&["passkey", "--sweep", "--policies", "h2o", "--budgets", "0%"], &["h2o", "budget", "'0%'"]);
+    refused(&["passkey", "--sweep", "--reads", "kcache:n=0"], &["kcache", "'0'"]);
+    refused(&["passkey", "--sweep", "--lengths", "9"], &["9 tokens", "use 256 to"]);
+    let dir = tempfile::tempdir().unwrap();
+    let other = dir.path().join("letter.txt");
+    fs::write(&other, "dear friend\n").unwrap();
+    refused(
+        &["passkey", "--sweep", "--n", "1", "--results", other.to_str().unwrap()],
+        &["letter.txt", "not a file of sweep results"],
+    );
+    assert_eq!(fs::read_to_string(&other).unwrap(), "dear friend\n");
+}

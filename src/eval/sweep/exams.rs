@@ -8,8 +8,12 @@ use crate::model::demo::{DocumentKind, prompt};
 
 /// Tokens of a pass key: a space and five digits.
 const KEY_TOKENS: usize = 6;
-/// Tokens told after the compression, of a document with questions.
+/// Most tokens of the questions at the end of a document that are told after the compression.
+const MOST_QUESTIONS: usize = 224;
+/// Tokens told after it where questions go on further back than that.
 const QUESTIONS: usize = 96;
+/// Most tokens from one answer to the next of the same run of questions.
+const QUESTION_TOKENS: usize = 40;
 /// The same of a text whose every token counts.
 const TEXT: usize = 128;
 
@@ -59,7 +63,7 @@ impl Prompts {
     pub(super) fn least_tokens(&self, tasks: &[SweepTask]) -> usize {
         let compressed = |task: &SweepTask| match task {
             SweepTask::Passkey => self.lengths.iter().copied().min().unwrap_or(0).saturating_sub(48),
-            SweepTask::Recall => self.tokens.saturating_sub(QUESTIONS + 48),
+            SweepTask::Recall => self.tokens.saturating_sub(MOST_QUESTIONS + 48),
             SweepTask::Perplexity => self.tokens.saturating_sub(TEXT),
         };
         tasks.iter().map(compressed).min().unwrap_or(0)
@@ -87,10 +91,9 @@ impl Prompts {
                 const KINDS: [DocumentKind; 4] =
                     [DocumentKind::Pass, DocumentKind::Facts, DocumentKind::Repeated, DocumentKind::Table];
                 let document = prompt::recall(seed, KINDS[exam % KINDS.len()], self.tokens);
-                // What is compressed ends with a sentence or an entry.
-                let ends = |id: u32| lab.model.tokenizer.piece(id).lossy().ends_with(['.', ',']);
-                let latest = self.tokens - QUESTIONS;
-                let cut = (1..=latest).rev().find(|&i| ends(document.ids[i - 1])).unwrap_or(latest);
+                let ends =
+                    |i: usize| lab.model.tokenizer.piece(document.ids[i]).lossy().ends_with(['.', ',', '?']);
+                let cut = before_questions(&document.answers, ends);
                 Exam {
                     context: lab.model.tokenizer.text(&document.ids[1..cut]),
                     rest: document.ids[cut..].to_vec(),
@@ -107,5 +110,62 @@ impl Prompts {
                 }
             }
         }
+    }
+}
+
+/// Where the last run of questions of a document begins: after the sentence before the first one's. `ends` says whether a
+/// token ends a sentence or an entry.
+fn before_questions(answers: &[bool], ends: impl Fn(usize) -> bool) -> usize {
+    let tokens = answers.len();
+    let mut first = tokens;
+    for i in (0..tokens).rev().filter(|&i| answers[i]) {
+        if first - i > QUESTION_TOKENS {
+            break;
+        }
+        first = i;
+    }
+    if first + MOST_QUESTIONS < tokens {
+        first = tokens.saturating_sub(QUESTIONS);
+    }
+    // A question has two sentences: what is asked, and the one that the answer ends.
+    let back = |from: usize| (1..from).rev().find(|&i| ends(i - 1)).unwrap_or(1);
+    back(back(first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_at_the_end_are_not_compressed() {
+        // A sentence of ten tokens each; answers are its fifth.
+        let ends = |i: usize| i % 10 == 9;
+        let answers = |at: &[usize], tokens: usize| {
+            let mut answers = vec![false; tokens];
+            at.iter().for_each(|&i| answers[i] = true);
+            answers
+        };
+        assert_eq!(before_questions(&answers(&[105, 455, 475], 490), ends), 440);
+        let many: Vec<usize> = (5..490).step_by(10).collect();
+        assert_eq!(before_questions(&answers(&many, 490), ends), 380);
+        assert_eq!(before_questions(&answers(&[], 490), ends), 480);
+        assert_eq!(before_questions(&answers(&[3], 5), ends), 1);
+    }
+
+    #[test]
+    fn what_is_asked_at_the_end_was_told_before() {
+        let model = std::sync::Arc::new(crate::model::demo::load().unwrap());
+        let lab = Lab::new(model, 1, 0, &|_, _, _| ()).unwrap();
+        let prompts =
+            Prompts { seed: 3, lengths: vec![512], depths: vec![0.5], tokens: 1024, span: Span::Context };
+        for i in 0..8 {
+            let exam = prompts.exam(&lab, SweepTask::Recall, i);
+            assert!(exam.answers.iter().any(|&answer| answer), "{i}");
+            assert!((16..=MOST_QUESTIONS + 60).contains(&exam.rest.len()), "{i}: {}", exam.rest.len());
+            let again = lab.model.tokenizer.encode(&exam.context).unwrap();
+            assert_eq!(again.len() + exam.rest.len(), 1024, "{i}: what is cut is fed again as it was");
+        }
+        let text = prompts.exam(&lab, SweepTask::Perplexity, 0);
+        assert_eq!((text.rest.len(), text.answers), (TEXT, vec![true; TEXT]));
     }
 }
