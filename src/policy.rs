@@ -38,6 +38,7 @@ pub mod select;
 pub mod spec;
 
 mod noise;
+mod rule;
 
 mod adakv;
 mod buzz;

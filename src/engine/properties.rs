@@ -115,23 +115,28 @@ impl Said {
 fn shapes() -> impl Strategy<Value = Config> {
     (1..=3usize, 1..=4usize, 1..=8usize, 1..=8usize).prop_map(|(layers, group, kv_heads, half)| {
         let kv_heads = kv_heads.min(8 / group);
-        Config {
-            family: "llama".into(),
-            hidden: 16,
-            intermediate: 24,
-            layers,
-            heads: group * kv_heads,
-            kv_heads,
-            head_dim: 2 * half,
-            vocab: 257,
-            context: 128,
-            rope_theta: 1e4,
-            rms_norm_eps: 1e-5,
-            tied: false,
-            bos: Some(256),
-            eos: Vec::new(),
-        }
+        shape(layers, group * kv_heads, kv_heads, 2 * half)
     })
+}
+
+/// The smallest model of bytes with so many layers and heads.
+fn shape(layers: usize, heads: usize, kv_heads: usize, head_dim: usize) -> Config {
+    Config {
+        family: "llama".into(),
+        hidden: 16,
+        intermediate: 24,
+        layers,
+        heads,
+        kv_heads,
+        head_dim,
+        vocab: 257,
+        context: 128,
+        rope_theta: 1e4,
+        rms_norm_eps: 1e-5,
+        tied: false,
+        bos: Some(256),
+        eos: Vec::new(),
+    }
 }
 
 fn whens() -> impl Strategy<Value = &'static str> {
@@ -643,22 +648,7 @@ proptest! {
 #[test]
 fn seeds_tell_sequences_of_a_batch_apart() {
     let case = Case {
-        config: Config {
-            family: "llama".into(),
-            hidden: 16,
-            intermediate: 24,
-            layers: 2,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 8,
-            vocab: 257,
-            context: 128,
-            rope_theta: 1e4,
-            rms_norm_eps: 1e-5,
-            tied: false,
-            bos: Some(256),
-            eos: Vec::new(),
-        },
+        config: shape(2, 4, 2, 8),
         weights: 1,
         prompt: Prompt { text: "one prompt for all three of them".into(), ..Prompt::default() },
         settings: Settings { batch: 3, temperature: 1.0, max_tokens: 24, ..Settings::default() },

@@ -10,14 +10,13 @@
 //!   tokens the highest score, which comes to the same wherever the floor is not below them.
 //! - The authors' own code rounds head capacities; kvpress and this do not.
 
-use std::sync::Arc;
-
-use super::inputs::{HeadInputs, Moment, When};
+use super::Bound;
+use super::inputs::HeadInputs;
 use super::param::Param;
 use super::plan::Plan;
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::rule::{Wrap, Wrapped};
 use super::select::{Protected, better, comparable};
-use super::{Bound, EvictPolicy, Needs, Rope, SpecError};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "adakv",
@@ -43,7 +42,7 @@ pub(super) const ENTRY: Entry = Entry {
     .headline()],
     deviations: &["what the rule protects is sure too, and counts into the floor"],
     build: Build::Wrap {
-        build: |part, inner| Arc::new(AdaKv { floor: part.real("adakv.floor"), inner }),
+        build: |part, rule| Wrapped::rule(rule, AdaKv { floor: part.real("adakv.floor") }),
         fits: |base| match base.granularity() {
             Granularity::Head => Ok(()),
             _ => Err(
@@ -57,38 +56,15 @@ pub(super) const ENTRY: Entry = Entry {
 #[derive(Debug)]
 struct AdaKv {
     floor: f64,
-    inner: Arc<dyn EvictPolicy>,
 }
 
-impl EvictPolicy for AdaKv {
-    fn needs(&self) -> Needs {
-        self.inner.needs()
+impl Wrap for AdaKv {
+    fn bound(&self, Bound { per_layer, .. }: Bound, _: u32) -> Bound {
+        Bound { per_head: per_layer.min(u32::MAX.into()) as u32, per_layer }
     }
 
-    fn acts(&self, when: When) -> bool {
-        self.inner.acts(when)
-    }
-
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.inner.slots(moment)
-    }
-
-    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
-        let Bound { per_layer, .. } = self.inner.bound(moment, kv_heads)?;
-        Some(Bound { per_head: per_layer.min(u32::MAX.into()) as u32, per_layer })
-    }
-
-    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
-        let plan = self.inner.plan(moment, heads)?;
-        Some(Plan { floor: Some(self.floor), ..plan })
-    }
-
-    fn rope(&self) -> Rope {
-        self.inner.rope()
-    }
-
-    fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
-        self.inner.check(prompt_len)
+    fn change(&self, plan: Plan) -> Plan {
+        Plan { floor: Some(self.floor), ..plan }
     }
 }
 

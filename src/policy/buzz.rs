@@ -13,13 +13,12 @@
 //! - Where one pass does not get a long prompt under the threshold, samples are thinned again until it is.
 //! - The source resets the scores of samples; samples are thinned by place here as there, so nothing depends on it.
 
-use std::sync::Arc;
-
-use super::inputs::{HeadInputs, Moment, When};
-use super::param::{self, Budget, Param};
+use super::inputs::{HeadInputs, Moment};
+use super::param::{self, Param};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::rule::{Cut, PerHead};
 use super::select::{Protected, better};
-use super::{EvictPolicy, Needs, SpecError, Verdict};
+use super::{Needs, Verdict};
 use crate::event::{Head, Position, Reason};
 
 pub(super) const ENTRY: Entry = Entry {
@@ -50,51 +49,33 @@ pub(super) const ENTRY: Entry = Entry {
         "samples of a long prompt are thinned until they fit",
     ],
     build: Build::Evict(|part| {
-        Arc::new(Buzz {
-            budget: part.budget().expect("declared above"),
-            sinks: part.int("sinks"),
-            recent: part.real("recent"),
-            stride: part.int("stride") as usize,
-            in_prompt: part.choice("when") == param::CHUNK,
-        })
+        PerHead::rule(
+            part,
+            Buzz {
+                sinks: part.int("sinks"),
+                recent: part.real("recent"),
+                stride: part.int("stride") as usize,
+            },
+        )
     }),
 };
 
 #[derive(Debug)]
 struct Buzz {
-    budget: Budget,
     sinks: u32,
     recent: f64,
     stride: usize,
-    in_prompt: bool,
 }
 
-impl EvictPolicy for Buzz {
+impl Cut for Buzz {
+    const FIXED: Option<&'static str> = Some("sinks");
+
     fn needs(&self) -> Needs {
         Needs { sum: true, ..Needs::NONE }
     }
 
-    fn acts(&self, when: When) -> bool {
-        when != When::Chunk || self.in_prompt
-    }
-
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.budget.slots(moment.prompt_len)
-    }
-
-    fn decide(&self, moment: &Moment, heads: &[HeadInputs<'_>], out: &mut Vec<Verdict>) {
-        let Some(budget) = self.slots(moment) else { return };
-        for (h, head) in heads.iter().enumerate() {
-            if head.positions.len() <= budget as usize {
-                continue;
-            }
-            let keep = self.keep(head, budget);
-            out.extend(Verdict::of_kept(h as Head, Reason::Thinned, head.positions, &keep));
-        }
-    }
-
-    fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
-        SpecError::unless_room(ENTRY.name, self.budget, prompt_len, "sinks", self.sinks)
+    fn cut(&self, _: &Moment, h: Head, head: &HeadInputs<'_>, slots: u32) -> Option<Verdict> {
+        Verdict::of_kept(h, Reason::Thinned, head.positions, &self.keep(head, slots))
     }
 }
 
@@ -104,7 +85,7 @@ impl Buzz {
         let recent = (self.recent * f64::from(budget.saturating_sub(self.sinks))).round() as u32;
         let middle = Protected { sinks: self.sinks, recent }.candidates(positions, budget);
         let threshold = budget as usize - (positions.len() - middle.len());
-        let scores: Vec<f32> = positions.iter().map(|&p| head.acc.sum(p)).collect();
+        let scores = head.each(|p| head.acc.sum(p));
         let fresh = middle.start + fresh_from(&positions[middle.clone()]);
         let old: Vec<usize> = (middle.start..fresh).collect();
         let fresh: Vec<usize> = (fresh..middle.end).collect();
@@ -138,7 +119,7 @@ fn fresh_from(positions: &[Position]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Layer, kept};
-    use super::super::{Accumulators, parse_policy};
+    use super::super::{Accumulators, When, parse_policy};
     use super::*;
 
     #[test]

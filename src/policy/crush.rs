@@ -24,16 +24,16 @@
 mod signature;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use self::signature::{Anchor, Signed, distances, pick_spread, pick_stepped, upper_half};
-use super::inputs::{HeadInputs, Moment, When};
+use super::inputs::{HeadInputs, Moment};
 use super::param::Param;
 use super::plan::{Plan, Unit, fitting, unit_scores, unit_slack, units};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::rule::{Wrap, Wrapped};
 use super::select::{better, comparable};
 use super::spec::Part;
-use super::{Bound, EvictPolicy, Needs, Rope, SpecError, Verdict};
+use super::{Bound, Verdict};
 use crate::event::crush::{BitRow, Fate};
 use crate::event::{Crush, Head, Position, Reason};
 
@@ -76,7 +76,7 @@ pub(super) const ENTRY: Entry = Entry {
         "a random anchor is drawn once per layer, from the seed",
     ],
     build: Build::Wrap {
-        build: |part, inner| Arc::new(KvCrush { crushing: Crushing::of(part), inner }),
+        build: |part, rule| Wrapped::rule(rule, Crushing::of(part)),
         fits: |base| match base.granularity() {
             Granularity::Page => {
                 Err("kvcrush has units of its own: use by=head or by=layer, and kvcrush.group for pages")
@@ -124,45 +124,17 @@ impl Crushing {
     }
 }
 
-#[derive(Debug)]
-struct KvCrush {
-    crushing: Crushing,
-    inner: Arc<dyn EvictPolicy>,
-}
-
-impl EvictPolicy for KvCrush {
-    fn needs(&self) -> Needs {
-        self.inner.needs()
-    }
-
-    fn acts(&self, when: When) -> bool {
-        self.inner.acts(when)
-    }
-
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.inner.slots(moment)
-    }
-
-    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
-        let Bound { per_head, per_layer } = self.inner.bound(moment, kv_heads)?;
-        let slack = unit_slack(self.crushing.group);
-        Some(Bound {
+impl Wrap for Crushing {
+    fn bound(&self, Bound { per_head, per_layer }: Bound, kv_heads: u32) -> Bound {
+        let slack = unit_slack(self.group);
+        Bound {
             per_head: per_head.saturating_add(slack),
             per_layer: per_layer + u64::from(slack) * u64::from(kv_heads),
-        })
+        }
     }
 
-    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
-        let plan = self.inner.plan(moment, heads)?;
-        Some(Plan { crush: Some(self.crushing), ..plan })
-    }
-
-    fn rope(&self) -> Rope {
-        self.inner.rope()
-    }
-
-    fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
-        self.inner.check(prompt_len)
+    fn change(&self, plan: Plan) -> Plan {
+        Plan { crush: Some(*self), ..plan }
     }
 }
 

@@ -9,15 +9,14 @@
 //!
 //! Deviations: none known; `by=layer` and `by=page` are ours.
 
-use std::sync::Arc;
-
-use super::inputs::{HeadInputs, Moment, When};
+use super::inputs::{HeadInputs, Moment};
 use super::knorm::norm;
-use super::param::{Budget, Param};
-use super::plan::{self, Plan};
+use super::param::Param;
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::rule::{Score, Scored};
 use super::select::Protected;
-use super::{Bound, EvictPolicy, Needs, QueryMoments, SpecError};
+use super::{Needs, QueryMoments};
+use crate::event::Head;
 
 pub(super) const ENTRY: Entry = Entry {
     name: "expected",
@@ -45,58 +44,40 @@ pub(super) const ENTRY: Entry = Entry {
     ],
     deviations: &["by=layer and by=page are ours"],
     build: Build::Score(|part| {
-        Arc::new(Expected {
-            budget: part.budget().expect("declared above"),
-            sinks: part.int("sinks"),
-            future: part.int("future"),
-            covariance: part.switch("covariance"),
-            vnorm: part.switch("vnorm"),
-            epsilon: part.real("epsilon"),
-            by: part.granularity(),
-        })
+        Scored::rule(
+            part,
+            Expected {
+                sinks: part.int("sinks"),
+                future: part.int("future"),
+                covariance: part.switch("covariance"),
+                vnorm: part.switch("vnorm"),
+                epsilon: part.real("epsilon"),
+            },
+        )
     }),
 };
 
 #[derive(Debug)]
 struct Expected {
-    budget: Budget,
     sinks: u32,
     future: u32,
     covariance: bool,
     vnorm: bool,
     epsilon: f64,
-    by: Granularity,
 }
 
-impl EvictPolicy for Expected {
+impl Score for Expected {
+    const FIXED: Option<&'static str> = Some("sinks");
+
     fn needs(&self) -> Needs {
         Needs { keys: true, values: self.vnorm, queries: Some(self.sinks), ..Needs::NONE }
     }
 
-    fn acts(&self, when: When) -> bool {
-        when == When::EndOfPrompt
+    fn protected(&self, _: u32) -> Protected {
+        Protected { sinks: self.sinks, recent: 0 }
     }
 
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.budget.slots(moment.prompt_len)
-    }
-
-    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
-        Some(plan::bound(self.by, self.slots(moment)?, moment.block_size, kv_heads))
-    }
-
-    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
-        let protected = Protected { sinks: self.sinks, recent: 0 };
-        Plan::new(self.by, self.slots(moment), protected, heads, |_, head| self.scores(moment, head))
-    }
-
-    fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
-        SpecError::unless_room(ENTRY.name, self.budget, prompt_len, "sinks", self.sinks)
-    }
-}
-
-impl Expected {
-    fn scores(&self, moment: &Moment, head: &HeadInputs<'_>) -> Vec<f32> {
+    fn scores(&self, moment: &Moment, _: Head, head: &HeadInputs<'_>) -> Vec<f32> {
         let turn = mean_turn(head.frequencies, moment.next_position, self.future);
         let sinks = head.positions.partition_point(|&p| p < self.sinks);
         let mut scores = vec![0.0f64; head.positions.len()];
@@ -116,7 +97,9 @@ impl Expected {
         }
         scores.into_iter().map(|score| score as f32).collect()
     }
+}
 
+impl Expected {
     /// Expected logit of every resident under one query head.
     fn logits(&self, head: &HeadInputs<'_>, queries: &QueryMoments, turn: &[(f64, f64)]) -> Vec<f64> {
         let d = head.head_dim();

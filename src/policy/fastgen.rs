@@ -19,8 +19,9 @@ use std::sync::Arc;
 
 use super::accumulate::near_queries;
 use super::inputs::{HeadInputs, Moment, TokenClass, When};
-use super::param::{Budget, Param};
+use super::param::Param;
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::rule::{Acts, Terms};
 use super::select::better;
 use super::{EvictPolicy, Needs, SpecError, Verdict};
 use crate::event::{Head, Position, Reason};
@@ -54,7 +55,7 @@ pub(super) const ENTRY: Entry = Entry {
     ],
     build: Build::Evict(|part| {
         Arc::new(FastGen {
-            budget: part.budget().expect("declared above"),
+            terms: Terms::of(part, Some("sinks")).acting(Acts::Tokens),
             recovery: part.real("recovery"),
             frequent: part.real("frequent"),
             local: part.real("local"),
@@ -65,7 +66,7 @@ pub(super) const ENTRY: Entry = Entry {
 
 #[derive(Debug)]
 struct FastGen {
-    budget: Budget,
+    terms: Terms,
     recovery: f64,
     frequent: f64,
     local: f64,
@@ -88,17 +89,17 @@ impl EvictPolicy for FastGen {
     }
 
     fn acts(&self, when: When) -> bool {
-        when != When::Chunk
+        self.terms.acts(when)
     }
 
     fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.budget.slots(moment.prompt_len)
+        self.terms.slots(moment)
     }
 
     fn decide(&self, moment: &Moment, heads: &[HeadInputs<'_>], out: &mut Vec<Verdict>) {
         for (h, head) in heads.iter().enumerate() {
             let mut keep = self.kept(self.mix(moment, head), moment, head);
-            let scores: Vec<f32> = head.positions.iter().map(|&p| head.acc.mean(p)).collect();
+            let scores = head.each(|p| head.acc.mean(p));
             let lowest = self.slots(moment).and_then(|slots| self.cap(&mut keep, slots, head, &scores));
             let reason = if lowest.is_some() { Reason::LowScore } else { Reason::Unclassed };
             out.extend(Verdict::of_kept(h as Head, reason, head.positions, &keep));
@@ -106,7 +107,7 @@ impl EvictPolicy for FastGen {
     }
 
     fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
-        SpecError::unless_room(ENTRY.name, self.budget, prompt_len, "sinks", self.sinks)
+        self.terms.check(prompt_len)
     }
 }
 
@@ -160,7 +161,7 @@ impl FastGen {
             })
             .collect();
         if mix >= Mix::Frequent {
-            let scores: Vec<f32> = head.positions.iter().map(|&p| head.acc.mean(p)).collect();
+            let scores = head.each(|p| head.acc.mean(p));
             let classed = |p| self.is_special(head, p) || head.class(p) == TokenClass::Punctuation;
             let mut rest: Vec<usize> = (0..keep.len()).filter(|&i| !classed(head.positions[i])).collect();
             rest.sort_unstable_by(|&a, &b| better(&scores, a, b));

@@ -17,14 +17,13 @@
 //! - With `when=chunk` the rule also acts inside the prompt, which the source feeds in one forward.
 //! - `by=layer` and `by=page` (scores averaged over the heads) are ours.
 
-use std::sync::Arc;
-
-use super::inputs::{HeadInputs, Moment, When};
-use super::param::{self, Budget, Param};
-use super::plan::{self, Plan};
+use super::Needs;
+use super::inputs::{HeadInputs, Moment};
+use super::param::{self, Param};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::rule::{Score, Scored};
 use super::select::Protected;
-use super::{Bound, EvictPolicy, Needs};
+use crate::event::Head;
 
 const KVPRESS: &str = "kvpress";
 
@@ -61,48 +60,26 @@ pub(super) const ENTRY: Entry = Entry {
         "by=layer and by=page are ours",
     ],
     build: Build::Score(|part| {
-        Arc::new(H2o {
-            budget: part.budget().expect("declared above"),
-            recent: part.real("recent"),
-            in_prompt: part.choice("when") == param::CHUNK,
-            mean: part.choice("variant") == KVPRESS,
-            by: part.granularity(),
-        })
+        Scored::rule(part, H2o { recent: part.real("recent"), mean: part.choice("variant") == KVPRESS })
     }),
 };
 
 #[derive(Debug)]
 struct H2o {
-    budget: Budget,
     recent: f64,
-    in_prompt: bool,
     mean: bool,
-    by: Granularity,
 }
 
-impl EvictPolicy for H2o {
+impl Score for H2o {
     fn needs(&self) -> Needs {
         Needs { sum: true, count: self.mean, ..Needs::NONE }
     }
 
-    fn acts(&self, when: When) -> bool {
-        when != When::Chunk || self.in_prompt
+    fn protected(&self, slots: u32) -> Protected {
+        Protected::newest_share(self.recent, slots)
     }
 
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.budget.slots(moment.prompt_len)
-    }
-
-    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
-        Some(plan::bound(self.by, self.slots(moment)?, moment.block_size, kv_heads))
-    }
-
-    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
-        let budget = self.slots(moment)?;
-        let protected = Protected { sinks: 0, recent: (self.recent * f64::from(budget)).round() as u32 };
-        Plan::new(self.by, Some(budget), protected, heads, |_, head| {
-            let score = |&p| if self.mean { head.acc.mean(p) } else { head.acc.sum(p) };
-            head.positions.iter().map(score).collect()
-        })
+    fn scores(&self, _: &Moment, _: Head, head: &HeadInputs<'_>) -> Vec<f32> {
+        if self.mean { head.each(|p| head.acc.mean(p)) } else { head.each(|p| head.acc.sum(p)) }
     }
 }

@@ -86,6 +86,11 @@ impl<'a> HeadInputs<'a> {
         }
     }
 
+    /// One number per resident, in order.
+    pub(super) fn each(&self, of: impl Fn(Position) -> f32) -> Vec<f32> {
+        self.positions.iter().map(|&p| of(p)).collect()
+    }
+
     /// Elements per head, where keys or values were brought.
     pub(super) fn head_dim(&self) -> usize {
         self.keys.len().max(self.values.len()).checked_div(self.positions.len()).unwrap_or(0)

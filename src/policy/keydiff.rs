@@ -7,15 +7,13 @@
 //! Deviations: kvpress's wrapper works block by block (128); here the rule acts at the end of the prompt, with `decode`
 //! after every token too. `by=layer` and `by=page` are ours.
 
-use std::sync::Arc;
-
-use super::inputs::{HeadInputs, Moment, When};
+use super::Needs;
+use super::inputs::{HeadInputs, Moment};
 use super::knorm::norm;
-use super::param::{Budget, Param};
-use super::plan::{self, Plan};
+use super::param::Param;
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
-use super::select::Protected;
-use super::{Bound, EvictPolicy, Needs};
+use super::rule::{Score, Scored};
+use crate::event::Head;
 
 /// Norms below this count as this much (`torch.nn.functional.normalize` and `cosine_similarity`).
 const NORMALIZE_FLOOR: f64 = 1e-12;
@@ -36,41 +34,19 @@ pub(super) const ENTRY: Entry = Entry {
     granularity: Granularity::Head,
     params: &[Param::budget("slots kept per head"), Param::decode(false), Param::by("head")],
     deviations: &["decode, by=layer and by=page are ours; kvpress has a wrapper that works block by block"],
-    build: Build::Score(|part| {
-        Arc::new(KeyDiff {
-            budget: part.budget().expect("declared above"),
-            decode: part.switch("decode"),
-            by: part.granularity(),
-        })
-    }),
+    build: Build::Score(|part| Scored::rule(part, KeyDiff)),
 };
 
 #[derive(Debug)]
-struct KeyDiff {
-    budget: Budget,
-    decode: bool,
-    by: Granularity,
-}
+struct KeyDiff;
 
-impl EvictPolicy for KeyDiff {
+impl Score for KeyDiff {
     fn needs(&self) -> Needs {
         Needs { keys: true, ..Needs::NONE }
     }
 
-    fn acts(&self, when: When) -> bool {
-        when == When::EndOfPrompt || when == When::Token && self.decode
-    }
-
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.budget.slots(moment.prompt_len)
-    }
-
-    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
-        Some(plan::bound(self.by, self.slots(moment)?, moment.block_size, kv_heads))
-    }
-
-    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
-        Plan::new(self.by, self.slots(moment), Protected::default(), heads, |_, head| unlikeness(head))
+    fn scores(&self, _: &Moment, _: Head, head: &HeadInputs<'_>) -> Vec<f32> {
+        unlikeness(head)
     }
 }
 

@@ -11,15 +11,14 @@
 //! - Under grouped-query attention the noise is applied to the mean probability of the group: one score per KV head.
 //! - Noise is a function of seed, layer, head, query and token, not of a generator's state.
 
-use std::sync::Arc;
-
+use super::Needs;
 use super::accumulate::Noise;
-use super::inputs::{HeadInputs, Moment, When};
-use super::param::{self, Budget, Param};
-use super::plan::{self, Plan};
+use super::inputs::{HeadInputs, Moment};
+use super::param::{self, Param};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::rule::{Score, Scored};
 use super::select::Protected;
-use super::{Bound, EvictPolicy, Needs};
+use crate::event::Head;
 
 pub(super) const ENTRY: Entry = Entry {
     name: "keyformer",
@@ -51,48 +50,28 @@ pub(super) const ENTRY: Entry = Entry {
         "by=layer and by=page are ours",
     ],
     build: Build::Score(|part| {
-        Arc::new(Keyformer {
-            budget: part.budget().expect("declared above"),
-            recent: part.real("recent"),
-            noise: Noise { start: part.real("tau"), growth: part.real("growth") },
-            in_prompt: part.choice("when") == param::CHUNK,
-            by: part.granularity(),
-        })
+        let noise = Noise { start: part.real("tau"), growth: part.real("growth") };
+        Scored::rule(part, Keyformer { recent: part.real("recent"), noise })
     }),
 };
 
 #[derive(Debug)]
 struct Keyformer {
-    budget: Budget,
     recent: f64,
     noise: Noise,
-    in_prompt: bool,
-    by: Granularity,
 }
 
-impl EvictPolicy for Keyformer {
+impl Score for Keyformer {
     fn needs(&self) -> Needs {
         Needs { noisy: Some(self.noise), ..Needs::NONE }
     }
 
-    fn acts(&self, when: When) -> bool {
-        when != When::Chunk || self.in_prompt
+    fn protected(&self, slots: u32) -> Protected {
+        Protected::newest_share(self.recent, slots)
     }
 
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.budget.slots(moment.prompt_len)
-    }
-
-    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
-        Some(plan::bound(self.by, self.slots(moment)?, moment.block_size, kv_heads))
-    }
-
-    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
-        let budget = self.slots(moment)?;
-        let protected = Protected { sinks: 0, recent: (self.recent * f64::from(budget)).round() as u32 };
-        Plan::new(self.by, Some(budget), protected, heads, |_, head| {
-            head.positions.iter().map(|&p| head.acc.noisy(p)).collect()
-        })
+    fn scores(&self, _: &Moment, _: Head, head: &HeadInputs<'_>) -> Vec<f32> {
+        head.each(|p| head.acc.noisy(p))
     }
 }
 

@@ -6,14 +6,12 @@
 //!
 //! Deviations: with `decode` it goes on deciding while tokens are generated; `by=layer` and `by=page` are ours.
 
-use std::sync::Arc;
-
-use super::inputs::{HeadInputs, Moment, When};
-use super::param::{Budget, Param};
-use super::plan::{self, Plan};
+use super::Needs;
+use super::inputs::{HeadInputs, Moment};
+use super::param::Param;
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
-use super::select::Protected;
-use super::{Bound, EvictPolicy, Needs};
+use super::rule::{Score, Scored};
+use crate::event::Head;
 
 pub(super) const ENTRY: Entry = Entry {
     name: "knorm",
@@ -30,43 +28,19 @@ pub(super) const ENTRY: Entry = Entry {
     granularity: Granularity::Head,
     params: &[Param::budget("slots kept per head"), Param::decode(false), Param::by("head")],
     deviations: &["decode, by=layer and by=page are ours"],
-    build: Build::Score(|part| {
-        Arc::new(Knorm {
-            budget: part.budget().expect("declared above"),
-            decode: part.switch("decode"),
-            by: part.granularity(),
-        })
-    }),
+    build: Build::Score(|part| Scored::rule(part, Knorm)),
 };
 
 #[derive(Debug)]
-struct Knorm {
-    budget: Budget,
-    decode: bool,
-    by: Granularity,
-}
+struct Knorm;
 
-impl EvictPolicy for Knorm {
+impl Score for Knorm {
     fn needs(&self) -> Needs {
         Needs { keys: true, ..Needs::NONE }
     }
 
-    fn acts(&self, when: When) -> bool {
-        when == When::EndOfPrompt || when == When::Token && self.decode
-    }
-
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.budget.slots(moment.prompt_len)
-    }
-
-    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
-        Some(plan::bound(self.by, self.slots(moment)?, moment.block_size, kv_heads))
-    }
-
-    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
-        Plan::new(self.by, self.slots(moment), Protected::default(), heads, |_, head| {
-            head.key_rows().map(|key| -norm(key) as f32).collect()
-        })
+    fn scores(&self, _: &Moment, _: Head, head: &HeadInputs<'_>) -> Vec<f32> {
+        head.key_rows().map(|key| -norm(key) as f32).collect()
     }
 }
 

@@ -11,14 +11,13 @@
 //!   distribution; the noise is a function of seed, layer, head and token.
 //! - Per KV head, on the mean over the query heads that share it.
 
-use std::sync::Arc;
-
-use super::inputs::{HeadInputs, Moment, When};
+use super::inputs::{HeadInputs, Moment};
 use super::noise::{self, Use};
-use super::param::{Budget, Param};
+use super::param::Param;
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::rule::{Cut, PerHead};
 use super::select::{Protected, better, comparable};
-use super::{EvictPolicy, Needs, SpecError, Verdict};
+use super::{Needs, Verdict};
 use crate::event::{Head, Reason};
 
 pub(super) const ENTRY: Entry = Entry {
@@ -49,58 +48,38 @@ pub(super) const ENTRY: Entry = Entry {
         "decides per KV head, on the mean over the query heads that share it",
     ],
     build: Build::Evict(|part| {
-        Arc::new(Nacl {
-            budget: part.budget().expect("declared above"),
-            window: part.int("window"),
-            sinks: part.int("sinks"),
-            random: part.real("random"),
-            temperature: part.real("temperature"),
-        })
+        PerHead::rule(
+            part,
+            Nacl {
+                window: part.int("window"),
+                sinks: part.int("sinks"),
+                random: part.real("random"),
+                temperature: part.real("temperature"),
+            },
+        )
     }),
 };
 
 #[derive(Debug)]
 struct Nacl {
-    budget: Budget,
     window: u32,
     sinks: u32,
     random: f64,
     temperature: f64,
 }
 
-impl EvictPolicy for Nacl {
+impl Cut for Nacl {
+    const FIXED: Option<&'static str> = Some("window");
+
     fn needs(&self) -> Needs {
         Needs { window: self.window, ..Needs::NONE }
     }
 
-    fn acts(&self, when: When) -> bool {
-        when == When::EndOfPrompt
-    }
-
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.budget.slots(moment.prompt_len)
-    }
-
-    fn decide(&self, moment: &Moment, heads: &[HeadInputs<'_>], out: &mut Vec<Verdict>) {
-        let Some(budget) = self.slots(moment) else { return };
-        for (h, head) in heads.iter().enumerate() {
-            if head.positions.len() > budget as usize {
-                out.extend(self.decide_head(moment, h as Head, head, budget));
-            }
-        }
-    }
-
-    fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
-        SpecError::unless_room(ENTRY.name, self.budget, prompt_len, "window", self.window)
-    }
-}
-
-impl Nacl {
-    fn decide_head(&self, moment: &Moment, h: Head, head: &HeadInputs<'_>, budget: u32) -> Option<Verdict> {
+    fn cut(&self, moment: &Moment, h: Head, head: &HeadInputs<'_>, slots: u32) -> Option<Verdict> {
         let positions = head.positions;
-        let candidates = Protected { sinks: self.sinks, recent: self.window }.candidates(positions, budget);
-        let places = budget as usize - (positions.len() - candidates.len());
-        let mut scores: Vec<f32> = positions.iter().map(|&p| head.acc.window(p)).collect();
+        let candidates = Protected { sinks: self.sinks, recent: self.window }.candidates(positions, slots);
+        let places = slots as usize - (positions.len() - candidates.len());
+        let mut scores = head.each(|p| head.acc.window(p));
         let mut order: Vec<usize> = candidates.collect();
         order.sort_unstable_by(|&a, &b| better(&scores, a, b));
         let sure = places - (self.random * places as f64).round() as usize;

@@ -26,22 +26,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Asks for the scores of every head, one per resident in order; `None` when everything fits the budget.
-    pub(super) fn new(
-        by: Granularity,
-        budget: Option<u32>,
-        protected: Protected,
-        heads: &[HeadInputs<'_>],
-        mut score: impl FnMut(usize, &HeadInputs<'_>) -> Vec<f32>,
-    ) -> Option<Self> {
-        let budget = budget?;
-        if heads.iter().all(|head| head.positions.len() <= budget as usize) {
-            return None;
-        }
-        let scores = heads.iter().enumerate().map(|(h, head)| score(h, head)).collect();
-        Some(Self { by, budget, protected, scores, floor: None, crush: None })
-    }
-
     /// Carries the plan out: verdicts in order, none where nothing is lost.
     pub(super) fn decide(self, moment: &Moment, heads: &[HeadInputs<'_>], out: &mut Vec<Verdict>) {
         if let Some(crushing) = self.crush {

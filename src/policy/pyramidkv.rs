@@ -10,14 +10,14 @@
 //!
 //! Deviations: those of SnapKV. A model of one layer keeps hi.
 
-use std::sync::Arc;
-
-use super::inputs::{HeadInputs, Moment, When};
+use super::Needs;
+use super::inputs::{HeadInputs, Moment};
 use super::param::{Budget, Param};
-use super::plan::{self, Plan};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
-use super::snapkv::{self, KERNEL, KVPRESS, POOL, Pool};
-use super::{Bound, EvictPolicy, Needs, SpecError};
+use super::rule::{Score, Scored};
+use super::select::Protected;
+use super::snapkv::{KERNEL, KVPRESS, POOL, SnapKv};
+use crate::event::Head;
 
 pub(super) const ENTRY: Entry = Entry {
     name: "pyramidkv",
@@ -50,25 +50,22 @@ pub(super) const ENTRY: Entry = Entry {
         "by=layer and by=page are ours",
     ],
     build: Build::Score(|part| {
-        Arc::new(PyramidKv {
-            budget: part.budget().expect("declared above"),
-            beta: part.int("beta"),
-            window: part.int("window"),
-            pool: Pool::of(part),
-            kvpress: part.choice("variant") == KVPRESS,
-            by: part.granularity(),
-        })
+        Scored::rule(
+            part,
+            PyramidKv {
+                beta: part.int("beta"),
+                kvpress: part.choice("variant") == KVPRESS,
+                judge: SnapKv::of(part),
+            },
+        )
     }),
 };
 
 #[derive(Debug)]
 struct PyramidKv {
-    budget: Budget,
     beta: u32,
-    window: u32,
-    pool: Pool,
     kvpress: bool,
-    by: Granularity,
+    judge: SnapKv,
 }
 
 /// A layer among the layers of a model.
@@ -78,36 +75,30 @@ struct Step {
     layers: u32,
 }
 
-impl EvictPolicy for PyramidKv {
+impl Score for PyramidKv {
+    const FIXED: Option<&'static str> = SnapKv::FIXED;
+
     fn needs(&self) -> Needs {
-        Needs { window: self.window, ..Needs::NONE }
+        self.judge.needs()
     }
 
-    fn acts(&self, when: When) -> bool {
-        when == When::EndOfPrompt
-    }
-
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        let cap = self.budget.slots(moment.prompt_len)?;
+    fn slots(&self, budget: Budget, moment: &Moment) -> Option<u32> {
+        let cap = budget.slots(moment.prompt_len)?;
         let at = Step { layer: moment.layer.into(), layers: moment.layers.into() };
         let fed = moment.next_position;
         Some(if self.kvpress {
-            kvpress_slots(self.budget.exact(moment.prompt_len), self.window, self.beta, fed, at)
+            kvpress_slots(budget.exact(moment.prompt_len), self.judge.window, self.beta, fed, at)
         } else {
-            paper_slots(cap, self.window, self.beta, fed, at)
+            paper_slots(cap, self.judge.window, self.beta, fed, at)
         })
     }
 
-    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
-        Some(plan::bound(self.by, self.slots(moment)?, moment.block_size, kv_heads))
+    fn protected(&self, slots: u32) -> Protected {
+        self.judge.protected(slots)
     }
 
-    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
-        snapkv::plan(self.by, self.slots(moment), self.window, self.pool, heads)
-    }
-
-    fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
-        SpecError::unless_room(ENTRY.name, self.budget, prompt_len, "window", self.window)
+    fn scores(&self, moment: &Moment, h: Head, head: &HeadInputs<'_>) -> Vec<f32> {
+        self.judge.scores(moment, h, head)
     }
 }
 

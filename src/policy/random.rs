@@ -4,15 +4,12 @@
 //! so that the kept set is a uniform sample at every length. NVIDIA/kvpress has one for the prompt alone
 //! (`decode=false`).
 
-use std::sync::Arc;
-
-use super::inputs::{HeadInputs, Moment, When};
+use super::inputs::{HeadInputs, Moment};
 use super::noise::{self, Use};
-use super::param::{Budget, Param};
-use super::plan::{self, Plan};
+use super::param::Param;
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
-use super::select::Protected;
-use super::{Bound, EvictPolicy};
+use super::rule::{Score, Scored};
+use crate::event::Head;
 
 pub(super) const ENTRY: Entry = Entry {
     name: "random",
@@ -24,39 +21,15 @@ pub(super) const ENTRY: Entry = Entry {
     granularity: Granularity::Head,
     params: &[Param::budget("slots kept per head"), Param::decode(true), Param::by("head")],
     deviations: &[],
-    build: Build::Score(|part| {
-        Arc::new(Random {
-            budget: part.budget().expect("declared above"),
-            decode: part.switch("decode"),
-            by: part.granularity(),
-        })
-    }),
+    build: Build::Score(|part| Scored::rule(part, Random)),
 };
 
 #[derive(Debug)]
-struct Random {
-    budget: Budget,
-    decode: bool,
-    by: Granularity,
-}
+struct Random;
 
-impl EvictPolicy for Random {
-    fn acts(&self, when: When) -> bool {
-        when == When::EndOfPrompt || when == When::Token && self.decode
-    }
-
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.budget.slots(moment.prompt_len)
-    }
-
-    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
-        Some(plan::bound(self.by, self.slots(moment)?, moment.block_size, kv_heads))
-    }
-
-    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
-        Plan::new(self.by, self.slots(moment), Protected::default(), heads, |h, head| {
-            let place = |p| [Use::RandomScore as u64, moment.layer.into(), h as u64, u64::from(p)];
-            head.positions.iter().map(|&p| noise::uniform(moment.seed, place(p)) as f32).collect()
-        })
+impl Score for Random {
+    fn scores(&self, moment: &Moment, h: Head, head: &HeadInputs<'_>) -> Vec<f32> {
+        let place = |p| [Use::RandomScore as u64, moment.layer.into(), h.into(), u64::from(p)];
+        head.each(|p| noise::uniform(moment.seed, place(p)) as f32)
     }
 }

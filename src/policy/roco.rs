@@ -11,13 +11,12 @@
 //! - The source's decode mode never evicts the prompt and overrides `recent` with 0.3; here it holds all the time.
 //! - Per KV head, on the mean over the query heads that share it, as the source.
 
-use std::sync::Arc;
-
-use super::inputs::{HeadInputs, Moment, When};
-use super::param::{self, Budget, Param};
+use super::inputs::{HeadInputs, Moment};
+use super::param::{self, Param};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::rule::{Cut, PerHead};
 use super::select::{better, comparable};
-use super::{EvictPolicy, Needs, SpecError, Verdict};
+use super::{Needs, Verdict};
 use crate::event::{Head, Reason};
 
 pub(super) const ENTRY: Entry = Entry {
@@ -46,53 +45,27 @@ pub(super) const ENTRY: Entry = Entry {
         "the prompt can be evicted while decoding, and `recent` stays what it is",
     ],
     build: Build::Evict(|part| {
-        Arc::new(RoCo {
-            budget: part.budget().expect("declared above"),
-            recent: part.real("recent"),
-            newest: part.int("newest"),
-            in_prompt: part.choice("when") == param::CHUNK,
-        })
+        PerHead::rule(part, RoCo { recent: part.real("recent"), newest: part.int("newest") })
     }),
 };
 
 #[derive(Debug)]
 struct RoCo {
-    budget: Budget,
     recent: f64,
     newest: u32,
-    in_prompt: bool,
 }
 
-impl EvictPolicy for RoCo {
+impl Cut for RoCo {
+    const FIXED: Option<&'static str> = Some("newest");
+
     fn needs(&self) -> Needs {
         Needs { sum: true, squares: true, count: true, ..Needs::NONE }
     }
 
-    fn acts(&self, when: When) -> bool {
-        when != When::Chunk || self.in_prompt
-    }
-
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.budget.slots(moment.prompt_len)
-    }
-
-    fn decide(&self, moment: &Moment, heads: &[HeadInputs<'_>], out: &mut Vec<Verdict>) {
-        let Some(budget) = self.slots(moment) else { return };
-        for (h, head) in heads.iter().enumerate() {
-            out.extend(self.decide_head(h as Head, head, budget as usize));
-        }
-    }
-
-    fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
-        SpecError::unless_room(ENTRY.name, self.budget, prompt_len, "newest", self.newest)
-    }
-}
-
-impl RoCo {
-    fn decide_head(&self, h: Head, head: &HeadInputs<'_>, budget: usize) -> Option<Verdict> {
-        let n = head.positions.len();
-        let lose = n.checked_sub(budget).filter(|&lose| lose > 0)?;
-        let means: Vec<f32> = head.positions.iter().map(|&p| head.acc.mean(p)).collect();
+    fn cut(&self, _: &Moment, h: Head, head: &HeadInputs<'_>, slots: u32) -> Option<Verdict> {
+        let (n, budget) = (head.positions.len(), slots as usize);
+        let lose = n - budget;
+        let means = head.each(|p| head.acc.mean(p));
         let deviations: Vec<f32> =
             head.positions.iter().zip(&means).map(|(&p, &mean)| deviation(head, p, mean)).collect();
         // Everyone but the newest; if those alone are above the budget, its newest part.

@@ -11,14 +11,13 @@
 //! - The paper gives later layers larger budgets; here every layer has the same.
 //! - Per KV head, on the mean over the query heads that share it. Of equal marks the later token stays.
 
-use std::sync::Arc;
-
-use super::inputs::{HeadInputs, Moment, When};
-use super::param::{self, Budget, Param};
-use super::plan::Plan;
+use super::Needs;
+use super::inputs::{HeadInputs, Moment};
+use super::param::{self, Param};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::rule::{Score, Scored};
 use super::select::Protected;
-use super::{EvictPolicy, Needs, SpecError};
+use crate::event::Head;
 
 pub(super) const ENTRY: Entry = Entry {
     name: "scissorhands",
@@ -46,54 +45,42 @@ pub(super) const ENTRY: Entry = Entry {
         "decides per KV head, on the mean over the query heads that share it",
     ],
     build: Build::Score(|part| {
-        Arc::new(Scissorhands {
-            budget: part.budget().expect("declared above"),
-            history: part.int("history"),
-            recent: part.int("recent"),
-            drop: part.real("drop"),
-            in_prompt: part.choice("when") == param::CHUNK,
-        })
+        Scored::rule(
+            part,
+            Scissorhands {
+                history: part.int("history"),
+                recent: part.int("recent"),
+                drop: part.real("drop"),
+            },
+        )
     }),
 };
 
 #[derive(Debug)]
 struct Scissorhands {
-    budget: Budget,
     history: u32,
     recent: u32,
     drop: f64,
-    in_prompt: bool,
 }
 
-impl EvictPolicy for Scissorhands {
+impl Score for Scissorhands {
+    const FIXED: Option<&'static str> = Some("recent");
+
     fn needs(&self) -> Needs {
         Needs { marks: self.history, ..Needs::NONE }
     }
 
-    fn acts(&self, when: When) -> bool {
-        when != When::Chunk || self.in_prompt
+    fn stay(&self, slots: u32, residents: u32) -> u32 {
+        let dropped = (self.drop * f64::from(slots)) as u32;
+        slots.min(residents.saturating_sub(dropped)).max(1)
     }
 
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.budget.slots(moment.prompt_len)
+    fn protected(&self, _: u32) -> Protected {
+        Protected { sinks: 0, recent: self.recent }
     }
 
-    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
-        let budget = self.slots(moment)?;
-        let most = heads.iter().map(|head| head.positions.len()).max().unwrap_or(0) as u32;
-        if most <= budget {
-            return None;
-        }
-        let dropped = (self.drop * f64::from(budget)) as u32;
-        let keep = budget.min(most.saturating_sub(dropped)).max(1);
-        let protected = Protected { sinks: 0, recent: self.recent };
-        Plan::new(Granularity::Head, Some(keep), protected, heads, |_, head| {
-            head.positions.iter().map(|&p| -(head.acc.marks(p) as f32)).collect()
-        })
-    }
-
-    fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
-        SpecError::unless_room(ENTRY.name, self.budget, prompt_len, "recent", self.recent)
+    fn scores(&self, _: &Moment, _: Head, head: &HeadInputs<'_>) -> Vec<f32> {
+        head.each(|p| -(head.acc.marks(p) as f32))
     }
 }
 

@@ -17,6 +17,11 @@ pub struct Protected {
 }
 
 impl Protected {
+    /// The newest of so many slots: this share of them.
+    pub(super) fn newest_share(share: f64, slots: u32) -> Self {
+        Self { sinks: 0, recent: (share * f64::from(slots)).round() as u32 }
+    }
+
     /// Indices of the residents that compete under a budget.
     pub(super) fn candidates(self, positions: &[Position], budget: u32) -> Range<usize> {
         let budget = budget as usize;

@@ -12,15 +12,14 @@
 //! - Per KV head, on the mean over the query heads that share it; the source repeats keys and decides per query head.
 //! - Nothing happens at `chunk` moments: with `--compress context` the question's queries are not in the window.
 
-use std::sync::Arc;
-
-use super::inputs::{HeadInputs, Moment, When};
-use super::param::{Budget, Param};
-use super::plan::{self, Plan};
+use super::Needs;
+use super::inputs::{HeadInputs, Moment};
+use super::param::Param;
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::rule::{Score, Scored};
 use super::select::Protected;
 use super::spec::Part;
-use super::{Bound, EvictPolicy, Needs, SpecError};
+use crate::event::Head;
 
 pub(super) const KVPRESS: &str = "kvpress";
 const AVERAGE: &str = "avg";
@@ -54,14 +53,7 @@ pub(super) const ENTRY: Entry = Entry {
         "decides per KV head, on the mean over the query heads that share it; the source decides per query head",
         "by=layer and by=page are ours",
     ],
-    build: Build::Score(|part| {
-        Arc::new(SnapKv {
-            budget: part.budget().expect("declared above"),
-            window: part.int("window"),
-            pool: Pool::of(part),
-            by: part.granularity(),
-        })
-    }),
+    build: Build::Score(|part| Scored::rule(part, SnapKv::of(part))),
 };
 
 pub(super) const WINDOW: Param =
@@ -76,75 +68,58 @@ pub(super) const POOL: Param = Param::choice(
     "how neighbours are pooled: their maximum or their average",
 );
 
+/// The last tokens judge those before: also the rule of PyramidKV.
 #[derive(Debug)]
-struct SnapKv {
-    budget: Budget,
-    window: u32,
+pub(super) struct SnapKv {
+    pub(super) window: u32,
     pool: Pool,
-    by: Granularity,
 }
 
-impl EvictPolicy for SnapKv {
+impl SnapKv {
+    /// From an entry that declares these parameters.
+    pub(super) fn of(part: &Part) -> Self {
+        Self { window: part.int("window"), pool: Pool::of(part) }
+    }
+}
+
+impl Score for SnapKv {
+    const FIXED: Option<&'static str> = Some("window");
+
     fn needs(&self) -> Needs {
         Needs { window: self.window, ..Needs::NONE }
     }
 
-    fn acts(&self, when: When) -> bool {
-        when == When::EndOfPrompt
+    fn protected(&self, _: u32) -> Protected {
+        Protected { sinks: 0, recent: self.window }
     }
 
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.budget.slots(moment.prompt_len)
-    }
-
-    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
-        Some(plan::bound(self.by, self.slots(moment)?, moment.block_size, kv_heads))
-    }
-
-    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
-        plan(self.by, self.slots(moment), self.window, self.pool, heads)
-    }
-
-    fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
-        SpecError::unless_room(ENTRY.name, self.budget, prompt_len, "window", self.window)
-    }
-}
-
-/// The plan for a given number of slots, window included.
-pub(super) fn plan(
-    by: Granularity,
-    slots: Option<u32>,
-    window: u32,
-    pool: Pool,
-    heads: &[HeadInputs<'_>],
-) -> Option<Plan> {
-    Plan::new(by, slots, Protected { sinks: 0, recent: window }, heads, |_, head| {
-        let judged = head.positions.len().saturating_sub(window as usize);
+    fn scores(&self, _: &Moment, _: Head, head: &HeadInputs<'_>) -> Vec<f32> {
+        let judged = head.positions.len().saturating_sub(self.window as usize);
         let (before, own) = head.positions.split_at(judged);
         let drawn: Vec<f32> = before.iter().map(|&p| head.acc.window(p)).collect();
-        let mut scores = pool.run(&drawn);
-        if pool.mean_of_window {
+        let mut scores = self.pool.run(&drawn);
+        if self.pool.mean_of_window {
             for score in &mut scores {
-                *score /= window as f32;
+                *score /= self.window as f32;
             }
         }
         // The window is protected; where a tiny layer budget cannot hold it all, its newest tokens go last.
         scores.extend(own.iter().map(|_| f32::MAX));
         scores
-    })
+    }
 }
 
 /// One-dimensional pooling, stride 1, as long as its input. The average counts what lies beyond the ends as 0 and
 /// divides by the whole kernel, as `torch.nn.functional.avg_pool1d` does with its defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pool {
+struct Pool {
     kernel: usize,
     average: bool,
     mean_of_window: bool,
 }
 
 impl Pool {
-    pub(super) fn of(part: &Part) -> Self {
+    fn of(part: &Part) -> Self {
         if part.choice("variant") == KVPRESS {
             return Self { kernel: 5, average: true, mean_of_window: true };
         }
@@ -169,6 +144,7 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::When;
     use super::super::parse_policy;
     use super::super::testing::{Layer, kept};
     use super::*;

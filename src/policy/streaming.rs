@@ -17,8 +17,9 @@
 use std::sync::Arc;
 
 use super::inputs::{HeadInputs, Moment, When};
-use super::param::{self, Budget, Param};
+use super::param::{self, Param};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::rule::Terms;
 use super::select::{Protected, select};
 use super::spec::Part;
 use super::{EvictPolicy, Rope, SpecError, Verdict};
@@ -57,33 +58,29 @@ pub(super) const ENTRY: Entry = Entry {
 /// Sinks and a window: also the shape of LM-Infinite.
 #[derive(Debug)]
 pub(super) struct Streaming {
-    name: &'static str,
-    budget: Budget,
+    terms: Terms,
     sinks: u32,
     reposition: bool,
-    in_prompt: bool,
 }
 
 impl Streaming {
     /// From an entry that declares the parameters of this one.
     pub(super) fn of(part: &Part) -> Self {
         Self {
-            name: part.entry().name,
-            budget: part.budget().expect("declared with it"),
+            terms: Terms::of(part, Some("sinks")),
             sinks: part.int("sinks"),
             reposition: part.switch("reposition"),
-            in_prompt: part.choice("when") == param::CHUNK,
         }
     }
 }
 
 impl EvictPolicy for Streaming {
     fn acts(&self, when: When) -> bool {
-        when != When::Chunk || self.in_prompt
+        self.terms.acts(when)
     }
 
     fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.budget.slots(moment.prompt_len)
+        self.terms.slots(moment)
     }
 
     fn decide(&self, moment: &Moment, heads: &[HeadInputs<'_>], out: &mut Vec<Verdict>) {
@@ -102,6 +99,6 @@ impl EvictPolicy for Streaming {
     }
 
     fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
-        SpecError::unless_room(self.name, self.budget, prompt_len, "sinks", self.sinks)
+        self.terms.check(prompt_len)
     }
 }

@@ -11,14 +11,13 @@
 //! - With `when=chunk` the rule also acts inside the prompt, which the source feeds in one forward.
 //! - `by=head` and `by=page` are ours.
 
-use std::sync::Arc;
-
-use super::inputs::{HeadInputs, Moment, When};
-use super::param::{self, Budget, Param};
-use super::plan::{self, Plan};
+use super::Needs;
+use super::inputs::{HeadInputs, Moment};
+use super::param::{self, Param};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::rule::{Score, Scored};
 use super::select::Protected;
-use super::{Bound, EvictPolicy, Needs};
+use crate::event::Head;
 
 const KVPRESS: &str = "kvpress";
 
@@ -46,46 +45,25 @@ pub(super) const ENTRY: Entry = Entry {
         "when=chunk also acts inside the prompt, which the source feeds in one forward",
         "by=head and by=page are ours",
     ],
-    build: Build::Score(|part| {
-        Arc::new(Tova {
-            budget: part.budget().expect("declared above"),
-            in_prompt: part.choice("when") == param::CHUNK,
-            spares_newest: part.choice("variant") == KVPRESS,
-            by: part.granularity(),
-        })
-    }),
+    build: Build::Score(|part| Scored::rule(part, Tova { spares_newest: part.choice("variant") == KVPRESS })),
 };
 
 #[derive(Debug)]
 struct Tova {
-    budget: Budget,
-    in_prompt: bool,
     spares_newest: bool,
-    by: Granularity,
 }
 
-impl EvictPolicy for Tova {
+impl Score for Tova {
     fn needs(&self) -> Needs {
         Needs { last_row: true, ..Needs::NONE }
     }
 
-    fn acts(&self, when: When) -> bool {
-        when != When::Chunk || self.in_prompt
+    fn protected(&self, _: u32) -> Protected {
+        Protected { sinks: 0, recent: u32::from(self.spares_newest) }
     }
 
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        self.budget.slots(moment.prompt_len)
-    }
-
-    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
-        Some(plan::bound(self.by, self.slots(moment)?, moment.block_size, kv_heads))
-    }
-
-    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
-        let protected = Protected { sinks: 0, recent: u32::from(self.spares_newest) };
-        // Groups are equally large, so the mean of their means is the mean over all query heads of the layer.
-        Plan::new(self.by, self.slots(moment), protected, heads, |_, head| {
-            head.positions.iter().map(|&p| head.acc.last_row(p)).collect()
-        })
+    // Groups are equally large, so the mean of their means is the mean over all query heads of the layer.
+    fn scores(&self, _: &Moment, _: Head, head: &HeadInputs<'_>) -> Vec<f32> {
+        head.each(|p| head.acc.last_row(p))
     }
 }
