@@ -1,7 +1,7 @@
 //! The vectors that the implementations' own tests assert, and each variant by hand.
 
 use super::super::testing::{Layer, kept};
-use super::super::{Policy, parse_policy};
+use super::super::{Accumulators, Policy, parse_policy};
 use super::*;
 
 fn rows(text: &str) -> Vec<Vec<bool>> {
@@ -177,4 +177,36 @@ fn compositions_with_every_scorer_and_with_adakv() {
     }
     let both = kept("h2o:budget=32+kvcrush:group=4+adakv", &layer);
     assert_eq!(both, kept("h2o:budget=32+adakv+kvcrush:group=4", &layer));
+}
+
+/// The picks are the first head's. Under AdaKV another may have places for fewer of them.
+#[test]
+fn a_head_of_a_smaller_share_keeps_fewer_of_the_first_heads_picks() {
+    let policy: Policy =
+        parse_policy("h2o:budget=2,recent=0+adakv:floor=0+kvcrush:ratio=0.5,anchor=mean,group=1").unwrap();
+    // Nearly everything is paid to the first head's tokens, so six of the layer's ten slots are its.
+    let held: [(&[Position], &[f32]); 5] = [
+        (&[0, 1, 2, 3, 4, 5, 6], &[0.0, 0.9, 0.8, 0.9, 0.8, 0.9, 0.8]),
+        (&[0, 2, 4, 6], &[0.1, 0.2, 0.5, 0.2]),
+        (&[1, 3, 5, 6], &[0.1, 0.5, 0.2, 0.2]),
+        (&[6], &[0.3]),
+        (&[2, 3, 4, 5, 6], &[0.1, 0.1, 0.1, 0.5, 0.2]),
+    ];
+    let accs = held.map(|(positions, row)| {
+        let mut acc = Accumulators::new(policy.needs());
+        acc.observe_decode(positions, row);
+        acc
+    });
+    let heads: Vec<_> =
+        held.iter().zip(&accs).map(|(&(positions, _), acc)| HeadInputs::new(positions, acc)).collect();
+    let moment = Layer::of_last_rows(&[vec![0.0; 7]]).moment();
+    let mut out = Vec::new();
+    policy.decide(&moment, &heads, &mut out);
+
+    let lost: usize = out.iter().map(|verdict| verdict.victims.len()).sum();
+    let residents: usize = held.iter().map(|(positions, _)| positions.len()).sum();
+    assert_eq!(policy.bound(&moment, 5).unwrap().per_layer, 10);
+    assert!(residents - lost <= 10, "{} stay: {out:?}", residents - lost);
+    // The first head does have representatives, or there would be nothing to hand down.
+    assert!(out[0].crush.as_ref().unwrap().fates.contains('r'));
 }
