@@ -20,6 +20,7 @@
 pub mod command;
 pub mod config;
 pub mod filter;
+pub mod filtered;
 pub mod keymap;
 pub mod line_edit;
 pub mod log;
@@ -46,7 +47,8 @@ use std::sync::Arc;
 
 pub use command::{COMMANDS, Command, Context};
 pub use config::{Config, ConfigError, DEFAULT_TEXT as DEFAULT_CONFIG};
-pub use filter::Filter;
+pub use filter::{Field, Filter};
+pub use filtered::Filtered;
 pub use keymap::{Chord, Key, Keymap};
 pub use line_edit::LineEdit;
 pub use log::{Log, LogKind, LogLine};
@@ -54,7 +56,7 @@ pub use overlay::{BookmarkRow, ExportKind, Overlay};
 pub use params::{Origin, ParamPanel, ParamRow, Tunable};
 pub use tape::{Recorded, StepStore, Tape};
 pub use update::{Effect, Msg};
-pub use victims::{VictimColumn, VictimList, VictimRow};
+pub use victims::{VICTIM_COLUMNS, VictimList, VictimRow};
 
 use crate::engine::{Prompt, Reference, Status};
 use crate::event::{Head, Layer, Position, RunInfo, SeqId, Settings, StepId};
@@ -293,7 +295,7 @@ pub struct App {
     pub scale: Scale,
     /// Index of the colour ramp, cycled by `c`.
     pub ramp: usize,
-    /// Column by which lists are sorted ([`VictimColumn::ALL`]), and whether in reverse.
+    /// Column by which lists are sorted ([`VICTIM_COLUMNS`]), and whether in reverse.
     pub sort: (usize, bool),
     /// First line shown of a pane that is neither list nor picture; the lists have a selection of their own.
     pub scroll: usize,

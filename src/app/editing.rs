@@ -194,7 +194,7 @@ impl App {
             Some(seq.tokens.get(self.cursor.position? as usize)?.piece.lossy().into_owned())
         };
         let row = match self.view {
-            View::Evictions => self.victims.current().map(|v| {
+            View::Evictions => self.victims.rows.current().map(|v| {
                 let head = v.head.map_or_else(|| "all".to_owned(), |h| h.to_string());
                 let number = |x: Option<f32>| x.map_or_else(|| "-".to_owned(), |x| x.to_string());
                 format!(
@@ -208,7 +208,7 @@ impl App {
                     v.age
                 )
             }),
-            View::Log => self.log.current().map(|l| l.text.clone()),
+            View::Log => self.log.lines.current().map(|l| l.text.clone()),
             View::Policy => None,
             _ => token(),
         };

@@ -44,7 +44,7 @@ pub enum FilterError {
     TooLong,
 }
 
-/// What rows can be asked about.
+/// What rows can be asked about, and the columns of a list of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
     /// Kind of a log line: `run`, `prefill`, `token`, `evict`, `tune`, `finish`, `gap`; a victim's is `evict`.
@@ -80,8 +80,8 @@ impl Field {
         ("step", Self::Step),
         ("layer", Self::Layer),
         ("head", Self::Head),
-        ("position", Self::Position),
         ("pos", Self::Position),
+        ("position", Self::Position),
         ("token", Self::Token),
         ("reason", Self::Reason),
         ("score", Self::Score),
@@ -90,6 +90,12 @@ impl Field {
         ("margin", Self::Margin),
         ("age", Self::Age),
     ];
+
+    /// The name shown.
+    pub fn name(self) -> &'static str {
+        let named = Self::NAMES.iter().find(|&&(_, field)| field == self);
+        named.expect("every field has a name").0
+    }
 
     const fn is_text(self) -> bool {
         matches!(self, Self::Kind | Self::Token | Self::Reason)
@@ -297,6 +303,15 @@ mod tests {
         {
             assert!(!matches(no), "{no}");
         }
+    }
+
+    #[test]
+    fn a_field_is_read_by_the_name_that_is_shown() {
+        for (name, field) in Field::NAMES {
+            let known = |name: &str| Field::NAMES.iter().find(|(n, _)| *n == name).map(|n| n.1);
+            assert_eq!((known(name), known(field.name())), (Some(field), Some(field)));
+        }
+        assert_eq!(Field::Position.name(), "pos");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::filter::{Field, Filter, Row};
+use super::filtered::Filtered;
 use crate::event::{Origin, RunInfo, Stage, StepId};
 use crate::state::{SeqState, State, StepSummary};
 
@@ -75,10 +76,8 @@ impl Row for LogLine {
 /// The lines up to the shown step, oldest first. As bounded as the history they are made from.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
-    all: Vec<LogLine>,
-    shown: Vec<u32>,
-    /// Index into the shown lines.
-    pub selected: usize,
+    /// The lines.
+    pub lines: Filtered<LogLine>,
     /// The selection stays on the newest line.
     pub following: bool,
     run: Option<Arc<RunInfo>>,
@@ -87,36 +86,6 @@ pub struct Log {
 }
 
 impl Log {
-    /// Number of lines that match the filter.
-    pub fn len(&self) -> usize {
-        self.shown.len()
-    }
-
-    /// Whether no line matches.
-    pub fn is_empty(&self) -> bool {
-        self.shown.is_empty()
-    }
-
-    /// Lines before the filter.
-    pub fn total(&self) -> usize {
-        self.all.len()
-    }
-
-    /// A line by its place in the list.
-    pub fn get(&self, index: usize) -> Option<&LogLine> {
-        self.shown.get(index).map(|&i| &self.all[i as usize])
-    }
-
-    /// The lines from `first` on.
-    pub fn rows_from(&self, first: usize) -> impl Iterator<Item = &LogLine> {
-        self.shown.iter().skip(first).map(|&i| &self.all[i as usize])
-    }
-
-    /// The selected line.
-    pub fn current(&self) -> Option<&LogLine> {
-        self.get(self.selected)
-    }
-
     /// Brings the lines up to the state; only steps not seen yet are written.
     pub(super) fn refresh(&mut self, state: &State, filter: &Filter) {
         let same_run = self.run.as_ref().is_some_and(|run| Arc::ptr_eq(run, &state.run));
@@ -126,36 +95,41 @@ impl Log {
         }
         if !same_run {
             *self = Self { following: true, run: Some(Arc::clone(&state.run)), ..Self::default() };
-            self.all.push(begin(&state.run));
+            self.lines.all.push(begin(&state.run));
         }
-        let kept = self.all.partition_point(|line| state.step.is_some_and(|now| line.step <= now)).max(1);
-        self.all.truncate(kept);
-        self.write_after(self.step.filter(|_| self.all.len() > 1), state);
-        let oldest = state.history.iter().next().map_or(0, |s| s.step);
-        let forgotten = self.all[1..].partition_point(|line| line.step < oldest);
-        self.all.drain(1..=forgotten);
+        self.write(state);
         self.step = state.step;
         self.filter = Some(filter.source().to_owned());
-        self.shown.clear();
-        self.shown.extend((0..self.all.len() as u32).filter(|&i| filter.matches(&self.all[i as usize])));
-        let last = self.shown.len().saturating_sub(1);
-        self.selected = if self.following { last } else { self.selected.min(last) };
+        self.lines.apply(filter);
+        if self.following {
+            self.lines.select(usize::MAX);
+        }
     }
 
-    fn write_after(&mut self, known: Option<StepId>, state: &State) {
-        let from = known.map_or(0, |step| step + 1);
-        let first = state.history.iter().next().map_or(0, |s| s.step);
-        let skip = usize::try_from(from.saturating_sub(first)).unwrap_or(usize::MAX);
-        if known.is_none() && state.gap_steps > 0 {
-            let text = format!(
-                "{} steps did not reach the screen; the state after them is complete",
-                state.gap_steps
-            );
-            self.all.push(LogLine { step: first, at_ns: 0, kind: LogKind::Gap, text });
-        }
-        for summary in state.history.iter().skip(skip) {
-            write_step(&mut self.all, summary, state);
-        }
+    /// Takes back what the state does not know yet, adds what it has learnt, forgets what its history has forgotten.
+    fn write(&mut self, state: &State) {
+        let all = &mut self.lines.all;
+        let kept = all.partition_point(|line| state.step.is_some_and(|now| line.step <= now)).max(1);
+        all.truncate(kept);
+        write_after(all, self.step.filter(|_| kept > 1), state);
+        let oldest = state.history.iter().next().map_or(0, |s| s.step);
+        let forgotten = all[1..].partition_point(|line| line.step < oldest);
+        all.drain(1..=forgotten);
+    }
+}
+
+/// Writes the steps after the one that is known.
+fn write_after(out: &mut Vec<LogLine>, known: Option<StepId>, state: &State) {
+    let from = known.map_or(0, |step| step + 1);
+    let first = state.history.iter().next().map_or(0, |s| s.step);
+    let skip = usize::try_from(from.saturating_sub(first)).unwrap_or(usize::MAX);
+    if known.is_none() && state.gap_steps > 0 {
+        let text =
+            format!("{} steps did not reach the screen; the state after them is complete", state.gap_steps);
+        out.push(LogLine { step: first, at_ns: 0, kind: LogKind::Gap, text });
+    }
+    for summary in state.history.iter().skip(skip) {
+        write_step(out, summary, state);
     }
 }
 

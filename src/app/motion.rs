@@ -125,8 +125,8 @@ impl App {
                     self.step_by(dx);
                 }
             }
-            Terrain::Victims => self.select_victim(self.victims.selected as i64 + dy),
-            Terrain::Log => self.select_line(self.log.selected as i64 + dy),
+            Terrain::Victims => self.select_victim(self.victims.rows.selected as i64 + dy),
+            Terrain::Log => self.select_line(self.log.lines.selected as i64 + dy),
             Terrain::Lines => self.scroll = self.scroll.saturating_add_signed(dy as isize),
         }
     }
@@ -219,14 +219,14 @@ impl App {
     }
 
     fn select_victim(&mut self, index: i64) {
-        let last = self.victims.len() as i64 - 1;
-        self.victims.selected = index.clamp(0, last.max(0)) as usize;
+        let last = self.victims.rows.len() as i64 - 1;
+        self.victims.rows.selected = index.clamp(0, last.max(0)) as usize;
         self.follow_victim();
     }
 
     /// The cursor goes where the selected victim was lost.
     fn follow_victim(&mut self) {
-        let Some(row) = self.victims.current() else { return };
+        let Some(row) = self.victims.rows.current() else { return };
         let (seq, position, layer, head) = (row.seq, row.position, row.layer, row.head);
         self.cursor.seq = seq;
         self.cursor.position = Some(position);
@@ -239,25 +239,25 @@ impl App {
     }
 
     fn select_line(&mut self, index: i64) {
-        let last = self.log.len() as i64 - 1;
-        self.log.selected = index.clamp(0, last.max(0)) as usize;
+        let last = self.log.lines.len() as i64 - 1;
+        self.log.lines.selected = index.clamp(0, last.max(0)) as usize;
         self.log.following = index >= last;
     }
 
     pub(super) fn next_match(&mut self, by: i64) {
         if self.view == View::Log {
-            self.select_line(self.log.selected as i64 + by);
+            self.select_line(self.log.lines.selected as i64 + by);
         } else {
             if self.view != View::Evictions {
                 self.open_view(View::Evictions);
             }
-            self.select_victim(self.victims.selected as i64 + by);
+            self.select_victim(self.victims.rows.selected as i64 + by);
         }
     }
 
     pub(super) fn next_sort(&mut self) {
-        self.sort = ((self.sort.0 + 1) % super::VictimColumn::ALL.len(), false);
-        self.say(format!("sorted by {}", super::VictimColumn::ALL[self.sort.0].name()));
+        self.sort = ((self.sort.0 + 1) % super::VICTIM_COLUMNS.len(), false);
+        self.say(format!("sorted by {}", super::VICTIM_COLUMNS[self.sort.0].name()));
     }
 
     /// From the selected thing to what explains it.
@@ -274,7 +274,7 @@ impl App {
             }
             View::Evictions => self.drill_victim(),
             View::Log => {
-                if let Some(step) = self.log.current().map(|l| l.step) {
+                if let Some(step) = self.log.lines.current().map(|l| l.step) {
                     self.show(Some(step));
                 }
             }
@@ -284,7 +284,7 @@ impl App {
 
     /// To the last step in which the victim was still there, and who read it then.
     fn drill_victim(&mut self) {
-        let Some(step) = self.victims.current().map(|row| row.step) else { return };
+        let Some(step) = self.victims.rows.current().map(|row| row.step) else { return };
         self.follow_victim();
         let before: StepId = step.saturating_sub(1);
         self.open_view(View::Attention);

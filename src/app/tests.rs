@@ -225,11 +225,11 @@ fn runs_are_compared_token_by_token() {
 fn the_victims_lead_the_cursor() {
     let (mut app, _) = live(20, 40);
     press(&mut app, "4");
-    assert!(app.victims.total() > 0);
+    assert!(app.victims.rows.total() > 0);
     press(&mut app, "/");
     type_in(&mut app, "token~471");
-    assert!(app.victims.len() < app.victims.total());
-    assert!(app.victims.rows_from(0).all(|r| r.token == " 4711"));
+    assert!(app.victims.rows.len() < app.victims.rows.total());
+    assert!(app.victims.rows.rows_from(0).all(|r| r.token == " 4711"));
     type_in(&mut app, " scor<1");
     assert!(app.filter_error.is_some());
     press(&mut app, "<Enter>");
@@ -237,16 +237,16 @@ fn the_victims_lead_the_cursor() {
     press(&mut app, "<Esc>");
     assert!(app.filter.is_empty() && app.filter_error.is_none());
     press(&mut app, "g g");
-    let row = app.victims.current().unwrap().clone();
+    let row = app.victims.rows.current().unwrap().clone();
     assert_eq!((app.cursor.position, app.cursor.layer), (Some(row.position), row.layer));
     press(&mut app, "o o o");
-    assert_eq!(VictimColumn::ALL[app.sort.0], VictimColumn::Position);
-    let positions: Vec<_> = app.victims.rows_from(0).map(|r| r.position).collect();
+    assert_eq!(VICTIM_COLUMNS[app.sort.0], Field::Position);
+    let positions: Vec<_> = app.victims.rows.rows_from(0).map(|r| r.position).collect();
     assert!(positions.is_sorted());
     press(&mut app, "O");
-    assert_eq!(app.victims.get(0).map(|r| r.position), positions.last().copied());
+    assert_eq!(app.victims.rows.get(0).map(|r| r.position), positions.last().copied());
     // The selection stayed on its row.
-    assert_eq!(app.victims.current().map(VictimRow::key), Some(row.key()));
+    assert_eq!(app.victims.rows.current().map(VictimRow::key), Some(row.key()));
     press(&mut app, "<Enter>");
     assert_eq!((app.view, app.step()), (View::Attention, Some(row.step - 1)));
 }
@@ -255,25 +255,25 @@ fn the_victims_lead_the_cursor() {
 fn the_log_follows_until_one_looks_back() {
     let (mut app, steps) = live(10, 40);
     press(&mut app, "7");
-    assert_eq!(app.log.current().map(|l| l.step), Some(9));
-    let kinds: Vec<_> = app.log.rows_from(0).map(|l| l.kind).collect();
+    assert_eq!(app.log.lines.current().map(|l| l.step), Some(9));
+    let kinds: Vec<_> = app.log.lines.rows_from(0).map(|l| l.kind).collect();
     assert_eq!(&kinds[..3], [LogKind::Run, LogKind::Prefill, LogKind::Prefill]);
     press(&mut app, "k k");
-    let line = app.log.current().unwrap().clone();
+    let line = app.log.lines.current().unwrap().clone();
     hear_steps(&mut app, &steps[10..12]);
-    assert_eq!(app.log.current(), Some(&line));
+    assert_eq!(app.log.lines.current(), Some(&line));
     press(&mut app, "<Enter>");
     assert_eq!(app.step(), Some(line.step));
-    assert!(app.log.rows_from(0).all(|l| l.step <= line.step));
+    assert!(app.log.lines.rows_from(0).all(|l| l.step <= line.step));
     press(&mut app, "F");
-    assert_eq!(app.log.current().map(|l| l.step), Some(11));
+    assert_eq!(app.log.lines.current().map(|l| l.step), Some(11));
     hear_steps(&mut app, &steps[12..]);
-    assert_eq!(app.log.rows_from(0).filter(|l| l.kind == LogKind::Finish).count(), 1);
+    assert_eq!(app.log.lines.rows_from(0).filter(|l| l.kind == LogKind::Finish).count(), 1);
     // Written bit by bit or at once, the lines are the same.
-    let bit_by_bit: Vec<_> = app.log.rows_from(0).cloned().collect();
+    let bit_by_bit: Vec<_> = app.log.lines.rows_from(0).cloned().collect();
     app.log = Log::default();
     app.update(Msg::Tick { now_ns: app.now_ns + 1 });
-    assert!(app.log.rows_from(0).eq(&bit_by_bit));
+    assert!(app.log.lines.rows_from(0).eq(&bit_by_bit));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::filter::{Field, Filter, Row};
+use super::filtered::Filtered;
 use crate::event::{Head, Layer, Position, Reason, RunInfo, SeqId, StepId};
 use crate::state::{Decision, State};
 
@@ -79,81 +80,38 @@ impl Row for VictimRow {
     }
 }
 
-/// Columns of the list, in drawing order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VictimColumn {
-    /// When.
-    Step,
-    /// Decoder layer.
-    Layer,
-    /// KV head.
-    Head,
-    /// Position.
-    Position,
-    /// Text.
-    Token,
-    /// Why.
-    Reason,
-    /// Score.
-    Score,
-    /// Cutoff.
-    Cutoff,
-    /// Rank.
-    Rank,
-    /// Margin.
-    Margin,
-    /// Age.
-    Age,
-}
+/// Columns of the list in order; [`super::App::sort`] indexes them.
+pub const VICTIM_COLUMNS: [Field; 11] = [
+    Field::Step,
+    Field::Layer,
+    Field::Head,
+    Field::Position,
+    Field::Token,
+    Field::Reason,
+    Field::Score,
+    Field::Cutoff,
+    Field::Rank,
+    Field::Margin,
+    Field::Age,
+];
 
-impl VictimColumn {
-    /// All columns in order; [`super::App::sort`] indexes them.
-    pub const ALL: [Self; 11] = [
-        Self::Step,
-        Self::Layer,
-        Self::Head,
-        Self::Position,
-        Self::Token,
-        Self::Reason,
-        Self::Score,
-        Self::Cutoff,
-        Self::Rank,
-        Self::Margin,
-        Self::Age,
-    ];
-
-    /// Title.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Step => "step",
-            Self::Layer => "layer",
-            Self::Head => "head",
-            Self::Position => "pos",
-            Self::Token => "token",
-            Self::Reason => "reason",
-            Self::Score => "score",
-            Self::Cutoff => "cutoff",
-            Self::Rank => "rank",
-            Self::Margin => "margin",
-            Self::Age => "age",
-        }
-    }
-
-    fn compare(self, a: &VictimRow, b: &VictimRow) -> Ordering {
-        match self {
-            // The newest decision first: what just happened is what one looks for.
-            Self::Step => b.step.cmp(&a.step),
-            Self::Layer => a.layer.cmp(&b.layer),
-            Self::Head => a.head.cmp(&b.head),
-            Self::Position => a.position.cmp(&b.position),
-            Self::Token => a.token.cmp(&b.token),
-            Self::Reason => (a.reason as u8).cmp(&(b.reason as u8)),
-            Self::Score => missing_last(a.score, b.score),
-            Self::Cutoff => missing_last(a.cutoff, b.cutoff),
-            Self::Rank => a.rank.unwrap_or(usize::MAX).cmp(&b.rank.unwrap_or(usize::MAX)),
-            Self::Margin => missing_last(a.margin, b.margin),
-            Self::Age => a.age.cmp(&b.age),
-        }
+/// Order of two victims by a column.
+fn compare(column: Field, a: &VictimRow, b: &VictimRow) -> Ordering {
+    match column {
+        // All victims are of one kind.
+        Field::Kind => Ordering::Equal,
+        // The newest decision first: what just happened is what one looks for.
+        Field::Step => b.step.cmp(&a.step),
+        Field::Layer => a.layer.cmp(&b.layer),
+        Field::Head => a.head.cmp(&b.head),
+        Field::Position => a.position.cmp(&b.position),
+        Field::Token => a.token.cmp(&b.token),
+        Field::Reason => (a.reason as u8).cmp(&(b.reason as u8)),
+        Field::Score => missing_last(a.score, b.score),
+        Field::Cutoff => missing_last(a.cutoff, b.cutoff),
+        Field::Rank => a.rank.unwrap_or(usize::MAX).cmp(&b.rank.unwrap_or(usize::MAX)),
+        Field::Margin => missing_last(a.margin, b.margin),
+        Field::Age => a.age.cmp(&b.age),
     }
 }
 
@@ -167,50 +125,18 @@ fn missing_last(a: Option<f32>, b: Option<f32>) -> Ordering {
 /// Sorted, filtered victims of the shown state. Rebuilt when the state, the filter or the order has changed.
 #[derive(Clone, Debug, Default)]
 pub struct VictimList {
-    all: Vec<VictimRow>,
-    shown: Vec<u32>,
+    /// The victims.
+    pub rows: Filtered<VictimRow>,
     omitted: u64,
-    /// Index into the shown rows.
-    pub selected: usize,
     run: Option<Arc<RunInfo>>,
     decisions: u64,
     arranged: Option<(String, (usize, bool))>,
 }
 
 impl VictimList {
-    /// Number of rows that match the filter.
-    pub fn len(&self) -> usize {
-        self.shown.len()
-    }
-
-    /// Whether no row matches.
-    pub fn is_empty(&self) -> bool {
-        self.shown.is_empty()
-    }
-
-    /// Victims before the filter.
-    pub fn total(&self) -> usize {
-        self.all.len()
-    }
-
     /// Victims not listed because there are too many, or because the bounded log has forgotten them.
     pub fn omitted(&self) -> u64 {
         self.omitted
-    }
-
-    /// A row by its place in the list.
-    pub fn get(&self, index: usize) -> Option<&VictimRow> {
-        self.shown.get(index).map(|&i| &self.all[i as usize])
-    }
-
-    /// The rows from `first` on.
-    pub fn rows_from(&self, first: usize) -> impl Iterator<Item = &VictimRow> {
-        self.shown.iter().skip(first).map(|&i| &self.all[i as usize])
-    }
-
-    /// The selected row.
-    pub fn current(&self) -> Option<&VictimRow> {
-        self.get(self.selected)
     }
 
     /// Brings the rows up to the state; cheap when nothing has changed. The selection stays on its row.
@@ -222,59 +148,53 @@ impl VictimList {
         if !stale && arranged {
             return;
         }
-        let selected = self.current().map(VictimRow::key);
+        let selected = self.rows.current().map(VictimRow::key);
         if stale {
             self.run = Some(Arc::clone(&state.run));
             self.decisions = decisions;
             self.collect(state);
         }
         self.arranged = Some((filter.source().to_owned(), sort));
-        self.arrange(filter, sort);
-        self.selected = selected
-            .and_then(|key| self.shown.iter().position(|&i| self.all[i as usize].key() == key))
-            .unwrap_or(self.selected.min(self.shown.len().saturating_sub(1)));
+        self.rows.apply(filter);
+        self.sort(sort);
+        let again = selected.and_then(|key| self.rows.rows_from(0).position(|row| row.key() == key));
+        self.rows.select(again.unwrap_or(self.rows.selected));
     }
 
     /// Selects a token's newest row, if it is listed: that of a (layer, KV head) where there is one.
     pub(super) fn select_token(&mut self, seq: SeqId, position: Position, lane: (Layer, Head)) -> bool {
         let newest = self
-            .shown
-            .iter()
+            .rows
+            .rows_from(0)
             .enumerate()
-            .filter(|&(_, &i)| {
-                let row = &self.all[i as usize];
-                row.seq == seq && row.position == position
-            })
-            .max_by_key(|&(_, &i)| {
-                let row = &self.all[i as usize];
+            .filter(|(_, row)| row.seq == seq && row.position == position)
+            .max_by_key(|(_, row)| {
                 (row.layer == lane.0 && row.head.is_none_or(|head| head == lane.1), row.step)
-            });
-        if let Some((index, _)) = newest {
-            self.selected = index;
+            })
+            .map(|(index, _)| index);
+        if let Some(index) = newest {
+            self.rows.select(index);
         }
         newest.is_some()
     }
 
     fn collect(&mut self, state: &State) {
-        self.all.clear();
+        let all = &mut self.rows.all;
+        all.clear();
         for decision in state.evictions.iter().rev() {
-            let room = MAX_ROWS.saturating_sub(self.all.len());
+            let room = MAX_ROWS.saturating_sub(all.len());
             if room == 0 {
                 break;
             }
-            self.all.extend(rows_of(state, decision).take(room));
+            all.extend(rows_of(state, decision).take(room));
         }
-        self.omitted = state.evictions.total_victims().saturating_sub(self.all.len() as u64);
+        self.omitted = state.evictions.total_victims().saturating_sub(all.len() as u64);
     }
 
-    fn arrange(&mut self, filter: &Filter, (column, reverse): (usize, bool)) {
-        let all = &self.all;
-        self.shown.clear();
-        self.shown.extend((0..all.len() as u32).filter(|&i| filter.matches(&all[i as usize])));
-        let column = VictimColumn::ALL[column % VictimColumn::ALL.len()];
-        self.shown.sort_by(|&i, &j| {
-            let (a, b) = (&all[i as usize], &all[j as usize]);
-            let order = column.compare(a, b);
+    fn sort(&mut self, (column, reverse): (usize, bool)) {
+        let column = VICTIM_COLUMNS[column % VICTIM_COLUMNS.len()];
+        self.rows.sort_by(|a, b| {
+            let order = compare(column, a, b);
             let order = if reverse { order.reverse() } else { order };
             order.then_with(|| {
                 (b.step, a.layer, a.head, a.position).cmp(&(a.step, b.layer, b.head, b.position))

@@ -55,7 +55,7 @@ pub(super) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
 
 /// The list; `explain` the selected victim in a line below where no card does.
 fn victims(buf: &mut Buffer, area: Rect, scene: &Scene<'_>, explain: bool) {
-    let list = &scene.app.victims;
+    let list = &scene.app.victims.rows;
     let note = super::filter_note(scene, list.len(), list.total(), "victims m");
     let inner = pane(buf, area, scene, "victims", &note, Some(VICTIMS));
     if list.is_empty() {

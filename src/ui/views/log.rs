@@ -10,7 +10,7 @@ use crate::ui::theme::Role;
 
 /// One line per happening: step, time since the run began, kind, words.
 pub(super) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
-    let log = &scene.app.log;
+    let log = &scene.app.log.lines;
     let inner =
         pane(buf, area, scene, "log", &super::filter_note(scene, log.len(), log.total(), "lines"), Some(0));
     let (inner, heading) = super::list_heading(inner);

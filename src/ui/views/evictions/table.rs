@@ -4,7 +4,7 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::Modifier;
 
-use crate::app::{VictimColumn as Column, VictimRow};
+use crate::app::{Field, VICTIM_COLUMNS, VictimRow};
 use crate::event::{Provenance, Reason};
 use crate::ui::draw::{Pen, Scene};
 use crate::ui::number;
@@ -17,62 +17,104 @@ use crate::ui::views::{first_row, list_heading, select_mark};
 const BAR: u16 = 14;
 const CONTEXT: u16 = 24;
 
-/// Columns of a reason in words rather than in a word.
-const PHRASE: u16 = 22;
+/// Columns of a reason in a word.
+const WORD: u16 = 7;
 
-/// Widths by column, in the order of [`Column::ALL`]; 0 is left out.
+/// The most that a list has to say in each column that has no bound of its own.
+#[derive(Default)]
+struct Longest {
+    step: u64,
+    position: u64,
+    of: u64,
+    age: u64,
+    /// Columns of a reason in words rather than in a word.
+    phrase: u16,
+}
+
+impl Longest {
+    fn of<'a>(rows: impl Iterator<Item = &'a VictimRow>) -> Self {
+        rows.fold(Self::default(), |most, row| Self {
+            step: most.step.max(row.step),
+            position: most.position.max(row.position.into()),
+            of: most.of.max(row.of as u64),
+            age: most.age.max(row.age.into()),
+            phrase: most.phrase.max(text::width(row.reason.words()) as u16),
+        })
+    }
+}
+
+/// Columns of a number.
+fn digits(number: u64) -> u16 {
+    number.checked_ilog10().map_or(1, |log| log as u16 + 1)
+}
+
+/// Widths by column, in the order of [`VICTIM_COLUMNS`]; 0 is left out.
 struct Widths {
-    columns: [u16; Column::ALL.len()],
+    columns: [(Field, u16); VICTIM_COLUMNS.len()],
     /// Columns of the bar that shows a score against its cutoff.
     bar: u16,
 }
 
 impl Widths {
     /// What fits, the most telling columns staying longest; the token takes what is left.
-    fn new(width: u16) -> Self {
-        use Column as C;
-        let mut columns = Column::ALL.map(|column| match column {
-            C::Step | C::Age | C::Reason => 6,
-            C::Layer | C::Position => 5,
-            C::Head => 4,
-            C::Score => 7,
-            C::Cutoff | C::Margin | C::Token => 8,
-            C::Rank => 9,
+    fn new(width: u16, longest: &Longest) -> Self {
+        use Field as F;
+        let columns = VICTIM_COLUMNS.map(|column| {
+            let least = match column {
+                F::Kind | F::Head => 4,
+                F::Step => 6.max(digits(longest.step)),
+                F::Age => 6.max(digits(longest.age)),
+                F::Layer => 5,
+                F::Position => 5.max(digits(longest.position)),
+                F::Score => 7,
+                F::Reason => WORD,
+                F::Cutoff | F::Margin | F::Token => 8,
+                F::Rank => 9.max(2 * digits(longest.of) + 1),
+            };
+            (column, least)
         });
-        let used = |columns: &[u16]| columns.iter().filter(|&&w| w > 0).map(|w| w + 1).sum::<u16>();
+        let mut widths = Self { columns, bar: 0 };
         // The reason is the same for most policies, and the rest follows from score and cutoff.
-        for least in [C::Reason, C::Age, C::Rank, C::Margin, C::Cutoff, C::Step, C::Head, C::Layer, C::Score]
+        for least in [F::Reason, F::Age, F::Rank, F::Margin, F::Cutoff, F::Step, F::Head, F::Layer, F::Score]
         {
-            if used(&columns) <= width {
+            if widths.used() <= width {
                 break;
             }
-            columns[least as usize] = 0;
+            *widths.column(least) = 0;
         }
-        let mut spare = width.saturating_sub(used(&columns));
-        for (column, by) in [(C::Token, 4), (C::Reason, PHRASE - 6), (C::Token, 6)] {
-            // The reason takes a phrase or stays a word; the token takes whatever there is.
-            let by = if column == C::Token { by.min(spare) } else { by };
-            if columns[column as usize] > 0 && spare >= by {
-                columns[column as usize] += by;
-                spare -= by;
-            }
+        let spare = |widths: &Self| width.saturating_sub(widths.used());
+        *widths.column(F::Token) += 4.min(spare(&widths));
+        // The reason takes a phrase or stays a word; the token takes whatever there is.
+        let phrase = longest.phrase.saturating_sub(WORD);
+        if *widths.column(F::Reason) > 0 && spare(&widths) >= phrase {
+            *widths.column(F::Reason) += phrase;
         }
-        let bar = if spare >= BAR { BAR - 1 } else { 0 };
-        Self { columns, bar }
+        *widths.column(F::Token) += 6.min(spare(&widths));
+        widths.bar = if spare(&widths) >= BAR { BAR - 1 } else { 0 };
+        widths
     }
 
-    fn of(&self) -> impl Iterator<Item = (Column, u16)> + '_ {
-        Column::ALL.into_iter().zip(self.columns).filter(|&(_, width)| width > 0)
+    fn used(&self) -> u16 {
+        self.of().map(|(_, width)| width + 1).sum()
+    }
+
+    fn column(&mut self, column: Field) -> &mut u16 {
+        let at = self.columns.iter().position(|&(c, _)| c == column);
+        &mut self.columns[at.expect("a column of the list")].1
+    }
+
+    fn of(&self) -> impl Iterator<Item = (Field, u16)> + '_ {
+        self.columns.iter().copied().filter(|&(_, width)| width > 0)
     }
 }
 
 /// Titles and rows, the selected one in sight.
 pub(super) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
-    let list = &scene.app.victims;
+    let list = &scene.app.victims.rows;
     let (rows, heading) = list_heading(area);
     scene.note_rows(rows.height);
     // The first column belongs to the sign of the selected row.
-    let widths = Widths::new(area.width.saturating_sub(1));
+    let widths = Widths::new(area.width.saturating_sub(1), &Longest::of(list.rows_from(0)));
     titles(&mut Pen::new(buf, heading, scene.styles), scene, &widths);
     let first = first_row(list.selected, list.len(), rows.height);
     let mut above: Option<&VictimRow> = None;
@@ -89,19 +131,19 @@ pub(super) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
 
 fn titles(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, widths: &Widths) {
     let (sorted, reverse) = scene.app.sort;
-    let sorted = Column::ALL[sorted % Column::ALL.len()];
+    let sorted = VICTIM_COLUMNS[sorted % VICTIM_COLUMNS.len()];
     let arrow = if reverse { scene.symbols().pick('↑', '^') } else { scene.symbols().pick('↓', 'v') };
     pen.skip(1);
     for (column, width) in widths.of() {
         let title = match column {
-            Column::Score | Column::Cutoff => marked(column.name(), Provenance::Measured),
-            Column::Rank | Column::Margin | Column::Age => marked(column.name(), Provenance::Derived),
+            Field::Score | Field::Cutoff => marked(column.name(), Provenance::Measured),
+            Field::Rank | Field::Margin | Field::Age => marked(column.name(), Provenance::Derived),
             _ => column.name().to_owned(),
         };
         let role = if column == sorted { Role::Title } else { Role::Dim };
-        // The arrow takes the place of a blank or of the mark: widths do not change with the order.
+        // The arrow takes the place of a blank, of the mark or of the gap: widths do not change with the order.
         let title = if column == sorted { format!("{}{arrow}", column.name()) } else { title };
-        pen.put(&aligned(&title, width, column), role).put(" ", Role::Dim);
+        pen.put(&left(&aligned(&title, width, column), width + 1), role);
     }
     if widths.bar > 0 {
         pen.put(&left("of cutoff d", widths.bar + 1), Role::Dim);
@@ -111,8 +153,8 @@ fn titles(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, widths: &Widths) {
     }
 }
 
-fn aligned(words: &str, width: u16, column: Column) -> String {
-    if matches!(column, Column::Token | Column::Reason) { left(words, width) } else { right(words, width) }
+fn aligned(words: &str, width: u16, column: Field) -> String {
+    if matches!(column, Field::Token | Field::Reason) { left(words, width) } else { right(words, width) }
 }
 
 fn line(
@@ -127,7 +169,7 @@ fn line(
     let same = above.is_some_and(|a| (a.step, a.layer, a.head) == (row.step, row.layer, row.head));
     for (column, width) in widths.of() {
         let (words, role) = cell(scene, row, column, width);
-        let shared = same && matches!(column, Column::Step | Column::Layer | Column::Head | Column::Cutoff);
+        let shared = same && matches!(column, Field::Step | Field::Layer | Field::Head | Field::Cutoff);
         let role = if shared && role == Role::Text { Role::Dim } else { role };
         pen.put(&aligned(&words, width, column), role).put(" ", Role::Text);
     }
@@ -156,35 +198,36 @@ fn context(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, row: &VictimRow) {
     }
 }
 
-fn cell(scene: &Scene<'_>, row: &VictimRow, column: Column, width: u16) -> (String, Role) {
+fn cell(scene: &Scene<'_>, row: &VictimRow, column: Field, width: u16) -> (String, Role) {
     let symbols = scene.symbols();
     let decimal = |x: Option<f32>| {
         x.map_or_else(|| number::missing(6, symbols), |x| number::decimal(x.into(), symbols))
     };
     let here = |is: bool| if is { Role::Accent } else { Role::Text };
     match column {
-        Column::Step => (row.step.to_string(), Role::Text),
-        Column::Layer => (row.layer.to_string(), here(usize::from(row.layer) == scene.layer())),
-        Column::Head => match row.head {
+        Field::Kind => ("evict".into(), Role::Dim),
+        Field::Step => (row.step.to_string(), Role::Text),
+        Field::Layer => (row.layer.to_string(), here(usize::from(row.layer) == scene.layer())),
+        Field::Head => match row.head {
             Some(head) => (head.to_string(), here(head == scene.kv_head())),
             None => ("all".into(), Role::Text),
         },
-        Column::Position => (row.position.to_string(), here(scene.position() == Some(row.position))),
-        Column::Token => {
+        Field::Position => (row.position.to_string(), here(scene.position() == Some(row.position))),
+        Field::Token => {
             let safe = text::safe(row.token.as_bytes(), symbols);
             (text::fit(&format!("'{safe}'"), usize::from(width), symbols).into_owned(), Role::Title)
         }
-        Column::Reason if width < PHRASE => (short(row.reason).to_owned(), Role::Dim),
-        Column::Reason => (row.reason.words().to_owned(), Role::Dim),
-        Column::Score => (decimal(row.score), Role::Text),
-        Column::Cutoff => (decimal(row.cutoff), Role::Text),
-        Column::Rank => {
+        Field::Reason if width <= WORD => (short(row.reason).to_owned(), Role::Dim),
+        Field::Reason => (row.reason.words().to_owned(), Role::Dim),
+        Field::Score => (decimal(row.score), Role::Text),
+        Field::Cutoff => (decimal(row.cutoff), Role::Text),
+        Field::Rank => {
             let rank =
                 row.rank.map_or_else(|| symbols.missing().to_string(), |rank| format!("{rank}/{}", row.of));
             (rank, Role::Text)
         }
-        Column::Margin => (decimal(row.margin), Role::Text),
-        Column::Age => (row.age.to_string(), Role::Text),
+        Field::Margin => (decimal(row.margin), Role::Text),
+        Field::Age => (row.age.to_string(), Role::Text),
     }
 }
 
@@ -206,21 +249,35 @@ mod tests {
 
     #[test]
     fn columns_fit_every_width_and_the_token_stays() {
-        for width in 0..220 {
-            let widths = Widths::new(width);
-            let used: u16 = widths.of().map(|(_, w)| w + 1).sum();
-            assert!(used + widths.bar <= width.max(15), "{used} of {width}");
-            assert!(widths.columns[Column::Token as usize] > 0);
-            assert!(widths.columns[Column::Position as usize] > 0);
+        let long = Longest { step: 9_999_999, position: 131_071, of: 16_384, age: 131_000, phrase: 37 };
+        for (width, longest) in (0..220).flat_map(|width| [(width, &long), (width, &LONGEST)]) {
+            let mut widths = Widths::new(width, longest);
+            assert!(widths.used() + widths.bar <= width.max(16), "{} of {width}", widths.used());
+            assert!(*widths.column(Field::Token) > 0 && *widths.column(Field::Position) > 0);
         }
     }
 
+    const LONGEST: Longest = Longest { step: 100, position: 100, of: 10, age: 90, phrase: 22 };
+
     #[test]
     fn eighty_columns_have_everything_but_the_phrase() {
-        let widths = Widths::new(79);
-        let shown: Vec<_> = widths.of().map(|(column, _)| column).collect();
-        let all: Vec<_> = Column::ALL.into_iter().filter(|&c| c != Column::Reason).collect();
+        let shown: Vec<_> = Widths::new(79, &LONGEST).of().map(|(column, _)| column).collect();
+        let all: Vec<_> = VICTIM_COLUMNS.into_iter().filter(|&c| c != Field::Reason).collect();
         assert_eq!(shown, all);
-        assert_eq!(Widths::new(110).of().count(), Column::ALL.len());
+        assert_eq!(Widths::new(110, &LONGEST).of().count(), VICTIM_COLUMNS.len());
+    }
+
+    #[test]
+    fn a_reason_has_room_for_its_words_or_is_one_word() {
+        for phrase in [22, 37] {
+            for width in 0..220 {
+                let mut widths = Widths::new(width, &Longest { phrase, ..LONGEST });
+                assert!([0, WORD, phrase].contains(widths.column(Field::Reason)), "{width}");
+            }
+            assert_eq!(*Widths::new(200, &Longest { phrase, ..LONGEST }).column(Field::Reason), phrase);
+        }
+        for reason in (0..u8::MAX).map_while(Reason::from_code) {
+            assert!(text::width(short(reason)) <= usize::from(WORD), "{reason:?}");
+        }
     }
 }
