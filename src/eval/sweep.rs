@@ -217,7 +217,7 @@ mod tests {
                 seed: 7,
                 lengths: vec![256],
                 depths: vec![0.3],
-                tokens: 320,
+                tokens: 448,
                 span: Span::Context,
             },
             cells: grid.cells().unwrap(),

@@ -117,15 +117,16 @@ impl Prompts {
 /// token ends a sentence or an entry.
 fn before_questions(answers: &[bool], ends: impl Fn(usize) -> bool) -> usize {
     let tokens = answers.len();
-    let mut first = tokens;
-    for i in (0..tokens).rev().filter(|&i| answers[i]) {
+    let last = answers.iter().rposition(|&answer| answer).unwrap_or(tokens);
+    let mut first = last;
+    for i in (0..last).rev().filter(|&i| answers[i]) {
         if first - i > QUESTION_TOKENS {
             break;
         }
         first = i;
     }
     if first + MOST_QUESTIONS < tokens {
-        first = tokens.saturating_sub(QUESTIONS);
+        first = last.min(tokens.saturating_sub(QUESTIONS));
     }
     // A question has two sentences: what is asked, and the one that the answer ends.
     let back = |from: usize| (1..from).rev().find(|&i| ends(i - 1)).unwrap_or(1);
@@ -148,7 +149,8 @@ mod tests {
         assert_eq!(before_questions(&answers(&[105, 455, 475], 490), ends), 440);
         let many: Vec<usize> = (5..490).step_by(10).collect();
         assert_eq!(before_questions(&answers(&many, 490), ends), 380);
-        assert_eq!(before_questions(&answers(&[], 490), ends), 480);
+        assert_eq!(before_questions(&answers(&[200], 490), ends), 180);
+        assert_eq!(before_questions(&answers(&[], 490), ends), 470);
         assert_eq!(before_questions(&answers(&[3], 5), ends), 1);
     }
 
