@@ -34,7 +34,7 @@ mod tile;
 
 use crate::event::Position;
 
-pub use lane::{HOLE, HeadLane, Pages, Rows, Shape, ShapeError};
+pub use lane::{HOLE, HeadLane, Pages, Rotation, Rows, Shape, ShapeError};
 pub use observe::observe;
 pub use probabilities::Probabilities;
 pub use rope::Rope;
@@ -44,7 +44,7 @@ pub use tile::RANGE_SLOTS;
 /// Consecutive queries of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Queries<'a> {
-    /// `[token][head][head_dim]`; rotated, unless the lanes hold keys before RoPE ([`HeadLane::rope`]).
+    /// `[token][head][head_dim]`; rotated, unless the lanes hold keys before RoPE ([`HeadLane::rotation`]).
     pub rows: &'a [f32],
     /// Position of the first token; the others follow.
     pub first: Position,

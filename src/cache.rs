@@ -6,14 +6,16 @@
 //!
 //! On a CPU run both tiers are arenas of RAM. K lives on the device; V's home is a matter of its layer.
 //!
-//! Pages may hold rows in codes of 8, 4 or 2 bits ([`KvDtype`]). The tables do not know: what a slot's row is stored as is
+//! Pages may hold rows in codes of 8 to 2 bits ([`KvDtype`]). The tables do not know: what a slot's row is stored as is
 //! its page's matter, and follows from the slots alone, never from values. A cache of such pages shares no prefix.
 
 mod arena;
 mod coding;
 mod compaction;
 mod config;
+mod dtype;
 mod kivi;
+mod nuq;
 mod pool;
 mod prefix;
 mod replay;
@@ -24,20 +26,20 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 pub use arena::{CodedPages, PageList, Pages};
-pub use config::{
-    CacheConfig, CacheError, DtypeError, Exhausted, KIVI_GROUP, KvDtype, KvShape, MAX_BLOCKS, MAX_HEAD_DIM,
-    RopeMode,
-};
+pub use config::{CacheConfig, CacheError, Exhausted, KvShape, MAX_BLOCKS, MAX_HEAD_DIM, RopeMode};
+pub use dtype::{DtypeError, KIVI_GROUP, KvDtype, Nuq};
 pub use replay::replay;
 pub use table::{HOLE, LaneView, LayerTable, TableError, Victims};
 
 use arena::Arena;
 use coding::Tally;
+use nuq::Coder;
 use pool::{Count, Demand, Home, Part, Pool};
 use prefix::PrefixIndex;
 use sequence::{Sequence, Turn};
 
 use crate::event::{BlockId, Head, Layer, Position, SeqId, TableOps, Tier, TierUse};
+use crate::quant::OUTLIER_BYTES;
 
 /// The paged KV cache of one model, for any number of sequences.
 ///
@@ -65,9 +67,14 @@ struct PageArenas {
 }
 
 impl PageArenas {
-    fn allocate(&mut self, id: BlockId, home: Home) {
-        self.keys.allocate(id);
-        self.values[home as usize].allocate(id);
+    /// `in_codes` where rows go into codes as they are written, after a calibration.
+    fn allocate(&mut self, id: BlockId, home: Home, in_codes: bool) {
+        for arena in [&mut self.keys, &mut self.values[home as usize]] {
+            match arena {
+                Arena::Nuq(store) if in_codes => store.allocate_coded(id),
+                arena => arena.allocate(id),
+            }
+        }
     }
 
     fn free(&mut self, id: BlockId, home: Home) {
@@ -142,9 +149,11 @@ impl Cache {
     /// # Panics
     /// The sequence was never added, or the model has no such layer or head.
     pub fn pages(&self, seq: SeqId, layer: Layer, head: Head) -> (Pages<'_>, Pages<'_>) {
-        let lane = self.table(seq, layer).lane(head);
+        let sequence = &self.sequences[&seq];
+        let lane = sequence.tables[usize::from(layer)].lane(head);
         let values = &self.pages.values[self.home(layer) as usize];
-        (self.pages.keys.pages(lane), values.pages(lane))
+        let codecs = sequence.calibration.as_ref().map(|calibration| calibration.codecs(layer, head));
+        (self.pages.keys.pages(lane, codecs.map(|c| c.0)), values.pages(lane, codecs.map(|c| c.1)))
     }
 
     fn home(&self, layer: Layer) -> Home {
@@ -231,19 +240,23 @@ impl Cache {
     fn append(&mut self, seq: SeqId, layer: Layer, first: Position, n: usize) {
         let home = self.home(layer);
         let heads = self.config.shape.kv_heads;
+        let width = self.config.block_size as usize;
         let sequence = self.sequences.get_mut(&seq).expect("the caller looked it up");
         let table = &mut sequence.tables[usize::from(layer)];
+        let in_codes = sequence.calibration.as_ref().is_some_and(|calibration| calibration.is_done(layer));
         let mut taken = Vec::new();
         let take = |key: Option<Head>| {
             let id = self.pool.take(key, home);
             for id in members(key, id, heads) {
-                self.pages.allocate(id, home);
+                self.pages.allocate(id, home, in_codes);
+                if in_codes {
+                    [Part::K, Part::V].into_iter().for_each(|part| self.pool.code(id, part, 0..width));
+                }
             }
             taken.push((key, id));
             Ok::<_, Infallible>(id)
         };
         table.append(first, n, take).expect("the append was checked");
-        let width = self.config.block_size as usize;
         for head in 0..heads {
             let lane = table.lane(head);
             let (mut slot, end) = (lane.slots.len() - n, lane.slots.len());
@@ -288,9 +301,20 @@ impl Cache {
         if n == 0 {
             return Ok(());
         }
+        let calibration = sequence.calibration.as_ref().filter(|calibration| calibration.is_done(layer));
         for head in 0..kv_heads {
             let lane = table.lane(head);
             let slot = reserved_slot(lane, first, n).ok_or_else(|| misfit.clone())?;
+            if let Some(calibration) = calibration {
+                let mut coder = Coder {
+                    keys: self.pages.keys.nuq_mut(),
+                    values: self.pages.values[home as usize].nuq_mut(),
+                    pool: &mut self.pool,
+                    tally: &mut self.tally,
+                };
+                coder.append(calibration, (layer, head), lane, slot, [k, v]);
+                continue;
+            }
             let column = usize::from(head) * head_dim;
             self.pages.keys.write(lane, slot, n, &k[column..], stride);
             self.pages.values[home as usize].write(lane, slot, n, &v[column..], stride);
@@ -299,7 +323,7 @@ impl Cache {
                     [(Part::K, &self.pages.keys, k), (Part::V, &self.pages.values[home as usize], v)];
                 let mut back = vec![0.0; head_dim];
                 for (part, arena, rows) in arenas {
-                    let Pages::Coded(pages) = arena.pages(lane) else { continue };
+                    let Pages::Coded(pages) = arena.pages(lane, None) else { continue };
                     for i in 0..n {
                         pages.row(slot + i).decode(&mut back);
                         let was = &rows[i * stride + column..][..head_dim];
@@ -417,11 +441,13 @@ impl Cache {
     fn part_bytes(&self, count: &Count, part: Part) -> [u64; 3] {
         let (dtype, d) = (self.config.dtype, self.config.shape.head_dim);
         let coded = count.coded[part as usize];
-        let bytes = |rows: usize, coded: usize| {
-            ((rows - coded) * dtype.written_row_bytes(d) + coded * dtype.settled_row_bytes(d)) as u64
+        let bytes = |rows: usize, coded: usize, outliers: usize| {
+            let exact = (rows - coded) * dtype.written_row_bytes(d);
+            (exact + coded * dtype.settled_row_bytes(part, d) + outliers * OUTLIER_BYTES) as u64
         };
-        let (live, filled) = (bytes(count.live, coded.live), bytes(count.filled, coded.filled));
-        let held = bytes(count.blocks * self.config.block_size as usize, coded.rows);
+        let live = bytes(count.live, coded.live, coded.live_outliers);
+        let filled = bytes(count.filled, coded.filled, coded.outliers);
+        let held = bytes(count.blocks * self.config.block_size as usize, coded.rows, coded.outliers);
         [live, filled - live, held - filled]
     }
 

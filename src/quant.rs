@@ -9,7 +9,16 @@
 //! every finite element within f16's range. What lies beyond that range is cut off at it, what is no number is
 //! coded as the zero.
 
+//!
+//! [`NuqCodec`] has codes that are not uniform, with outliers beside them (KVQuant, arXiv 2401.18079).
+
+mod codebook;
 mod codec;
 mod group;
+mod nuq;
+mod rows;
 
-pub use codec::{Codec, CodedRows, Grouping};
+pub use codebook::{Thresholds, k_means};
+pub use codec::{Codec, Grouping};
+pub use nuq::{NuqCodec, NuqLayout, OUTLIER_BYTES};
+pub use rows::{CodedRows, StoredRows};

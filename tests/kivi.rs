@@ -1,7 +1,7 @@
 //! KIVI's pages and the attention over them against `golden/kivi.py`, which shares no code with them.
 
 use kvista::attention::cpu::CpuAttention;
-use kvista::attention::{self, Attention, HeadLane, Queries, Shape};
+use kvista::attention::{self, Attention, HeadLane, Queries, Rotation, Shape};
 use kvista::cache::{Cache, CacheConfig, KvDtype, KvShape, Pages, RopeMode};
 use kvista::quant::CodedRows;
 use serde::Deserialize;
@@ -84,7 +84,7 @@ fn pages_and_attention_are_those_of_the_reference() {
             block_size: 32,
             k: attention::Pages::Coded(&keys),
             v: attention::Pages::Coded(&values),
-            rope: None,
+            rotation: Rotation::None,
         }];
         let mut attention = CpuAttention::new(Shape::new(1, 1, HEAD_DIM).unwrap());
         attention.scores(Queries { rows: &golden.query, first: tokens as u32 - 1 }, &lanes);

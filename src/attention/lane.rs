@@ -103,10 +103,38 @@ pub struct HeadLane<'a> {
     /// Values; may be empty where they lie elsewhere and are staged for
     /// [`weighted_sum_selected`](super::Attention::weighted_sum_selected).
     pub v: Pages<'a>,
-    /// Set where keys were stored *before* RoPE: a key is then rotated at read by the rank of its slot among the live
-    /// ones, a query by the rank of its own slot, so positions restart inside the cache (StreamingLLM, arXiv
-    /// 2309.17453). `None` where keys and queries come rotated.
-    pub rope: Option<&'a Rope>,
+    /// How keys and queries are rotated at read.
+    pub rotation: Rotation<'a>,
+}
+
+/// By what keys that were stored *before* RoPE are rotated at read, and queries with them.
+#[derive(Clone, Copy, Debug)]
+pub enum Rotation<'a> {
+    /// By nothing: keys and queries come rotated.
+    None,
+    /// A key by the rank of its slot among the live ones, a query by the rank of its own slot, so positions restart inside
+    /// the cache (StreamingLLM, arXiv 2309.17453).
+    ByRank(&'a Rope),
+    /// Key and query by their positions, as they would have been before they were stored.
+    ByPosition(&'a Rope),
+}
+
+impl<'a> Rotation<'a> {
+    /// The rotation and its angle for a row at a live slot's rank and position.
+    pub(super) fn at(self, rank: usize, position: Position) -> Option<(&'a Rope, usize)> {
+        match self {
+            Self::None => None,
+            Self::ByRank(rope) => Some((rope, rank)),
+            Self::ByPosition(rope) => Some((rope, position as usize)),
+        }
+    }
+
+    /// Rotates a key as it is read.
+    pub fn turn(self, key: &mut [f32], rank: usize, position: Position) {
+        if let Some((rope, index)) = self.at(rank, position) {
+            rope.apply(key, index);
+        }
+    }
 }
 
 impl HeadLane<'_> {
@@ -242,8 +270,13 @@ mod tests {
     #[test]
     fn visible_stops_before_the_first_later_position_and_goes_on_from_there() {
         let slots = [0, HOLE, 4, 5, HOLE, 9];
-        let lane =
-            HeadLane { slots: &slots, block_size: 4, k: Pages::F32(&[]), v: Pages::F32(&[]), rope: None };
+        let lane = HeadLane {
+            slots: &slots,
+            block_size: 4,
+            k: Pages::F32(&[]),
+            v: Pages::F32(&[]),
+            rotation: Rotation::None,
+        };
         assert_eq!(lane.visible(4, (0, 0)), (3, 2));
         assert_eq!(lane.visible(8, (3, 2)), (4, 3));
         assert_eq!(lane.visible(9, (4, 3)), (6, 4));

@@ -20,6 +20,8 @@ struct Cache {
     block_size: usize,
     half: bool,
     rope: Option<std::sync::Arc<Rope>>,
+    /// Whether keys are rotated by their positions at read, not by their ranks.
+    by_position: bool,
     heads: Vec<Rowed>,
 }
 
@@ -47,7 +49,7 @@ impl Cache {
             (table, k, v)
         };
         let heads = (0..shape.kv_heads()).map(head).collect();
-        Self { shape, block_size, half: false, rope: None, heads }
+        Self { shape, block_size, half: false, rope: None, by_position: false, heads }
     }
 
     fn halved(mut self, half: bool) -> Self {
@@ -103,7 +105,11 @@ impl Cache {
                     block_size: self.block_size,
                     k: side(0),
                     v: side(1),
-                    rope: self.rope.as_deref(),
+                    rotation: match self.rope.as_deref() {
+                        None => Rotation::None,
+                        Some(rope) if self.by_position => Rotation::ByPosition(rope),
+                        Some(rope) => Rotation::ByRank(rope),
+                    },
                 }
             })
             .collect();
@@ -357,6 +363,39 @@ proptest! {
             rope.apply_heads(heads, d, first + t);
         }
         let read = Cache { rope: Some(rope), ..cache };
+        let run = |cache: &Cache, rows: &[f32]| {
+            let mut out = vec![0.0; rows.len()];
+            let queries = Queries { rows, first: first as Position };
+            cache.lanes(slots, |lanes| {
+                CpuAttention::new(shape).prefill(queries, lanes, Wants::default(), &mut [], &mut out)
+            });
+            out
+        };
+        prop_assert_eq!(bits(&run(&read, &raw)), bits(&run(&written, &turned)));
+    }
+
+    #[test]
+    fn keys_rotated_by_position_are_where_they_were_whatever_was_lost(
+        (cache, fresh, seed) in caches(), theta in 100.0..1e6,
+    ) {
+        let shape = cache.shape;
+        let d = shape.head_dim();
+        let slots = cache.slots();
+        let cache = Cache::new(shape, cache.block_size, seed, slots, 0.4, fresh);
+        let rope = std::sync::Arc::new(Rope::new(d, theta, 100));
+        let raw = rows(&mut ChaCha8Rng::seed_from_u64(seed ^ 4), fresh * shape.width());
+        let newest = *cache.heads[0].0.last().unwrap();
+        let first = newest as usize + 1 - fresh;
+        let (mut written, mut turned) = (cache.clone(), raw.clone());
+        for (slots, k, _) in &mut written.heads {
+            for (key, &position) in k.chunks_exact_mut(d).zip(&*slots).filter(|(_, p)| **p != HOLE) {
+                rope.apply(key, position as usize);
+            }
+        }
+        for (t, heads) in turned.chunks_exact_mut(shape.width()).enumerate() {
+            rope.apply_heads(heads, d, first + t);
+        }
+        let read = Cache { rope: Some(rope), by_position: true, ..cache };
         let run = |cache: &Cache, rows: &[f32]| {
             let mut out = vec![0.0; rows.len()];
             let queries = Queries { rows, first: first as Position };

@@ -3,7 +3,7 @@
 use crate::event::Position;
 
 use super::kernel::{add, add_scaled, dot, softmax};
-use super::lane::{HOLE, HeadLane, Rows, Shape};
+use super::lane::{HOLE, HeadLane, Rotation, Rows, Shape};
 
 /// Slots per partial sum; see the room's note on same bits.
 pub const RANGE_SLOTS: usize = 1024;
@@ -45,12 +45,13 @@ impl Tile {
         self.visible.clear();
         let mut seen = (0, 0);
         for (t, heads) in rows.chunks_exact(shape.width()).enumerate() {
-            seen = lane.visible(position.saturating_add(t as Position), seen);
+            let position = position.saturating_add(t as Position);
+            seen = lane.visible(position, seen);
             self.visible.push(seen.0);
             self.rows.extend_from_slice(&heads[kv_head * width..][..width]);
             let own = &mut self.rows[t * width..];
-            if let Some(rope) = lane.rope {
-                rope.apply_heads(own, self.head_dim, seen.1.saturating_sub(1));
+            if let Some((rope, index)) = lane.rotation.at(seen.1.saturating_sub(1), position) {
+                rope.apply_heads(own, self.head_dim, index);
             }
             for x in own {
                 *x *= shape.scale();
@@ -192,13 +193,13 @@ fn keys<'s, 'a: 's>(
     scratch: &'s mut Vec<f32>,
 ) -> &'s [f32] {
     let page = lane.k.page(block, slots.len() * d);
-    let Some(rope) = lane.rope else {
+    if let Rotation::None = lane.rotation {
         return page.widen(scratch);
-    };
+    }
     let keys = page.copy_into(scratch);
     for (key, &position) in keys.chunks_exact_mut(d).zip(slots) {
         if position != HOLE {
-            rope.apply(key, rank);
+            lane.rotation.turn(key, rank, position);
             rank += 1;
         }
     }

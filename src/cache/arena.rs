@@ -1,15 +1,18 @@
 //! Page storage of one tier, by block id: memory is taken when a block is, and given back with it.
 
+use std::ops::Range;
+
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::coding;
-use super::config::KvDtype;
+use super::dtype::KvDtype;
 use super::kivi::KiviStore;
+use super::nuq::NuqStore;
 use super::pool::Part;
 use super::table::{LaneView, RowMove};
 use crate::event::BlockId;
-use crate::quant::{Codec, CodedRows};
+use crate::quant::{Codec, CodedRows, NuqCodec};
 
 /// Pages of one kind (K or V) in one tier, `[slot][head_dim]` each.
 #[derive(Clone, Debug)]
@@ -20,6 +23,8 @@ pub(super) enum Arena {
     Codes(Store<u8>, Codec),
     /// Rows that go into codes later.
     Kivi(KiviStore),
+    /// Rows that go into codes after a calibration.
+    Nuq(NuqStore),
 }
 
 #[derive(Clone, Debug)]
@@ -53,6 +58,7 @@ pub struct CodedPages<'a> {
 enum CodedStore<'a> {
     Codes(&'a Store<u8>, Codec),
     Kivi(&'a KiviStore),
+    Nuq(&'a NuqStore, &'a NuqCodec),
 }
 
 impl<'a> CodedPages<'a> {
@@ -72,6 +78,7 @@ impl<'a> CodedPages<'a> {
         match self.store {
             CodedStore::Codes(store, codec) => CodedRows::new(codec, store.page(id), &[]),
             CodedStore::Kivi(store) => store.rows(id),
+            CodedStore::Nuq(store, codec) => store.rows(id, codec),
         }
     }
 
@@ -81,11 +88,16 @@ impl<'a> CodedPages<'a> {
         self.page(slot / width).cut(slot % width, slot % width + 1)
     }
 
-    /// Leading slots of the lane that are in codes; those of other pages than the last are so in the whole page.
+    /// Slots of the lane that are in codes: the leading ones, or where the first tokens stay exact the last ones. Those
+    /// of other pages than the last of them (the first) are so in the whole page.
     pub fn in_codes(&self) -> usize {
         match self.store {
             CodedStore::Codes(..) => self.lane.slots.len(),
             CodedStore::Kivi(store) => coding::in_codes(self.lane, |i| store.in_codes(self.lane.block(i))),
+            CodedStore::Nuq(store, _) => {
+                let slots = |i| self.lane.block_slots(i).len();
+                (0..self.len()).map(|i| slots(i).saturating_sub(store.exact_rows(self.lane.block(i)))).sum()
+            }
         }
     }
 }
@@ -212,6 +224,7 @@ macro_rules! on {
             Arena::F16($store) => $call,
             Arena::Codes($store, _) => $call,
             Arena::Kivi($store) => $call,
+            Arena::Nuq($store) => $call,
         }
     };
 }
@@ -222,6 +235,7 @@ impl Arena {
             (KvDtype::F16, _) => Self::F16(Store::new(row, width)),
             (KvDtype::Int8, Some(codec)) => Self::Codes(Store::new(codec.row_bytes(), width), codec),
             (KvDtype::Kivi { .. }, Some(codec)) => Self::Kivi(KiviStore::new(codec, row, width)),
+            (KvDtype::Nuq(nuq), _) => Self::Nuq(NuqStore::new(nuq.layout(part, row), width)),
             _ => Self::F32(Store::new(row, width)),
         }
     }
@@ -233,6 +247,24 @@ impl Arena {
     pub(super) fn kivi_mut(&mut self) -> &mut KiviStore {
         let Self::Kivi(store) = self else { unreachable!("the page type was checked") };
         store
+    }
+
+    /// The store of rows that go into codes after a calibration.
+    ///
+    /// # Panics
+    /// The pages are of another type.
+    pub(super) fn nuq_mut(&mut self) -> &mut NuqStore {
+        let Self::Nuq(store) = self else { unreachable!("the page type was checked") };
+        store
+    }
+
+    /// The rows of a page in codes that went there after they were written, and the outliers of each of them.
+    pub(super) fn coded(&self, id: BlockId) -> Option<(Range<usize>, Vec<usize>)> {
+        match self {
+            Self::Kivi(store) => Some((0..store.in_codes(id), Vec::new())),
+            Self::Nuq(store) => Some(store.coded(id)),
+            Self::F32(_) | Self::F16(_) | Self::Codes(..) => None,
+        }
     }
 
     pub(super) fn allocate(&mut self, id: BlockId) {
@@ -262,6 +294,7 @@ impl Arena {
             Self::F16(store) => store.move_rows(blocks, moves),
             Self::Codes(store, _) => store.move_rows(blocks, moves),
             Self::Kivi(store) => return store.gather(blocks, first, kept),
+            Self::Nuq(store) => store.gather(blocks, first, kept),
         }
         0
     }
@@ -271,8 +304,13 @@ impl Arena {
         on!(self, s => s.held_bytes())
     }
 
-    pub(super) const fn pages<'a>(&'a self, lane: LaneView<'a>) -> Pages<'a> {
+    /// The pages of a lane; `nuq` is how its rows went into codes, where a calibration says that.
+    pub(super) fn pages<'a>(&'a self, lane: LaneView<'a>, nuq: Option<&'a NuqCodec>) -> Pages<'a> {
         match self {
+            Self::Nuq(store) => {
+                let codec = nuq.expect("a lane of such pages has its codec");
+                Pages::Coded(CodedPages { lane, store: CodedStore::Nuq(store, codec) })
+            }
             Self::Codes(store, codec) => {
                 Pages::Coded(CodedPages { lane, store: CodedStore::Codes(store, *codec) })
             }
@@ -282,7 +320,8 @@ impl Arena {
         }
     }
 
-    /// Writes `n` rows of a lane from slot `slot` on. Row `i` starts at `rows[i * stride]`.
+    /// Writes `n` rows of a lane from slot `slot` on. Row `i` starts at `rows[i * stride]`. Where a calibration has to come
+    /// first, it has not yet.
     pub(super) fn write(&mut self, lane: LaneView<'_>, slot: usize, n: usize, rows: &[f32], stride: usize) {
         match self {
             Self::F32(store) => store.write(lane, slot, n, |i, to| {
@@ -295,6 +334,7 @@ impl Arena {
                 codec.encode(&rows[i * stride..][..codec.row()], &[true], to);
             }),
             Self::Kivi(store) => store.write(lane, slot, n, rows, stride),
+            Self::Nuq(store) => store.write(lane, slot, n, rows, stride),
         }
     }
 }

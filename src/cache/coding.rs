@@ -2,7 +2,7 @@
 
 use super::pool::Part;
 use super::table::{HOLE, LaneView};
-use super::{Cache, CacheError, KIVI_GROUP, KvDtype, KvShape};
+use super::{Cache, CacheError, KIVI_GROUP, KvDtype, KvShape, Pages};
 use crate::event::attention::quantise;
 use crate::event::{CodingError, Head, Layer, LayerCoding, MAX_CHANNELS, SeqId};
 
@@ -93,17 +93,22 @@ impl Tally {
 }
 
 impl Cache {
-    /// Puts into codes what has left the exact window of a layer ([`KvDtype::Kivi`]; nothing to do for other types). To be
-    /// called after the layer's attention, so that a prefill chunk is read exactly by its own queries.
+    /// Puts into codes what has left the exact window of a layer ([`KvDtype::Kivi`]), or all there is once that is enough
+    /// to calibrate on ([`KvDtype::Nuq`]); nothing to do for other types. To be called after the layer's attention, so
+    /// that a prefill chunk is read exactly by its own queries.
     ///
-    /// K grows to `residual` slots, holes among them, which then go into codes all at once: whole pages. Of V the newest
-    /// `residual` live rows stay exact.
+    /// Under KIVI K grows to `residual` slots, holes among them, which then go into codes all at once: whole pages. Of V
+    /// the newest `residual` live rows stay exact.
     ///
     /// # Errors
     /// No such sequence or layer.
     pub fn quantise(&mut self, seq: SeqId, layer: Layer) -> Result<(), CacheError> {
         self.check_layer(layer)?;
-        let KvDtype::Kivi { residual, .. } = self.config.dtype else { return Ok(()) };
+        let residual = match self.config.dtype {
+            KvDtype::Kivi { residual, .. } => residual,
+            KvDtype::Nuq(nuq) => return self.calibrate(seq, layer, nuq),
+            _ => return Ok(()),
+        };
         let home = self.home(layer);
         let sequence = self.sequences.get(&seq).ok_or(CacheError::NoSequence(seq))?;
         let table = &sequence.tables[usize::from(layer)];
@@ -123,7 +128,7 @@ impl Cache {
                     let live: Vec<bool> = lane.block_slots(i).iter().map(|&p| p != HOLE).collect();
                     let (id, rows) = (lane.block(i), (end - i * KIVI_GROUP).min(KIVI_GROUP));
                     store.code(id, rows, &live, |was, is| self.tally.measure(layer, head, part, was, is));
-                    self.pool.code(id, part, rows);
+                    self.pool.code(id, part, 0..rows);
                 }
             }
         }
@@ -141,12 +146,25 @@ impl Cache {
     /// The sequence was never added, or the model has no such layer or head.
     pub fn live_value_bytes(&self, seq: SeqId, layer: Layer, head: Head) -> u64 {
         let lane = self.table(seq, layer).lane(head);
-        let (dtype, d) = (self.config.dtype, self.config.shape.head_dim);
-        let written = (lane.live * dtype.written_row_bytes(d)) as u64;
-        let super::Pages::Coded(pages) = self.pages(seq, layer, head).1 else { return written };
-        let codes = pages.in_codes();
-        let live = lane.slots[..codes].iter().filter(|&&p| p != HOLE).count();
-        written - (live * (dtype.written_row_bytes(d) - dtype.settled_row_bytes(d))) as u64
+        let live = (0..lane.slots.len()).filter(|&slot| lane.slots[slot] != HOLE);
+        self.value_bytes(seq, layer, head, live)
+    }
+
+    /// Bytes of V of the newest `n` slots of one KV head, as they lie.
+    ///
+    /// # Panics
+    /// The sequence was never added, or the model has no such layer or head, or it has fewer slots.
+    pub fn newest_value_bytes(&self, seq: SeqId, layer: Layer, head: Head, n: usize) -> u64 {
+        let slots = self.table(seq, layer).lane(head).slots.len();
+        self.value_bytes(seq, layer, head, slots - n..slots)
+    }
+
+    fn value_bytes(&self, seq: SeqId, layer: Layer, head: Head, slots: impl Iterator<Item = usize>) -> u64 {
+        let row_bytes = self.config.dtype.written_row_bytes(self.config.shape.head_dim);
+        match self.pages(seq, layer, head).1 {
+            Pages::Coded(pages) => slots.map(|slot| pages.row(slot).bytes() as u64).sum(),
+            Pages::F32(_) | Pages::F16(_) => (slots.count() * row_bytes) as u64,
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! Moving survivors together, and copying what is shared before it is written.
 
-use super::arena::Arena;
 use super::pool::{Demand, Part};
 use super::sequence::Turn;
 use super::{Cache, CacheError, HOLE, members};
@@ -10,7 +9,8 @@ impl Cache {
     /// Moves the survivors of one (sequence, layer) together, order kept, and gives back the blocks left over. Pages that
     /// other sequences share are copied first, and stay as they are.
     ///
-    /// Codes of V, and of rows that are groups of their own, move as they are. Keys in codes per channel share their
+    /// Codes of V, of rows that are groups of their own, and of keys whose thresholds the whole lane shares move as they
+    /// are. Keys in codes per channel of a page share their
     /// page's scales: they are decoded, full pages of them go into codes again (a second loss, counted as
     /// [`LayerCoding::recoded_rows`](crate::event::LayerCoding::recoded_rows)), and those of the page where they end stay
     /// decoded until the exact window is full.
@@ -101,8 +101,10 @@ impl Cache {
                     self.pool.clear(id);
                     self.pool.fill(id, 0, view.block_slots(i).len());
                     for (part, arena) in [(Part::K, &self.pages.keys), (Part::V, &*values)] {
-                        if let Arena::Kivi(store) = arena {
-                            self.pool.code(id, part, store.in_codes(id));
+                        let Some((rows, outliers)) = arena.coded(id) else { continue };
+                        self.pool.code(id, part, rows.clone());
+                        for (row, n) in rows.zip(outliers) {
+                            self.pool.note_outliers(id, part, row, n);
                         }
                     }
                 }

@@ -4,6 +4,7 @@
 //! part use first, and the lowest free id always goes first: the same calls give the same ids.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use super::config::Exhausted;
 use crate::event::{BlockId, Head};
@@ -30,6 +31,9 @@ pub(super) struct Coded {
     /// Those of slots that are filled, and of slots that are live.
     pub(super) filled: usize,
     pub(super) live: usize,
+    /// Outliers kept beside the codes, and those of slots that are live.
+    pub(super) outliers: usize,
+    pub(super) live_outliers: usize,
 }
 
 /// Slots counted by [`Home`], each physical slot once however many sequences share it.
@@ -60,24 +64,50 @@ struct Meta {
     filled: u32,
     live: u32,
     home: Home,
-    /// By [`Part`], the leading rows in codes, and how many of them are live.
-    coded: [u32; 2],
-    coded_live: [u32; 2],
+    coded: [CodedRun; 2],
 }
 
-const FREE: Meta =
-    Meta { owners: 0, filled: 0, live: 0, home: Home::Device, coded: [0; 2], coded_live: [0; 2] };
+/// The rows of one [`Part`] of a block that are in codes: one run.
+#[derive(Clone, Copy, Debug, Default)]
+struct CodedRun {
+    from: u32,
+    to: u32,
+    live: u32,
+    outliers: u32,
+    live_outliers: u32,
+}
+
+impl CodedRun {
+    const EMPTY: Self = Self { from: 0, to: 0, live: 0, outliers: 0, live_outliers: 0 };
+
+    fn contains(&self, row: usize) -> bool {
+        (self.from as usize..self.to as usize).contains(&row)
+    }
+
+    /// Rows of it that are among the first `n`.
+    fn within(&self, n: u32) -> u32 {
+        self.to.min(n) - self.from.min(n)
+    }
+}
+
+const FREE: Meta = Meta { owners: 0, filled: 0, live: 0, home: Home::Device, coded: [CodedRun::EMPTY; 2] };
 
 impl Meta {
     /// Forgets what is in codes, in the count too.
     fn uncount_coded(&mut self, count: &mut Count) {
         for part in 0..2 {
-            let coded = &mut count.coded[part];
-            coded.rows -= self.coded[part] as usize;
-            coded.filled -= self.coded[part].min(self.filled) as usize;
-            coded.live -= self.coded_live[part] as usize;
+            self.uncount_part(part, count);
         }
-        (self.coded, self.coded_live) = ([0; 2], [0; 2]);
+    }
+
+    fn uncount_part(&mut self, part: usize, count: &mut Count) {
+        let run = std::mem::take(&mut self.coded[part]);
+        let coded = &mut count.coded[part];
+        coded.rows -= (run.to - run.from) as usize;
+        coded.filled -= run.within(self.filled) as usize;
+        coded.live -= run.live as usize;
+        coded.outliers -= run.outliers as usize;
+        coded.live_outliers -= run.live_outliers as usize;
     }
 }
 
@@ -95,6 +125,8 @@ pub(super) struct Pool {
     metas: Vec<Meta>,
     /// Tables that hold a slot live, per slot of every block.
     holders: Vec<u32>,
+    /// By [`Part`], outliers of a slot's row; as long as the last slot that ever had one.
+    outliers: Vec<[u16; 2]>,
     counts: [Count; 2],
 }
 
@@ -111,11 +143,12 @@ impl Pool {
             in_use: 0,
             metas: Vec::new(),
             holders: Vec::new(),
+            outliers: Vec::new(),
             counts: [Count {
                 blocks: 0,
                 filled: 0,
                 live: 0,
-                coded: [Coded { rows: 0, filled: 0, live: 0 }; 2],
+                coded: [Coded { rows: 0, filled: 0, live: 0, outliers: 0, live_outliers: 0 }; 2],
             }; 2],
         }
     }
@@ -225,12 +258,20 @@ impl Pool {
     /// The only owner puts positions into `n` slots from `row` on.
     pub(super) fn fill(&mut self, id: BlockId, row: usize, n: usize) {
         self.holders[id as usize * self.width + row..][..n].fill(1);
+        self.outliers.iter_mut().skip(id as usize * self.width + row).take(n).for_each(|n| *n = [0; 2]);
         let meta = &mut self.metas[id as usize];
+        let filled = meta.filled;
         meta.filled += n as u32;
         meta.live += n as u32;
         let count = &mut self.counts[meta.home as usize];
         count.filled += n;
         count.live += n;
+        for (run, coded) in meta.coded.iter_mut().zip(&mut count.coded) {
+            let rows = run.within(meta.filled) - run.within(filled);
+            run.live += rows;
+            coded.filled += rows as usize;
+            coded.live += rows as usize;
+        }
     }
 
     /// The only owner, who let go of every slot, starts the block afresh.
@@ -243,20 +284,41 @@ impl Pool {
         meta.filled = 0;
     }
 
-    /// The only owner puts the rows of a part up to `end` into codes.
-    pub(super) fn code(&mut self, id: BlockId, part: Part, end: usize) {
+    /// From now on `rows` of a part are in codes, and no others. Their outliers are to be noted anew.
+    pub(super) fn code(&mut self, id: BlockId, part: Part, rows: Range<usize>) {
         let meta = &mut self.metas[id as usize];
         debug_assert_eq!(meta.owners, 1, "shared pages stay as they are");
-        let coded = &mut self.counts[meta.home as usize].coded[part as usize];
-        let before = std::mem::replace(&mut meta.coded[part as usize], end as u32) as usize;
-        let filled = end.min(meta.filled as usize);
-        let from = before.min(filled);
-        let holders = &self.holders[id as usize * self.width..][from..filled];
+        let count = &mut self.counts[meta.home as usize];
+        meta.uncount_part(part as usize, count);
+        let filled = rows.start.min(meta.filled as usize)..rows.end.min(meta.filled as usize);
+        let holders = &self.holders[id as usize * self.width..][filled.clone()];
         let live = holders.iter().filter(|&&n| n > 0).count();
-        meta.coded_live[part as usize] += live as u32;
-        coded.rows += end - before;
-        coded.filled += filled - from;
+        meta.coded[part as usize] =
+            CodedRun { from: rows.start as u32, to: rows.end as u32, live: live as u32, ..CodedRun::EMPTY };
+        let coded = &mut count.coded[part as usize];
+        coded.rows += rows.len();
+        coded.filled += filled.len();
         coded.live += live;
+    }
+
+    /// The row of a live slot in codes has `n` outliers beside it.
+    pub(super) fn note_outliers(&mut self, id: BlockId, part: Part, row: usize, n: usize) {
+        if n == 0 {
+            return;
+        }
+        let slot = id as usize * self.width + row;
+        if self.outliers.len() <= slot {
+            self.outliers.resize(slot + 1, [0; 2]);
+        }
+        self.outliers[slot][part as usize] = n as u16;
+        let meta = &mut self.metas[id as usize];
+        let coded = &mut self.counts[meta.home as usize].coded[part as usize];
+        let run = &mut meta.coded[part as usize];
+        debug_assert!(run.contains(row) && self.holders[slot] > 0, "a live row in codes");
+        run.outliers += n as u32;
+        run.live_outliers += n as u32;
+        coded.outliers += n;
+        coded.live_outliers += n;
     }
 
     /// A table lets go of a slot that it held live.
@@ -268,11 +330,13 @@ impl Pool {
             meta.live -= 1;
             let count = &mut self.counts[meta.home as usize];
             count.live -= 1;
-            for part in [Part::K, Part::V].map(|part| part as usize) {
-                if row < meta.coded[part] as usize {
-                    meta.coded_live[part] -= 1;
-                    count.coded[part].live -= 1;
-                }
+            let outliers = self.outliers.get(id as usize * self.width + row).copied().unwrap_or_default();
+            let parts = meta.coded.iter_mut().zip(&mut count.coded).zip(outliers);
+            for ((run, coded), outliers) in parts.filter(|((run, _), _)| run.contains(row)) {
+                run.live -= 1;
+                coded.live -= 1;
+                run.live_outliers -= u32::from(outliers);
+                coded.live_outliers -= usize::from(outliers);
             }
         }
     }

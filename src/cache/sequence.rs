@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::config::CacheConfig;
+use super::nuq::Calibration;
 use super::prefix::Chain;
 use super::table::LayerTable;
 use crate::event::{Head, Layer, Position, TableOps};
@@ -29,6 +30,8 @@ pub(super) struct Sequence {
     pub(super) chain: Chain,
     /// Nothing was evicted, nothing read in part, nothing put into codes: its pages can be shared.
     pub(super) lossless: bool,
+    /// How rows go into codes where that is calibrated; `None` for other types of pages.
+    pub(super) calibration: Option<Calibration>,
     pending: BTreeMap<(Layer, Option<Head>), TableOps>,
 }
 
@@ -44,6 +47,7 @@ impl Sequence {
             written: vec![0; layers],
             chain: Chain::default(),
             lossless: !config.dtype.is_coded(),
+            calibration: Calibration::of(config),
             pending: BTreeMap::new(),
         }
     }

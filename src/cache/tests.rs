@@ -2,6 +2,7 @@ use super::*;
 
 mod invariants;
 mod kivi;
+mod nuq;
 
 const SHAPE: KvShape = KvShape { layers: 2, kv_heads: 2, head_dim: 3 };
 

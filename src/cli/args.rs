@@ -118,8 +118,13 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "n=N,l=L")]
     pub(crate) kcache: Option<String>,
     /// Type of the cache's pages: f32, f16, int8 (a scale per row), int4 or int2 (KIVI: keys per channel, values per
-    /// token, the newest tokens exact). The exact window of the last two: int4:residual=128; default 32 tokens. A chunk
-    /// of the prompt reads itself exactly, earlier chunks as they lie.
+    /// token, the newest tokens exact), nuq4, nuq3 or nuq2 (KVQuant: keys per channel before RoPE, non-uniform codebooks,
+    /// outliers apart). The exact window of int4 and int2: int4:residual=128; default 32 tokens. A chunk of the prompt
+    /// reads itself exactly, earlier chunks as they lie. Parameters of the last three:
+    /// nuq4:outliers=0.01,first=1,calibrate=2048, the share kept as f16, the first tokens that stay exact, and the
+    /// tokens that thresholds and codebooks are made of (no more than the prompt, at least 32); all rows are exact until
+    /// then, and go into codes as they are written from then on. Unlike KVQuant's: calibrated on the run itself, without
+    /// Fisher weights, k-means from quantiles, no Q-Norm, no cap on a token's outliers.
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub(crate) kv_dtype: String,
     /// Slots per block. Default: 16; 32 with int4 and int2, which need it.
@@ -307,7 +312,7 @@ pub(crate) struct EvalArgs {
     /// Read set of passkey, e.g. kcache:n=64,l=1.
     #[arg(long, value_name = "SPEC")]
     pub(crate) read: Option<String>,
-    /// Type of the cache's pages in passkey: f32 or f16.
+    /// Type of the cache's pages in passkey, as for run.
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub(crate) kv_dtype: String,
     /// What is compressed in passkey: `context` (the question is not seen) or `prompt` (it is).

@@ -56,8 +56,8 @@ fn contexts(footprint: &Footprint, args: &InspectArgs) -> Vec<u64> {
     contexts
 }
 
-fn row(dtype: KvDtype) -> impl Fn(u32) -> u64 + Copy {
-    move |numbers| dtype.settled_row_bytes(numbers as usize) as u64
+fn pair(dtype: KvDtype) -> impl Fn(u32, u32) -> u64 + Copy {
+    move |key, value| dtype.token_bytes(key as usize, value as usize)
 }
 
 fn dtypes() -> impl Iterator<Item = KvDtype> {
@@ -72,18 +72,18 @@ fn fits(dtype: KvDtype, footprint: &Footprint) -> bool {
 
 fn facts(name: &str, f: &Footprint, contexts: &[u64], batch: u64) -> serde_json::Value {
     let at = |f: &Footprint, dtype: KvDtype, share: f64| -> Vec<_> {
-        contexts.iter().map(|&c| batch.saturating_mul(f.bytes_at(c, share, row(dtype)))).collect()
+        contexts.iter().map(|&c| batch.saturating_mul(f.bytes_at(c, share, pair(dtype)))).collect()
     };
     let sharings = SHARINGS.map(|sharing| {
         let shared = f.shared_as(sharing);
         json!({
             "sharing": sharing.name(), "own": sharing == f.sharing,
-            "bytes_per_token": shared.bytes_per_token(row(KvDtype::F16)), "bytes": at(&shared, KvDtype::F16, 1.0),
+            "bytes_per_token": shared.bytes_per_token(pair(KvDtype::F16)), "bytes": at(&shared, KvDtype::F16, 1.0),
         })
     });
     let pages = dtypes().filter(|&d| fits(d, f)).map(|dtype| {
         json!({
-            "dtype": dtype.name(), "bytes_per_token": f.bytes_per_token(row(dtype)),
+            "dtype": dtype.name(), "bytes_per_token": f.bytes_per_token(pair(dtype)), "assumes": assumes(dtype),
             "budgets": BUDGETS.map(|share| json!({ "share": share, "bytes": at(f, dtype, share) })),
         })
     });
@@ -122,8 +122,8 @@ fn lines(name: &str, f: &Footprint, contexts: &[u64], batch: u64) -> Vec<String>
         cells(what, std::iter::once("per token".to_owned()).chain(contexts))
     };
     let line = |what: String, f: &Footprint, dtype: KvDtype, share: f64| {
-        let per_token = if share == 1.0 { short(f.bytes_per_token(row(dtype))) } else { String::new() };
-        let at = contexts.iter().map(|&c| short(batch.saturating_mul(f.bytes_at(c, share, row(dtype)))));
+        let per_token = if share == 1.0 { short(f.bytes_per_token(pair(dtype))) } else { String::new() };
+        let at = contexts.iter().map(|&c| short(batch.saturating_mul(f.bytes_at(c, share, pair(dtype)))));
         cells(&what, std::iter::once(per_token).chain(at))
     };
     lines.push(head("sharing, f16 pages"));
@@ -142,12 +142,29 @@ fn lines(name: &str, f: &Footprint, contexts: &[u64], batch: u64) -> Vec<String>
             continue;
         }
         lines.push(head(&format!("{} pages, by budget", dtype.name())));
+        lines.extend(assumes(dtype).map(|what| format!("  {what}")));
         for share in BUDGETS {
             lines.push(line(format!("{}%", share * 100.0), f, dtype, share));
         }
     }
     lines.extend(literature(f).map(str::to_owned));
     lines
+}
+
+/// What the bytes of a page type take for granted.
+fn assumes(dtype: KvDtype) -> Option<String> {
+    let KvDtype::Nuq(nuq) = dtype else { return None };
+    Some(format!(
+        "{}% of the elements are outliers (configured: outliers={}), of 4 bytes; KVQuant's rule, but calibrated on the \
+         run's own prompt; the {} first exact and thresholds and codebooks, once per sequence, are not counted",
+        nuq.outliers() * 100.0,
+        nuq.outliers(),
+        if nuq.first == 1 {
+            "token that stays".to_owned()
+        } else {
+            format!("{} tokens that stay", nuq.first)
+        },
+    ))
 }
 
 /// A label and cells, each in its column.

@@ -9,8 +9,8 @@ use super::setup::Plan;
 use super::teacher::Teacher;
 use super::{EngineError, Prompt};
 use crate::attention::cpu::CpuAttention;
-use crate::attention::{Attention, Rope, Shape};
-use crate::cache::{Cache, CacheConfig, CacheError, KvShape, RopeMode};
+use crate::attention::{Attention, Rope, Rotation, Shape};
+use crate::cache::{Cache, CacheConfig, CacheError, KvDtype, KvShape, RopeMode};
 use crate::event::{
     Finish, Head, Layer, LayerTraffic, Position, RunInfo, SeqId, Settings, Step, StepId, Tuning,
 };
@@ -66,7 +66,7 @@ impl Engine {
     /// Settings that are wrong, or do not fit the model or the prompt: one clear line.
     pub fn new(model: Arc<Model>, settings: &Settings, prompt: &Prompt) -> Result<Self, EngineError> {
         let plan = Plan::new(&model, settings, prompt)?;
-        let (needs, rope) = (plan.policy.needs(), rope_mode(&plan.policy));
+        let (needs, rope) = (plan.policy.needs(), rope_mode(&plan.policy, plan.dtype));
         Self::keeping(model, plan, needs, rope)
     }
 
@@ -315,11 +315,11 @@ impl Engine {
     }
 }
 
-/// How keys are kept under a policy.
-pub(super) fn rope_mode(policy: &Policy) -> RopeMode {
+/// How keys are kept under a policy, in pages of a type.
+pub(super) fn rope_mode(policy: &Policy, dtype: KvDtype) -> RopeMode {
     match policy.rope() {
-        policy::Rope::Pre => RopeMode::Pre,
-        policy::Rope::Post => RopeMode::Post,
+        policy::Rope::Post if !dtype.keeps_keys_before_rope() => RopeMode::Post,
+        policy::Rope::Pre | policy::Rope::Post => RopeMode::Pre,
     }
 }
 
@@ -329,6 +329,15 @@ pub(super) fn host_v_from_layer(read: Option<&ReadSet>, layers: usize) -> Option
         let ReadRule::Kcache(kcache) = read.rule();
         kcache.exempt_layers.min(layers as u32) as Layer
     })
+}
+
+/// How keys are rotated at read: those that only the page type keeps before RoPE as they would have been at write.
+pub(super) fn rotation<'a>(rope: &'a Rope, cache: &Cache, policy: &Policy) -> Rotation<'a> {
+    match (cache.config().rope, policy.rope()) {
+        (RopeMode::Post, _) => Rotation::None,
+        (RopeMode::Pre, policy::Rope::Pre) => Rotation::ByRank(rope),
+        (RopeMode::Pre, policy::Rope::Post) => Rotation::ByPosition(rope),
+    }
 }
 
 enum Next {

@@ -1,7 +1,7 @@
 //! The policy's turn: inputs from cache and accumulators, verdicts carried out and recorded.
 
 use super::EngineError;
-use super::core::{Engine, sequence_seed};
+use super::core::{Engine, rotation, sequence_seed};
 use super::lanes::full_precision;
 use crate::cache::{HOLE, Victims};
 use crate::event::evict::MAX_SCORED_VICTIMS;
@@ -93,10 +93,18 @@ impl Engine {
         let lane = self.cache.table(seq, layer).lane(head);
         let live = || lane.slots.iter().enumerate().filter(|&(_, &p)| p != HOLE);
         let slots: Vec<u32> = live().map(|(slot, _)| slot as u32).collect();
+        let positions: Vec<Position> = live().map(|(_, &p)| p).collect();
         let (keys, values) = self.cache.pages(seq, layer, head);
+        let mut keys = if needs.keys { full_precision(&keys, &slots) } else { Vec::new() };
+        // A policy is shown the keys as attention reads them.
+        let head_dim = self.cache.config().shape.head_dim;
+        let rotation = rotation(&self.rope, &self.cache, &self.policy);
+        for (rank, (key, &position)) in keys.chunks_exact_mut(head_dim).zip(&positions).enumerate() {
+            rotation.turn(key, rank, position);
+        }
         Residents {
-            positions: live().map(|(_, &p)| p).collect(),
-            keys: if needs.keys { full_precision(&keys, &slots) } else { Vec::new() },
+            positions,
+            keys,
             values: if needs.values { full_precision(&values, &slots) } else { Vec::new() },
             slots,
         }

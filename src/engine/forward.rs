@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 
 use super::EngineError;
 use super::accumulate::{RowsInto, class};
-use super::core::{Engine, Observe};
+use super::core::{Engine, Observe, rotation};
 use super::lanes::{Lanes, StagedPages, Staging};
 use super::sequence::Work;
 use crate::attention::{HeadLane, Queries, RowSink, Selection, Wants, observe};
@@ -14,7 +14,7 @@ use crate::event::{
     Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
 };
 use crate::model::{self, Qkv};
-use crate::policy::{Kcache, ReadRule};
+use crate::policy::{Kcache, ReadRule, When};
 
 /// What one sequence's step gathers while the layers run.
 #[derive(Default)]
@@ -28,6 +28,9 @@ impl Engine {
     /// Feeds the work through the model and lets the policy decide. `idle` are the parts of sequences that feed nothing.
     pub(super) fn forward(&mut self, work: &[Work], idle: Vec<SeqStep>) -> Result<Step, EngineError> {
         self.begin_traffic();
+        for w in work.iter().filter(|w| w.when == When::EndOfPrompt) {
+            self.cache.end_calibration(self.sequences[w.index].id);
+        }
         let mut gathered: Vec<Gathered> = work.iter().map(|_| Gathered::default()).collect();
         let computed: usize = work.iter().map(|w| w.computed().len()).sum();
         if computed > 0 {
@@ -107,7 +110,7 @@ impl Engine {
             let seq = self.sequences[w.index].id;
             let (k, v) = (&qkv.k[kv.clone()], &qkv.v[kv]);
             self.cache.write(seq, layer as Layer, w.first_computed(), k, v)?;
-            self.count_push(layer, rows);
+            self.count_push(seq, layer, rows);
             self.timer.lap(at, Phase::Append);
             let range = row * q_width..(row + rows) * q_width;
             self.attend(layer, w, &qkv.q[range.clone()], &mut out[range], gathered);
@@ -169,7 +172,7 @@ impl Engine {
         let at = Some(layer as Layer);
         let seq = self.sequences[w.index].id;
         let pages = Lanes::of(&self.cache, seq, layer as Layer);
-        let lanes = pages.resident((self.cache.config().rope == RopeMode::Pre).then_some(&self.rope));
+        let lanes = pages.resident(rotation(&self.rope, &self.cache, &self.policy));
         self.attention.scores(queries, &lanes);
         self.timer.lap(at, Phase::Score);
         if let Some(kcache) = read {
@@ -239,10 +242,10 @@ impl Engine {
             self.timer.lap(at, Phase::VPull);
         }
         let config = self.cache.config();
-        let rope = (config.rope == RopeMode::Pre).then_some(&self.rope);
+        let rotation = rotation(&self.rope, &self.cache, &self.policy);
         let pages = Lanes::of(&self.cache, seq, layer as Layer);
         let staged = StagedPages::of(&self.staging, config.block_size as usize, config.shape.head_dim);
-        let lanes = if values_on_host { staged.lanes(&pages, rope) } else { pages.resident(rope) };
+        let lanes = if values_on_host { staged.lanes(&pages, rotation) } else { pages.resident(rotation) };
         let time = if needs.rows() {
             let accumulators =
                 &mut self.sequences[w.index].accumulators[layer * lanes.len()..][..lanes.len()];
@@ -288,9 +291,9 @@ impl Engine {
             let older = live.saturating_sub(w.computed().len()) as u64;
             traffic.rows += older;
             traffic.asked_rows += older;
-            let own = live as u64 - older;
             let all = self.cache.live_value_bytes(seq, layer as Layer, h as Head);
-            traffic.h2d_bytes += all - own * written_row_bytes(&self.cache);
+            let own = live - older as usize;
+            traffic.h2d_bytes += all - self.cache.newest_value_bytes(seq, layer as Layer, h as Head, own);
         }
         self.staged_bytes = self.staged_bytes.max(staged);
         self.traffic[layer].add(&traffic);
@@ -356,7 +359,7 @@ impl Engine {
             }
         }
         let (id, finish) = (s.id, s.finish);
-        if w.when != crate::policy::When::Token && self.sequences.len() > 1 {
+        if w.when != When::Token && self.sequences.len() > 1 {
             let fed = &self.sequences[w.index].fed;
             self.cache.offer_prefix(id, fed);
         }
@@ -397,11 +400,11 @@ impl Engine {
     }
 
     /// Counts V rows of a layer whose home is the host: they are pushed there.
-    fn count_push(&mut self, layer: usize, rows: usize) {
+    fn count_push(&mut self, seq: SeqId, layer: usize, rows: usize) {
         let config = self.cache.config();
         if config.v_on_host(layer as Layer) {
-            let rows = rows as u64 * u64::from(config.shape.kv_heads);
-            self.traffic[layer].d2h_bytes += rows * written_row_bytes(&self.cache);
+            let bytes = |h| self.cache.newest_value_bytes(seq, layer as Layer, h, rows);
+            self.traffic[layer].d2h_bytes += (0..config.shape.kv_heads).map(bytes).sum::<u64>();
         }
     }
 
@@ -441,16 +444,11 @@ fn pull_selected(
         let positions: Vec<Position> = all.filter(|&p| Some(p) != newest).collect();
         traffic.rows += positions.len() as u64;
         traffic.reused_rows += common(before, &positions);
-        let newest_rows = (slots.len() - positions.len()) as u64;
-        traffic.h2d_bytes += staged - newest_rows * written_row_bytes(cache);
+        let newest_rows = slots.len() - positions.len();
+        traffic.h2d_bytes += staged - cache.newest_value_bytes(seq, layer, h as Head, newest_rows);
         *before = positions;
     }
     (traffic, staged_bytes)
-}
-
-/// Bytes of a row as it is written: those of the newest rows.
-fn written_row_bytes(cache: &Cache) -> u64 {
-    cache.config().dtype.written_row_bytes(cache.config().shape.head_dim) as u64
 }
 
 /// How many values two ascending lists have in common.

@@ -2,10 +2,10 @@
 
 use half::f16;
 
-use crate::attention::{self, HeadLane, Rope, Rows};
+use crate::attention::{self, HeadLane, Rotation, Rows};
 use crate::cache::{self, Cache, LaneView};
 use crate::event::{Head, Layer, SeqId};
-use crate::quant::{Codec, CodedRows};
+use crate::quant::{CodedRows, StoredRows};
 
 /// Pages of one KV head in table order.
 enum PageSlices<'a> {
@@ -71,13 +71,13 @@ impl<'a> Lanes<'a> {
     }
 
     /// The lanes with V where it lies.
-    pub(super) fn resident<'s>(&'s self, rope: Option<&'s Rope>) -> Vec<HeadLane<'s>> {
-        self.with_values(rope, |h| self.values[h].view())
+    pub(super) fn resident<'s>(&'s self, rotation: Rotation<'s>) -> Vec<HeadLane<'s>> {
+        self.with_values(rotation, |h| self.values[h].view())
     }
 
     fn with_values<'s>(
         &'s self,
-        rope: Option<&'s Rope>,
+        rotation: Rotation<'s>,
         values: impl Fn(usize) -> attention::Pages<'s>,
     ) -> Vec<HeadLane<'s>> {
         (0..self.views.len())
@@ -86,7 +86,7 @@ impl<'a> Lanes<'a> {
                 block_size: self.views[h].block_size as usize,
                 k: self.keys[h].view(),
                 v: values(h),
-                rope,
+                rotation,
             })
             .collect()
     }
@@ -95,12 +95,9 @@ impl<'a> Lanes<'a> {
 /// Rows of one KV head copied to the device tier.
 #[derive(Default)]
 pub(super) struct Staging {
-    /// Exact rows; those behind `codes` where there are codes.
     f32: Vec<f32>,
     f16: Vec<f16>,
-    codes: Vec<u8>,
-    /// Of rows that may be in codes.
-    codec: Option<Codec>,
+    coded: StoredRows,
 }
 
 impl Staging {
@@ -115,8 +112,7 @@ impl Staging {
     ) -> u64 {
         self.f32.clear();
         self.f16.clear();
-        self.codes.clear();
-        self.codec = None;
+        self.coded.clear();
         match cache.pages(seq, layer, head).1 {
             cache::Pages::F32(list) => match slots {
                 Some(slots) => slots.iter().for_each(|&s| self.f32.extend_from_slice(list.row(s as usize))),
@@ -126,22 +122,17 @@ impl Staging {
                 Some(slots) => slots.iter().for_each(|&s| self.f16.extend_from_slice(list.row(s as usize))),
                 None => (0..list.len()).for_each(|i| self.f16.extend_from_slice(list.page(i))),
             },
-            // A lane's rows in codes come before its exact ones, so they stay in order.
-            cache::Pages::Coded(list) => {
-                self.codec = (!list.is_empty()).then(|| list.page(0).codec());
-                let mut copy = |rows: CodedRows<'_>| rows.copy_stored(&mut self.codes, &mut self.f32);
-                match slots {
-                    Some(slots) => slots.iter().for_each(|&s| copy(list.row(s as usize))),
-                    None => (0..list.len()).for_each(|i| copy(list.page(i))),
-                }
-            }
+            cache::Pages::Coded(list) => match slots {
+                Some(slots) => slots.iter().for_each(|&s| self.coded.push(list.row(s as usize))),
+                None => (0..list.len()).for_each(|i| self.coded.push(list.page(i))),
+            },
         }
-        (size_of_val(&*self.f32) + size_of_val(&*self.f16) + self.codes.len()) as u64
+        (size_of_val(&*self.f32) + size_of_val(&*self.f16) + self.coded.bytes()) as u64
     }
 
     pub(super) fn rows(&self) -> Rows<'_> {
-        match self.codec {
-            Some(codec) => Rows::Coded(CodedRows::new(codec, &self.codes, &self.f32)),
+        match self.coded.rows() {
+            Some(rows) => Rows::Coded(rows),
             None if self.f16.is_empty() => Rows::F32(&self.f32),
             None => Rows::F16(&self.f16),
         }
@@ -170,7 +161,7 @@ impl<'a> StagedPages<'a> {
     }
 
     /// The lanes with V as staged.
-    pub(super) fn lanes<'s>(&'s self, lanes: &'s Lanes<'_>, rope: Option<&'s Rope>) -> Vec<HeadLane<'s>> {
-        lanes.with_values(rope, |h| self.0[h].view())
+    pub(super) fn lanes<'s>(&'s self, lanes: &'s Lanes<'_>, rotation: Rotation<'s>) -> Vec<HeadLane<'s>> {
+        lanes.with_values(rotation, |h| self.0[h].view())
     }
 }

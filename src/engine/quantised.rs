@@ -154,6 +154,8 @@ fn what_does_not_go_together_is_refused_in_one_line() {
         (settings("int4", 16, 64), "--block-size 32"),
         (settings("int2:residual=40", 32, 64), "multiple of the group"),
         (settings("int3", 32, 64), "int8, int4 or int2"),
+        (settings("nuq4:outliers=0.5", 16, 64), "outliers=0..0.2"),
+        (settings("nuq4:residual=32", 16, 64), "residual=32"),
         (
             Settings { policy: "streaming:budget=64,reposition=true".into(), ..settings("int4", 32, 64) },
             "reposition=false",
@@ -165,4 +167,108 @@ fn what_does_not_go_together_is_refused_in_one_line() {
     }
     let kept = Settings { policy: "streaming:budget=64,reposition=true".into(), ..settings("int8", 32, 64) };
     assert_eq!(run(&model, &text, &kept).ids.len(), 32);
+}
+
+/// Mean log-likelihood of the ids under logits, per id.
+fn log_likelihood(logits: &[Vec<f32>], ids: &[u32]) -> f64 {
+    let of = |(row, &id): (&Vec<f32>, &u32)| {
+        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let total: f64 = row.iter().map(|&x| f64::from(x - top).exp()).sum();
+        f64::from(row[id as usize] - top) - total.ln()
+    };
+    logits.iter().zip(ids).map(of).sum::<f64>() / ids.len() as f64
+}
+
+#[test]
+fn fewer_non_uniform_bits_are_less_like_exact_pages() {
+    let (model, text) = demo();
+    let exact = run(&model, &text, &settings("f32", 16, 64));
+    let prompt = Prompt { text: text.clone(), ..Prompt::default() };
+    let told = |kv_dtype: &str| {
+        let mut engine = Engine::new(Arc::clone(&model), &settings(kv_dtype, 16, 64), &prompt).unwrap();
+        engine.witness.forced = exact.ids.iter().copied().collect();
+        let mut steps = Vec::new();
+        while let Some(step) = engine.step().unwrap() {
+            steps.push(step);
+        }
+        let logits = std::mem::take(&mut engine.witness.logits);
+        let ran = Ran { ids: Vec::new(), logits, steps };
+        let off = exact.logits.iter().zip(&ran.logits).map(|(a, b)| f64::from(largest_difference(a, b)));
+        let off = off.sum::<f64>() / exact.logits.len() as f64;
+        (log_likelihood(&ran.logits, &exact.ids), off, ran)
+    };
+    let (best, none, _) = told("f32");
+    assert!(none < 1e-6, "{none}");
+    let mut before = (0.0, 0.0, 0.0);
+    for dtype in ["nuq4:calibrate=64", "nuq3:calibrate=64", "nuq2:calibrate=64"] {
+        let (said, off, ran) = told(dtype);
+        let (k, v) = ran.relative();
+        eprintln!(
+            "{dtype}: keys {k:.4}, values {v:.4}, log-likelihood {said:.4} of {best:.4}, logits off by {off:.3}"
+        );
+        assert!(k > before.0 && v > before.1 && k < 1.0 && v < 1.0, "{dtype}: {k} {v}");
+        assert!(off > before.2, "{dtype}: {off}");
+        assert!(dtype.starts_with("nuq2") || best - said < 0.1, "{dtype}: {said} of {best}");
+        assert!(ran.steps.iter().flat_map(|s| &s.coding).any(|c| c.k_channels.len() == 128));
+        before = (k, v, off);
+    }
+}
+
+#[test]
+fn nothing_is_in_codes_before_the_calibration() {
+    let (model, text) = demo();
+    let exact = run(&model, &text, &settings("f32", 16, 4096));
+    // Keys are rotated at read, by their positions: the same bits.
+    let coded = run(&model, &text, &settings("nuq3", 16, 4096));
+    assert_eq!(coded.logits[0], exact.logits[0]);
+    assert_ne!(coded.logits[1], exact.logits[1]);
+    let live = |ran: &Ran| ran.steps.last().unwrap().tiers[0].live_bytes;
+    assert!(live(&coded) * 4 < live(&exact), "{} {}", live(&coded), live(&exact));
+    // With a whole decoding exact for its first tokens there is nothing left to code.
+    let never = run(&model, &text, &settings("nuq3:first=1024,calibrate=65536", 16, 4096));
+    assert_eq!(never.logits, exact.logits);
+    assert_eq!(never.errors(), <_>::default());
+}
+
+#[test]
+fn a_read_set_pulls_outliers_with_the_codes() {
+    let (model, text) = demo();
+    let plain = run(&model, &text, &settings("nuq4", 16, 64));
+    let with = |dtype: &str, n: u32| {
+        run(&model, &text, &Settings { read: format!("kcache:n={n},l=1"), ..settings(dtype, 16, 64) })
+    };
+    let all = with("nuq4", 4096);
+    assert_eq!(all.logits, plain.logits);
+    assert!(with("nuq4", 16).pulled_bytes() * 4 < with("f32", 16).pulled_bytes());
+    for step in all.steps.iter().filter(|s| s.seqs[0].sampled.is_some()).skip(1) {
+        for t in &step.traffic {
+            // The first token of each of four KV heads is exact, the rest have 22 bytes for 32 elements and their
+            // outliers: about one on each side in 128.
+            let dense = 4 * 128 + (t.rows - 4) * 22;
+            let outliers = (t.h2d_bytes - dense) as f64 / 4.0 / ((t.rows - 4) * 32) as f64;
+            assert!((t.h2d_bytes - dense).is_multiple_of(4), "step {}", step.step);
+            assert!((0.01..0.02).contains(&outliers), "step {}: {outliers}", step.step);
+        }
+    }
+}
+
+#[test]
+fn policies_are_shown_rotated_keys_whatever_the_pages_hold() {
+    let (model, text) = demo();
+    // Nothing is in codes when the prompt ends: the choice is that of exact pages, though keys lie before RoPE.
+    let never = "nuq4:first=1024,calibrate=65536";
+    for policy in ["keydiff:budget=64", "knorm:budget=64", "expected:budget=64", "streaming:budget=64"] {
+        let of =
+            |dtype: &str| run(&model, &text, &Settings { policy: policy.into(), ..settings(dtype, 16, 64) });
+        let (exact, before_rope) = (of("f32"), of(never));
+        let victims = |ran: &Ran| {
+            let all = ran.steps.iter().flat_map(|s| &s.seqs).flat_map(|part| &part.evictions);
+            all.map(|e| (e.layer, e.head, e.positions.clone())).collect::<Vec<_>>()
+        };
+        assert!(!victims(&exact).is_empty());
+        assert_eq!(victims(&before_rope), victims(&exact), "{policy}");
+        assert_eq!(before_rope.logits, exact.logits, "{policy}");
+        let coded = of("nuq4:calibrate=64");
+        assert_eq!(victims(&coded).len(), victims(&exact).len(), "{policy}");
+    }
 }

@@ -39,10 +39,13 @@ impl Branch {
     fn of(model: &Model, settings: &Settings) -> Result<Self, EngineError> {
         let policy = parse_policy(&settings.policy)?;
         let read = if settings.read.is_empty() { None } else { Some(parse_read(&settings.read)?) };
+        let dtype = &settings.kv_dtype;
+        let dtype =
+            dtype.parse().map_err(|why| EngineError::Setting(format!("--kv-dtype {dtype}: {why}")))?;
         let layers = model.decoder.config().layers;
         Ok(Self {
             stem: Stem {
-                rope: rope_mode(&policy),
+                rope: rope_mode(&policy, dtype),
                 host_v_from_layer: host_v_from_layer(read.as_ref(), layers),
                 settings: Settings { policy: String::new(), read: String::new(), ..settings.clone() },
             },
@@ -206,6 +209,7 @@ mod tests {
         all.push(settings("h2o:budget=24", "kcache:n=4,l=1", "f32"));
         all.push(settings("h2o:budget=24", "", "int8"));
         all.push(settings("full", "", "int4"));
+        all.push(settings("h2o:budget=24", "", "nuq4"));
         let lesson = model.tokenizer.encode_continuation(" What is the pass").unwrap();
         let groups = Trunk::groups(&model, &all).unwrap();
         assert!(groups.len() < all.len() / 2, "{groups:?}");

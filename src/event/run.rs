@@ -43,7 +43,7 @@ pub struct Settings {
     pub policy: String,
     /// Read set, canonical; empty for none.
     pub read: String,
-    /// Page type: `f32`, `f16`, `int8`, `int4:residual=64`.
+    /// Page type: `f32`, `f16`, `int8`, `int4:residual=64`, `nuq3:outliers=0.005`.
     pub kv_dtype: String,
     /// Slots per block.
     pub block_size: u32,

@@ -22,10 +22,9 @@ pub struct LayerGroup {
 }
 
 impl LayerGroup {
-    /// Bytes kept per token in all layers of the group; `row` says what a row of so many numbers weighs.
-    pub fn bytes_per_token(&self, row: impl Fn(u32) -> u64) -> u64 {
-        let value = if self.value_size > 0 { row(self.value_size) } else { 0 };
-        u64::from(self.layers) * u64::from(self.kv_heads) * (row(self.key_size) + value)
+    /// Bytes kept per token in all layers of the group; `pair` says what a key and a value of so many numbers weigh.
+    pub fn bytes_per_token(&self, pair: impl Fn(u32, u32) -> u64) -> u64 {
+        u64::from(self.layers) * u64::from(self.kv_heads) * pair(self.key_size, self.value_size)
     }
 
     /// Tokens kept of a context.
@@ -187,15 +186,15 @@ impl Footprint {
         Ok(vec![LayerGroup { window, ..whole }])
     }
 
-    /// Bytes kept per token while no window is full; `row` says what a row of so many numbers weighs.
-    pub fn bytes_per_token(&self, row: impl Fn(u32) -> u64 + Copy) -> u64 {
-        self.groups.iter().map(|g| g.bytes_per_token(row)).sum()
+    /// Bytes kept per token while no window is full; `pair` says what a key and a value of so many numbers weigh.
+    pub fn bytes_per_token(&self, pair: impl Fn(u32, u32) -> u64 + Copy) -> u64 {
+        self.groups.iter().map(|g| g.bytes_per_token(pair)).sum()
     }
 
     /// Bytes kept of a context, windows respected, at a share of its tokens.
-    pub fn bytes_at(&self, context: u64, share: f64, row: impl Fn(u32) -> u64 + Copy) -> u64 {
+    pub fn bytes_at(&self, context: u64, share: f64, pair: impl Fn(u32, u32) -> u64 + Copy) -> u64 {
         let kept = |g: &LayerGroup| (g.tokens(context) as f64 * share).floor() as u64;
-        self.groups.iter().map(|g| g.bytes_per_token(row).saturating_mul(kept(g))).sum()
+        self.groups.iter().map(|g| g.bytes_per_token(pair).saturating_mul(kept(g))).sum()
     }
 
     /// The same model if all its layers shared keys and values another way. GQA without groups of its own gets 8 KV
@@ -291,8 +290,8 @@ mod tests {
         Footprint::parse("config.json", json.as_bytes()).unwrap()
     }
 
-    fn half(numbers: u32) -> u64 {
-        2 * u64::from(numbers)
+    fn half(key: u32, value: u32) -> u64 {
+        2 * u64::from(key + value)
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl Codec {
     }
 
     /// Values of the coded rows from `first` on, as many as `out` has room for.
-    fn decode(&self, coded: &[u8], first: usize, out: &mut [f32]) {
+    pub(super) fn decode(&self, coded: &[u8], first: usize, out: &mut [f32]) {
         match self.grouping {
             Grouping::Token(channels) => {
                 let each = coded.chunks_exact(self.row_bytes()).skip(first);
@@ -194,97 +194,12 @@ fn put_affine(affine: Affine, group: usize, scales: &mut [u8], zeros: &mut [u8])
     zeros[2 * group..][..2].copy_from_slice(&zero);
 }
 
-/// Rows of which the first are in codes and the rest exact.
-#[derive(Clone, Copy, Debug)]
-pub struct CodedRows<'a> {
-    codec: Codec,
-    coded: &'a [u8],
-    exact: &'a [f32],
-    /// The rows that count, out of all of `coded` and `exact`.
-    first: usize,
-    rows: usize,
-}
-
-impl<'a> CodedRows<'a> {
-    /// All rows of `coded`, then those of `exact`. Under [`Grouping::Channel`], `coded` is one page or nothing.
-    pub const fn new(codec: Codec, coded: &'a [u8], exact: &'a [f32]) -> Self {
-        let rows = coded.len() / codec.row_bytes() + exact.len() / codec.row;
-        Self { codec, coded, exact, first: 0, rows }
-    }
-
-    /// How they went into codes.
-    pub const fn codec(&self) -> Codec {
-        self.codec
-    }
-
-    /// Number of rows.
-    pub const fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Elements per row.
-    pub const fn row(&self) -> usize {
-        self.codec.row
-    }
-
-    /// Rows in codes, of all that there are before any [`Self::cut`].
-    const fn in_codes(&self) -> usize {
-        self.coded.len() / self.codec.row_bytes()
-    }
-
-    /// The rows `from..to`.
-    ///
-    /// # Panics
-    /// There are fewer.
-    #[must_use]
-    pub fn cut(self, from: usize, to: usize) -> Self {
-        assert!(from <= to && to <= self.rows, "rows {from} to {to} of {}", self.rows);
-        Self { first: self.first + from, rows: to - from, ..self }
-    }
-
-    /// What the rows occupy: scales and zeros shared with other rows of the page count by their share.
-    pub fn bytes(&self) -> usize {
-        let coded = self.in_codes().saturating_sub(self.first).min(self.rows);
-        coded * self.codec.row_bytes() + (self.rows - coded) * self.codec.row * size_of::<f32>()
-    }
-
-    /// Appends the rows as they are stored: codes with their scales and zeros to `coded`, the others to `exact`.
-    ///
-    /// # Panics
-    /// The codec groups by channel, where no row stands alone.
-    pub fn copy_stored(&self, coded: &mut Vec<u8>, exact: &mut Vec<f32>) {
-        assert!(matches!(self.codec.grouping, Grouping::Token(_)), "rows of a page share their scales");
-        let (codes, end) = (self.in_codes(), self.first + self.rows);
-        let bytes = self.codec.row_bytes();
-        coded.extend_from_slice(&self.coded[self.first.min(codes) * bytes..end.min(codes) * bytes]);
-        let exact_rows = self.first.saturating_sub(codes)..end.saturating_sub(codes);
-        exact.extend_from_slice(
-            &self.exact[exact_rows.start * self.codec.row..exact_rows.end * self.codec.row],
-        );
-    }
-
-    /// The values, `[row][element]`.
-    ///
-    /// # Panics
-    /// `out` is of another length.
-    pub fn decode(&self, out: &mut [f32]) {
-        assert_eq!(out.len(), self.rows * self.codec.row, "room for every row");
-        let codes = self.in_codes();
-        let coded = codes.saturating_sub(self.first).min(self.rows);
-        let (from_codes, from_exact) = out.split_at_mut(coded * self.codec.row);
-        if coded > 0 {
-            self.codec.decode(self.coded, self.first, from_codes);
-        }
-        let skip = self.first.saturating_sub(codes) * self.codec.row;
-        from_exact.copy_from_slice(&self.exact[skip..][..from_exact.len()]);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use half::f16;
     use proptest::prelude::*;
 
+    use super::super::CodedRows;
     use super::*;
 
     fn codecs() -> impl Strategy<Value = Codec> {

@@ -61,6 +61,8 @@ fn numbers_that_cannot_be() {
     refused(&["--kv-dtype", "int4", "--block-size", "16"], &["int4", "16 slots", "--block-size 32"]);
     refused(&["--kv-dtype", "int2:residual=48"], &["int2:residual=48", "multiple of the group"]);
     refused(&["--kv-dtype", "int4:window=3"], &["int4:window=3", "residual"]);
+    refused(&["--kv-dtype", "nuq4:outliers=0.5"], &["nuq4:outliers=0.5", "outliers=0..0.2"]);
+    refused(&["--kv-dtype", "nuq3:calibrate=8"], &["nuq3:calibrate=8", "calibrate=32..65536"]);
     refused(
         &["--kv-dtype", "int4", "--policy", "streaming:budget=32,reposition=true"],
         &["int4", "streaming"],

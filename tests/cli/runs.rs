@@ -79,6 +79,7 @@ fn a_replay_prints_the_very_same_lines() {
         &["--policy", "full", "--kcache", "n=8,l=1"],
         &["--batch", "2", "--scores", "top:4"],
         &["--kv-dtype", "int2"],
+        &["--kv-dtype", "nuq3:calibrate=32"],
     ] {
         // A flag given twice is refused: the policy of the short run gives way.
         let live = if more.contains(&"--policy") {

@@ -101,8 +101,8 @@ fn rates(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, state: &State) {
 fn full_cache_bytes(state: &State) -> u64 {
     let model = &state.run.model;
     let dtype: KvDtype = state.run.settings.kv_dtype.parse().unwrap_or_default();
-    let row_bytes = dtype.settled_row_bytes(model.head_dim as usize) as u64;
-    2 * u64::from(model.layers) * u64::from(model.kv_heads) * row_bytes
+    let bytes = dtype.token_bytes(model.head_dim as usize, model.head_dim as usize);
+    u64::from(model.layers) * u64::from(model.kv_heads) * bytes
 }
 
 /// How often a token took how long.

@@ -1,6 +1,6 @@
 //! Pages in codes: what they are, and what it cost, by layer and K channel.
 
-use crate::cache::KvDtype;
+use crate::cache::{KvDtype, Nuq};
 use crate::event::attention::dequantise;
 use crate::event::{CodingError, Provenance};
 use crate::state::CodedLayer;
@@ -21,18 +21,7 @@ pub(super) fn render(pen: &mut Pen<'_, '_>, scene: &Scene<'_>) {
     pen.put(&format!("{dtype} pages"), Role::Warn)
         .put("  nothing is lost, values are altered", Role::Dim)
         .newline();
-    if let KvDtype::Kivi { bits, residual } = dtype {
-        let rule = format!(
-            "Keys go into {bits}-bit codes per channel, {residual} tokens at a time; values per token in groups of 32 \
-             channels, all but the newest {residual}. A chunk of the prompt reads itself exactly."
-        );
-        pen.wrapped(&rule, Role::Text, 0);
-        fact(pen, "source", "KIVI, arXiv 2402.02750");
-        fact(pen, "differs", "scales and zeros are f16, rounded so that no value falls outside its codes");
-    } else {
-        pen.wrapped("Each row of K and V goes into 8-bit codes with a scale of its own.", Role::Text, 0);
-        fact(pen, "source", "own definition");
-    }
+    rule(pen, dtype);
     let Some(state) = scene.state().filter(|s| !s.coding.layers.is_empty()) else {
         pen.put("no row is in codes yet", Role::Dim).newline();
         return;
@@ -48,6 +37,45 @@ pub(super) fn render(pen: &mut Pen<'_, '_>, scene: &Scene<'_>) {
         error(pen, &layer.v);
         channels(pen, layer, dequantise(worst));
         pen.newline();
+    }
+}
+
+/// How rows go into codes, and where that comes from.
+fn rule(pen: &mut Pen<'_, '_>, dtype: KvDtype) {
+    match dtype {
+        KvDtype::Kivi { bits, residual } => {
+            let rule = format!(
+                "Keys go into {bits}-bit codes per channel, {residual} tokens at a time; values per token in groups of \
+                 32 channels, all but the newest {residual}. A chunk of the prompt reads itself exactly."
+            );
+            pen.wrapped(&rule, Role::Text, 0);
+            fact(pen, "source", "KIVI, arXiv 2402.02750");
+            fact(
+                pen,
+                "differs",
+                "scales and zeros are f16, rounded so that no value falls outside its codes",
+            );
+        }
+        KvDtype::Nuq(nuq @ Nuq { bits, first, calibrate, .. }) => {
+            let rule = format!(
+                "Keys before RoPE per channel, values per token, each told by the nearest of {} points of its layer's \
+                 codebook; {}% outliers are f16, the first {first} tokens exact. Thresholds and codebooks are made of \
+                 the prompt, at most {calibrate} tokens; until then all rows are exact.",
+                1 << bits,
+                nuq.outliers() * 100.0,
+            );
+            pen.wrapped(&rule, Role::Text, 0);
+            fact(pen, "source", "KVQuant, arXiv 2401.18079");
+            fact(
+                pen,
+                "differs",
+                "calibrated on this run, without Fisher weights; k-means from quantiles; no Q-Norm, no cap on outliers",
+            );
+        }
+        _ => {
+            pen.wrapped("Each row of K and V goes into 8-bit codes with a scale of its own.", Role::Text, 0);
+            fact(pen, "source", "own definition");
+        }
     }
 }
 
