@@ -6,6 +6,7 @@
 //! ```text
 //! scores ─▶ select_top ─▶ (V rows are pulled) ─▶ weighted_sum_selected
 //!        └──────────────────────────────────────▶ weighted_sum
+//! select_pages ─▶ scores_of_pages ─▶ weighted_sum_of_pages
 //! ```
 //!
 //! # Shapes
@@ -20,11 +21,13 @@
 //! combined in ascending order. Neither the number of threads nor the size of a prefill chunk changes an output's bits,
 //! and a selection that holds every live slot gives the bits of the full sum.
 
+mod bounds;
 mod cells;
 pub mod cpu;
 mod kernel;
 mod lane;
 mod observe;
+mod pages;
 mod probabilities;
 mod rope;
 mod select;
@@ -34,8 +37,10 @@ mod tile;
 
 use crate::event::Position;
 
+pub use bounds::PageBounds;
 pub use lane::{HOLE, HeadLane, Pages, Rotation, Rows, Shape, ShapeError};
 pub use observe::observe;
+pub use pages::{LanePages, PageSelection};
 pub use probabilities::Probabilities;
 pub use rope::Rope;
 pub use select::{LaneSelection, Selection};
@@ -106,6 +111,28 @@ pub trait Attention: Send {
     /// scaled up for what was left out. `out` is `[head][head_dim]`.
     fn weighted_sum_selected(&mut self, values: &[Rows<'_>], out: &mut [f32]);
 
+    /// Decode, first stage of a read set by pages: each query head chooses the page of the newest slot, and of the
+    /// others the `most` of largest bound (Quest, arXiv 2406.10774). `bounds` are one per KV head, up to date with the
+    /// lanes, whose keys come rotated.
+    fn select_pages(
+        &mut self,
+        query: Queries<'_>,
+        lanes: &[HeadLane<'_>],
+        bounds: &[PageBounds],
+        most: usize,
+    ) -> &PageSelection;
+
+    /// Second stage: as [`scores`](Self::scores), over the slots of each head's pages alone; the others have
+    /// probability 0.
+    fn scores_of_pages(&mut self, query: Queries<'_>, lanes: &[HeadLane<'_>]);
+
+    /// Last stage: as [`weighted_sum`](Self::weighted_sum), reading V of the chosen pages alone.
+    fn weighted_sum_of_pages(&mut self, lanes: &[HeadLane<'_>], out: &mut [f32]);
+
+    /// The latest choice of pages as a selection from the present probabilities: after a [`scores`](Self::scores) over
+    /// everything, what the pages hold of them.
+    fn select_chosen_pages(&mut self, lanes: &[HeadLane<'_>]) -> &Selection;
+
     /// A chunk of queries against lanes that already hold the chunk's own rows. `out` is `[token][head][head_dim]`.
     /// `sinks` are one per KV head, or none where nobody asks for rows.
     fn prefill(
@@ -119,6 +146,9 @@ pub trait Attention: Send {
 
     /// The rows of the latest `scores`, or of the last query of the latest `prefill` that wanted them.
     fn probabilities(&self) -> &Probabilities;
+
+    /// The latest choice of pages.
+    fn pages(&self) -> &PageSelection;
 
     /// The latest selection.
     fn selection(&self) -> &Selection;

@@ -15,6 +15,7 @@ mod hash;
 mod history;
 mod keyframe;
 mod latency;
+mod reads;
 mod sequence;
 mod summary;
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub use hash::StateHash;
 pub use history::{History, StepSummary};
 pub use keyframe::KeyframeError;
 pub use latency::{Latency, PhaseHistograms, Quote};
+pub use reads::Reads;
 pub use sequence::{Pending, SeqState, Token};
 pub use summary::{CodedPart, Summary};
 pub use traffic::Traffic;
@@ -99,6 +101,9 @@ pub struct State {
     /// Rows that went into codes, and how far off they came out. Stands behind the other fields in a keyframe.
     #[serde(skip)]
     pub coding: Coding,
+    /// What a read set by pages read. Stands behind the other fields in a keyframe.
+    #[serde(skip)]
+    pub reads: Reads,
     /// One line per step, for time axes.
     pub history: History,
     /// Who was evicted, when, why.
@@ -138,6 +143,7 @@ impl State {
             latency: Latency::new(layers as usize),
             traffic: Traffic::new(layers as usize),
             coding: Coding::default(),
+            reads: Reads::default(),
             run,
             step: None,
             at_ns: 0,
@@ -187,6 +193,7 @@ impl State {
         self.latency.fold(step, &self.seqs);
         self.traffic.fold(step);
         self.coding.fold(step, &self.run.model)?;
+        self.reads.fold(step, self.run.model.layers as usize)?;
         self.tuning.extend(step.tuning.iter().map(|t| (step.step, t.clone())));
         if self.tuning.len() > MAX_TUNING {
             self.tuning.drain(..self.tuning.len() - MAX_TUNING);

@@ -252,7 +252,11 @@ pub fn policies() -> Vec<Vec<u8>> {
 }
 
 pub fn read_sets() -> Vec<Vec<u8>> {
-    texts_of(&["kcache", "kcache:n=64,l=1,renorm=true,include_self=false\nn 1\nl 0"])
+    texts_of(&[
+        "kcache",
+        "kcache:n=64,l=1,renorm=true,include_self=false\nn 1\nl 0",
+        "quest:budget=64,page=8,dense=1,min=0\nquest.budget 1\nquest.min 3",
+    ])
 }
 
 pub fn filters() -> Vec<Vec<u8>> {

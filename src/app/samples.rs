@@ -123,6 +123,7 @@ fn step(i: usize, count: usize, tables: &mut [LayerTable], next_block: &mut u32)
         timing: Provenance::Measured,
         tiers: vec![TierUse::new(Tier::Device)],
         traffic: Vec::new(),
+        reads: Vec::new(),
         coding: Vec::new(),
         probe: ProbeCost::default(),
         tuning: Vec::new(),

@@ -4,7 +4,9 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
+use super::bounds::PageBounds;
 use super::lane::{HeadLane, Rows, Shape};
+use super::pages::{Everything, LanePages, PageSelection};
 use super::probabilities::{LaneRows, Probabilities, add_group_mean};
 use super::select::{LaneSelection, Selection};
 use super::tile::{RangeSum, Tile, tile_queries, weighted_sum_chosen};
@@ -25,6 +27,7 @@ pub struct CpuAttention {
     heads: Vec<HeadScratch>,
     probabilities: Probabilities,
     selection: Selection,
+    pages: PageSelection,
 }
 
 /// What one KV head's task works in.
@@ -52,6 +55,7 @@ impl CpuAttention {
             heads: vec![HeadScratch::default(); shape.kv_heads()],
             probabilities: Probabilities::new(shape.group(), shape.kv_heads()),
             selection: Selection { lanes: vec![LaneSelection::default(); shape.kv_heads()] },
+            pages: PageSelection { lanes: vec![LanePages::default(); shape.kv_heads()] },
         }
     }
 
@@ -120,7 +124,7 @@ impl Attention for CpuAttention {
             scratch.tile.load(shape, h, query.rows, query.first, lane);
             rows.resize(lane.slots.len(), shape.group());
             if rows.slots > 0 {
-                scratch.tile.scores(lane, &mut rows.rows, rows.slots, &mut scratch.block);
+                scratch.tile.scores(lane, &Everything, &mut rows.rows, rows.slots, &mut scratch.block);
             }
         });
     }
@@ -140,7 +144,7 @@ impl Attention for CpuAttention {
         let parallel = self.in_parallel(1, slots(lanes));
         self.each_head(parallel, |h, scratch, rows| {
             let HeadScratch { tile, block, sum, .. } = scratch;
-            tile.weighted_sum(&lanes[h], &rows.rows, rows.slots, sum, block);
+            tile.weighted_sum(&lanes[h], &Everything, &rows.rows, rows.slots, sum, block);
         });
         self.gather(out);
     }
@@ -156,6 +160,59 @@ impl Attention for CpuAttention {
             weighted_sum_chosen(chosen.slots(), chosen.all_weights(), values, shape, sum, block);
         }
         self.gather(out);
+    }
+
+    fn select_pages(
+        &mut self,
+        query: Queries<'_>,
+        lanes: &[HeadLane<'_>],
+        bounds: &[PageBounds],
+        most: usize,
+    ) -> &PageSelection {
+        self.check_lanes(lanes);
+        assert_eq!(query.rows.len(), self.shape.width(), "one query is [head][head_dim]");
+        for (h, (pages, scratch)) in self.pages.lanes.iter_mut().zip(&mut self.heads).enumerate() {
+            scratch.tile.load(self.shape, h, query.rows, query.first, &lanes[h]);
+            pages.choose(scratch.tile.rows(), &bounds[h], self.shape.head_dim(), most);
+        }
+        &self.pages
+    }
+
+    fn scores_of_pages(&mut self, query: Queries<'_>, lanes: &[HeadLane<'_>]) {
+        self.check_lanes(lanes);
+        let shape = self.shape;
+        let parallel = self.in_parallel(1, slots(lanes));
+        let mut pages = std::mem::take(&mut self.pages);
+        self.each_head_with(parallel, &mut pages.lanes, |h, scratch, rows, pages| {
+            let lane = &lanes[h];
+            scratch.tile.load(shape, h, query.rows, query.first, lane);
+            rows.resize(lane.slots.len(), shape.group());
+            if rows.slots > 0 {
+                scratch.tile.scores(lane, pages, &mut rows.rows, rows.slots, &mut scratch.block);
+            }
+        });
+        self.pages = pages;
+    }
+
+    fn weighted_sum_of_pages(&mut self, lanes: &[HeadLane<'_>], out: &mut [f32]) {
+        self.check_scored(lanes);
+        let parallel = self.in_parallel(1, slots(lanes));
+        let mut pages = std::mem::take(&mut self.pages);
+        self.each_head_with(parallel, &mut pages.lanes, |h, scratch, rows, pages| {
+            let HeadScratch { tile, block, sum, .. } = scratch;
+            tile.weighted_sum(&lanes[h], pages, &rows.rows, rows.slots, sum, block);
+        });
+        self.pages = pages;
+        self.gather(out);
+    }
+
+    fn select_chosen_pages(&mut self, lanes: &[HeadLane<'_>]) -> &Selection {
+        self.check_scored(lanes);
+        for (h, selection) in self.selection.lanes.iter_mut().enumerate() {
+            let rows = &self.probabilities.lane(h).rows;
+            selection.choose_pages(rows, lanes[h].slots, self.pages.lane(h));
+        }
+        &self.selection
     }
 
     fn prefill(
@@ -201,6 +258,10 @@ impl Attention for CpuAttention {
         &self.selection
     }
 
+    fn pages(&self) -> &PageSelection {
+        &self.pages
+    }
+
     fn column_sums(&self, kv_head: usize) -> &[f32] {
         &self.heads[kv_head].column_sums
     }
@@ -236,9 +297,9 @@ impl HeadScratch {
             let start = Instant::now();
             self.tile.load(shape, kv_head, rows, first, lane);
             self.probs.resize(self.tile.len() * group * stride, 0.0);
-            self.tile.scores(lane, &mut self.probs, stride, &mut self.block);
+            self.tile.scores(lane, &Everything, &mut self.probs, stride, &mut self.block);
             let scored = Instant::now();
-            self.tile.weighted_sum(lane, &self.probs, stride, &mut self.sum, &mut self.block);
+            self.tile.weighted_sum(lane, &Everything, &self.probs, stride, &mut self.sum, &mut self.block);
             self.out.extend_from_slice(self.sum.total());
             let summed = Instant::now();
             self.hand_out(wants, group, stride, slots, last);

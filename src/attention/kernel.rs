@@ -20,6 +20,23 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     tree(sums) + rest
 }
 
+/// The sum of the larger of `q * low` and `q * high`, channel by channel. It is taken in the order of [`dot`], and each
+/// rounding keeps order, so it is never below the product of `q` with a row between `low` and `high`.
+pub(super) fn upper_bound(q: &[f32], low: &[f32], high: &[f32]) -> f32 {
+    let larger = |q: f32, low: f32, high: f32| (q * low).max(q * high);
+    let (q, q_rest) = q.as_chunks::<WIDTH>();
+    let ((low, low_rest), (high, high_rest)) = (low.as_chunks::<WIDTH>(), high.as_chunks::<WIDTH>());
+    let mut sums = [0.0f32; WIDTH];
+    for ((q, low), high) in q.iter().zip(low).zip(high) {
+        for i in 0..WIDTH {
+            sums[i] += larger(q[i], low[i], high[i]);
+        }
+    }
+    let rest = q_rest.iter().zip(low_rest).zip(high_rest);
+    let rest: f32 = rest.map(|((&q, &low), &high)| larger(q, low, high)).sum();
+    tree(sums) + rest
+}
+
 /// `acc += weight * row`.
 pub(super) fn add_scaled(acc: &mut [f32], weight: f32, row: &[f32]) {
     for (sum, x) in acc.iter_mut().zip(row) {

@@ -3,6 +3,7 @@
 use crate::event::Position;
 
 use super::lane::HOLE;
+use super::pages::LanePages;
 
 /// The slots chosen for one query, all heads.
 #[derive(Clone, Debug, Default)]
@@ -81,20 +82,34 @@ impl LaneSelection {
 
     /// Chooses the `n` largest of each of the `rows` (`[head of the group][slot]`), and `own` where it is given.
     pub(super) fn choose(&mut self, rows: &[f32], slots: &[Position], n: usize, own: Option<usize>) {
-        let group = rows.len().checked_div(slots.len()).unwrap_or(0);
-        let Scratch { chosen, places, keys } = &mut self.scratch;
-        chosen.resize_with(group, Vec::new);
-        self.dropped.clear();
-        self.asked = 0;
-        places.clear();
-        places.resize(slots.len(), 0);
-        for (row, chosen) in rows.chunks_exact(slots.len().max(1)).zip(&mut *chosen) {
-            largest(row, slots, n, keys, chosen);
+        let mut keys = std::mem::take(&mut self.scratch.keys);
+        self.gather(rows, slots.len(), |_, row, chosen| {
+            largest(row, slots, n, &mut keys, chosen);
             if let Some(own) = own.map(|own| own as u32)
                 && let Err(place) = chosen.binary_search(&own)
             {
                 chosen.insert(place, own);
             }
+        });
+        self.scratch.keys = keys;
+    }
+
+    /// The live slots of the pages that each head chose.
+    pub(super) fn choose_pages(&mut self, rows: &[f32], slots: &[Position], pages: &LanePages) {
+        self.gather(rows, slots.len(), |head, _, chosen| pages.slots(head, slots, chosen));
+    }
+
+    /// Brings together what `choose` gives for each head and row of `[head of the group][slot]`: ascending slots.
+    fn gather(&mut self, rows: &[f32], slots: usize, mut choose: impl FnMut(usize, &[f32], &mut Vec<u32>)) {
+        let group = rows.len().checked_div(slots).unwrap_or(0);
+        let Scratch { chosen, places, .. } = &mut self.scratch;
+        chosen.resize_with(group, Vec::new);
+        self.dropped.clear();
+        self.asked = 0;
+        places.clear();
+        places.resize(slots, 0);
+        for (head, (row, chosen)) in rows.chunks_exact(slots.max(1)).zip(&mut *chosen).enumerate() {
+            choose(head, row, chosen);
             self.asked += chosen.len();
             self.dropped.push(mass_outside(row, chosen));
             for &slot in &*chosen {
@@ -109,7 +124,7 @@ impl LaneSelection {
         self.weights.clear();
         self.weights.resize(group * self.slots.len(), 0.0);
         let weights = self.weights.chunks_exact_mut(self.slots.len().max(1));
-        for ((row, chosen), weights) in rows.chunks_exact(slots.len().max(1)).zip(chosen).zip(weights) {
+        for ((row, chosen), weights) in rows.chunks_exact(slots.max(1)).zip(chosen).zip(weights) {
             for &slot in &*chosen {
                 weights[places[slot as usize] as usize] = row[slot as usize];
             }

@@ -4,6 +4,7 @@ use crate::event::Position;
 
 use super::kernel::{add, add_scaled, dot, softmax};
 use super::lane::{HOLE, HeadLane, Rotation, Rows, Shape};
+use super::pages::Reads;
 
 /// Slots per partial sum; see the room's note on same bits.
 pub const RANGE_SLOTS: usize = 1024;
@@ -82,10 +83,17 @@ impl Tile {
         from
     }
 
-    /// Probabilities of every row into `probs`, rows `stride` apart. Each K row is read once for all of them.
+    /// The queries, `[query][head of the group][head_dim]`.
+    pub(super) fn rows(&self) -> &[f32] {
+        &self.rows
+    }
+
+    /// Probabilities of every row over the slots that it reads into `probs`, rows `stride` apart. Each K row is read
+    /// once for all of them.
     pub(super) fn scores(
         &self,
         lane: &HeadLane<'_>,
+        read: &impl Reads,
         probs: &mut [f32],
         stride: usize,
         scratch: &mut Vec<f32>,
@@ -96,20 +104,20 @@ impl Tile {
         }
         let (mut rank, mut query) = (0, 0);
         for (block, slots) in lane.slots[..reach].chunks(lane.block_size).enumerate() {
-            let live = live(slots);
-            if live == 0 {
+            let first_rank = rank;
+            rank += live(slots);
+            if !is_read(read, block * lane.block_size, slots) {
                 continue;
             }
-            let keys = keys(lane, block, slots, d, rank, scratch);
-            rank += live;
+            let keys = keys(lane, block, slots, d, first_rank, scratch);
             for (i, key) in keys.chunks_exact(d).enumerate() {
-                if slots[i] == HOLE {
+                let slot = block * lane.block_size + i;
+                if slots[i] == HOLE || !read.any(slot) {
                     continue;
                 }
-                let slot = block * lane.block_size + i;
                 query = self.first_to_see(slot, query);
                 let rows = self.rows.chunks_exact(d).enumerate().skip(query * self.group);
-                for (r, row) in rows {
+                for (r, row) in rows.filter(|&(r, _)| read.head(r % self.group, slot)) {
                     probs[r * stride + slot] = dot(row, key);
                 }
             }
@@ -125,6 +133,7 @@ impl Tile {
     pub(super) fn weighted_sum(
         &self,
         lane: &HeadLane<'_>,
+        read: &impl Reads,
         probs: &[f32],
         stride: usize,
         sum: &mut RangeSum,
@@ -134,15 +143,15 @@ impl Tile {
         sum.start(self.visible.len() * self.group, d);
         let mut query = 0;
         for (block, slots) in lane.slots[..reach].chunks(lane.block_size).enumerate() {
-            if live(slots) == 0 {
+            if !is_read(read, block * lane.block_size, slots) {
                 continue;
             }
             let values = lane.v.page(block, slots.len() * d).widen(scratch);
             for (i, value) in values.chunks_exact(d).enumerate() {
-                if slots[i] == HOLE {
+                let slot = block * lane.block_size + i;
+                if slots[i] == HOLE || !read.any(slot) {
                     continue;
                 }
-                let slot = block * lane.block_size + i;
                 query = self.first_to_see(slot, query);
                 sum.enter(slot);
                 for (r, part) in sum.rows(query * self.group) {
@@ -177,6 +186,11 @@ pub(super) fn weighted_sum_chosen(
         }
     }
     sum.finish();
+}
+
+/// Whether a block holds a live slot that is read; `first` is its first slot.
+fn is_read(read: &impl Reads, first: usize, slots: &[Position]) -> bool {
+    slots.iter().zip(first..).any(|(&p, slot)| p != HOLE && read.any(slot))
 }
 
 fn live(slots: &[Position]) -> usize {

@@ -111,7 +111,7 @@ pub(crate) struct RunArgs {
     /// Eviction policy, e.g. h2o:budget=25%,recent=0.5 (`kvista policies` lists them).
     #[arg(long, value_name = "SPEC", default_value = "full")]
     pub(crate) policy: String,
-    /// Read set, e.g. kcache:n=64,l=1.
+    /// Read set, e.g. kcache:n=64,l=1 or quest:budget=1024,page=16.
     #[arg(long, value_name = "SPEC", conflicts_with = "kcache")]
     pub(crate) read: Option<String>,
     /// Short for --read kcache:…

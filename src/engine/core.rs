@@ -9,13 +9,13 @@ use super::setup::Plan;
 use super::teacher::Teacher;
 use super::{EngineError, Prompt};
 use crate::attention::cpu::CpuAttention;
-use crate::attention::{Attention, Rope, Rotation, Shape};
+use crate::attention::{Attention, PageBounds, Rope, Rotation, Shape};
 use crate::cache::{Cache, CacheConfig, CacheError, KvDtype, KvShape, RopeMode};
 use crate::event::{
-    Finish, Head, Layer, LayerTraffic, Position, RunInfo, SeqId, Settings, Step, StepId, Tuning,
+    Finish, Head, Layer, LayerReads, LayerTraffic, Position, RunInfo, SeqId, Settings, Step, StepId, Tuning,
 };
 use crate::model::{Model, Sampler};
-use crate::policy::{self, Accumulators, Needs, Policy, QueryMoments, ReadRule, ReadSet, Site};
+use crate::policy::{self, Accumulators, Needs, Policy, QueryMoments, ReadSet, Site};
 use crate::probe::{Clock, PhaseTimer};
 
 /// How much the engine observes of itself.
@@ -54,6 +54,8 @@ pub struct Engine {
     /// Most bytes staged at once in the present step.
     pub(super) staged_bytes: u64,
     pub(super) traffic: Vec<LayerTraffic>,
+    /// What a read set by pages read in the present step, in the order it was read.
+    pub(super) reads: Vec<LayerReads>,
     pub(super) teacher: Teacher,
     #[cfg(test)]
     pub(super) witness: super::witness::Witness,
@@ -115,6 +117,7 @@ impl Engine {
                     queries: vec![QueryMoments::default(); moments],
                     classes: Vec::new(),
                     pulled: vec![Vec::new(); layers * kv_heads],
+                    bounds: vec![PageBounds::default(); layers * kv_heads],
                 }
             })
             .collect();
@@ -137,6 +140,7 @@ impl Engine {
             dropped: 0,
             staged_bytes: 0,
             traffic: Vec::new(),
+            reads: Vec::new(),
             teacher: Teacher::default(),
             #[cfg(test)]
             witness: super::witness::Witness::default(),
@@ -325,10 +329,7 @@ pub(super) fn rope_mode(policy: &Policy, dtype: KvDtype) -> RopeMode {
 
 /// From which layer on V lives on the host under a read set.
 pub(super) fn host_v_from_layer(read: Option<&ReadSet>, layers: usize) -> Option<Layer> {
-    read.map(|read| {
-        let ReadRule::Kcache(kcache) = read.rule();
-        kcache.exempt_layers.min(layers as u32) as Layer
-    })
+    Some(read?.rule().host_v_from_layer()?.min(layers as u32) as Layer)
 }
 
 /// How keys are rotated at read: those that only the page type keeps before RoPE as they would have been at write.

@@ -18,9 +18,9 @@ use crate::policy::{Kcache, ReadRule, When};
 
 /// What one sequence's step gathers while the layers run.
 #[derive(Default)]
-struct Gathered {
-    groups: Vec<AttentionGroup>,
-    dropped: Vec<f32>,
+pub(super) struct Gathered {
+    pub(super) groups: Vec<AttentionGroup>,
+    pub(super) dropped: Vec<f32>,
     sampled: Option<Sampled>,
 }
 
@@ -31,6 +31,7 @@ impl Engine {
         for w in work.iter().filter(|w| w.when == When::EndOfPrompt) {
             self.cache.end_calibration(self.sequences[w.index].id);
         }
+        self.reads.clear();
         let mut gathered: Vec<Gathered> = work.iter().map(|_| Gathered::default()).collect();
         let computed: usize = work.iter().map(|w| w.computed().len()).sum();
         if computed > 0 {
@@ -70,6 +71,7 @@ impl Engine {
             timing: Provenance::Measured,
             tiers: self.cache.usage().into(),
             traffic: Vec::new(),
+            reads: std::mem::take(&mut self.reads),
             coding: self.cache.take_coding(),
             probe: ProbeCost { ns: 0, dropped: self.dropped },
             tuning: self.take_tuning(),
@@ -111,6 +113,7 @@ impl Engine {
             let (k, v) = (&qkv.k[kv.clone()], &qkv.v[kv]);
             self.cache.write(seq, layer as Layer, w.first_computed(), k, v)?;
             self.count_push(seq, layer, rows);
+            self.follow_keys(layer, w);
             self.timer.lap(at, Phase::Append);
             let range = row * q_width..(row + rows) * q_width;
             self.attend(layer, w, &qkv.q[range.clone()], &mut out[range], gathered);
@@ -146,13 +149,17 @@ impl Engine {
     /// Attention of one sequence in one layer: output, accumulators, the read set's traffic, the picture.
     fn attend(&mut self, layer: usize, w: &Work, q: &[f32], out: &mut [f32], gathered: &mut Gathered) {
         let queries = Queries { rows: q, first: w.first_computed() };
-        let read = self.read.as_ref().and_then(|read| {
-            let ReadRule::Kcache(kcache) = read.rule();
-            (!kcache.is_exempt(layer as Layer)).then_some(kcache)
-        });
-        match w.stage {
-            Stage::Decode => self.decode(layer, w, read, queries, out, gathered),
-            Stage::Prefill => self.prefill(layer, w, read.is_some(), queries, out, gathered),
+        let rule = self.read.as_ref().map(|read| read.rule());
+        let kcache = match rule {
+            Some(ReadRule::Kcache(kcache)) if !kcache.is_exempt(layer as Layer) => Some(kcache),
+            _ => None,
+        };
+        match (w.stage, rule) {
+            (Stage::Decode, Some(ReadRule::Quest(quest))) if !quest.is_dense(layer as Layer) => {
+                self.decode_by_pages(layer, w, quest, queries, out, gathered);
+            }
+            (Stage::Decode, _) => self.decode(layer, w, kcache, queries, out, gathered),
+            (Stage::Prefill, _) => self.prefill(layer, w, kcache.is_some(), queries, out, gathered),
         }
         #[cfg(test)]
         self.witness_rows(layer);
@@ -202,11 +209,8 @@ impl Engine {
         self.timer.lap(at, Phase::WeightedSum);
         let selection = read.map(|_| self.attention.selection());
         match selection {
-            Some(selection) => gathered.dropped.extend(selection.lanes().iter().map(|lane| {
-                let d = lane.dropped();
-                d.iter().sum::<f32>() / d.len().max(1) as f32
-            })),
-            None if self.read.is_some() => gathered.dropped.extend(std::iter::repeat_n(0.0, lanes.len())),
+            Some(selection) => gathered.dropped.extend(mean_dropped(selection)),
+            None if self.knows_dropped() => gathered.dropped.extend(std::iter::repeat_n(0.0, lanes.len())),
             None => {}
         }
         let level = self.picture_level();
@@ -299,8 +303,18 @@ impl Engine {
         self.traffic[layer].add(&traffic);
     }
 
+    /// Whether a decode step can say what mass was not read, in the layers that read everything too: under Quest only
+    /// a picture scores the pages that were not read.
+    fn knows_dropped(&self) -> bool {
+        match self.read.as_ref().map(|read| read.rule()) {
+            None => false,
+            Some(ReadRule::Kcache(_)) => true,
+            Some(ReadRule::Quest(_)) => self.picture_level() != ScoreLevel::Off,
+        }
+    }
+
     /// The level of this step's picture.
-    fn picture_level(&self) -> ScoreLevel {
+    pub(super) fn picture_level(&self) -> ScoreLevel {
         if self.observe == Observe::Rows { self.info.settings.scores } else { ScoreLevel::Off }
     }
 
@@ -460,6 +474,14 @@ fn common(a: &[Position], b: &[Position]) -> u64 {
             rest.first() == Some(&p)
         })
         .count() as u64
+}
+
+/// The mass that each KV head's query heads did not read, their mean.
+pub(super) fn mean_dropped(selection: &Selection) -> impl Iterator<Item = f32> + '_ {
+    selection.lanes().iter().map(|lane| {
+        let d = lane.dropped();
+        d.iter().sum::<f32>() / d.len().max(1) as f32
+    })
 }
 
 /// Scales each query head's output by the mass that was read.

@@ -49,6 +49,16 @@ pub(super) fn full_precision(pages: &cache::Pages<'_>, slots: &[u32]) -> Vec<f32
     }
 }
 
+/// Bytes that the rows of these slots occupy.
+pub(super) fn rows_bytes(pages: &cache::Pages<'_>, slots: impl Iterator<Item = usize>) -> u64 {
+    let bytes: usize = match pages {
+        cache::Pages::F32(list) => slots.map(|slot| size_of_val(list.row(slot))).sum(),
+        cache::Pages::F16(list) => slots.map(|slot| size_of_val(list.row(slot))).sum(),
+        cache::Pages::Coded(list) => slots.map(|slot| list.row(slot).bytes()).sum(),
+    };
+    bytes as u64
+}
+
 /// All KV heads of one (sequence, layer).
 pub(super) struct Lanes<'a> {
     views: Vec<LaneView<'a>>,

@@ -1,6 +1,8 @@
 //! What holds for every shape, policy and setting: runs of small random models, checked from their steps alone where
 //! that is possible.
 
+mod pages;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use crate::trace::{Recording, Writer};
 const PLENTY: u32 = 200;
 
 /// Live-tunable parameters with values to try; those that the run's policy refuses are part of the test.
-const TUNES: [(&str, &str); 10] = [
+const TUNES: [(&str, &str); 13] = [
     ("budget", "3"),
     ("budget", "9"),
     ("budget", "40%"),
@@ -30,6 +32,9 @@ const TUNES: [(&str, &str); 10] = [
     ("n", "7"),
     ("include_self", "false"),
     ("renorm", "true"),
+    ("quest.budget", "3"),
+    ("quest.budget", "40"),
+    ("quest.min", "0"),
 ];
 
 /// Everything that decides a run.
@@ -189,6 +194,10 @@ fn others() -> impl Strategy<Value = &'static str> {
 }
 
 fn reads() -> impl Strategy<Value = String> {
+    prop_oneof![2 => kcaches(), 1 => pages::quests()]
+}
+
+fn kcaches() -> impl Strategy<Value = String> {
     (1..=40u32, 0..=3u32, any::<bool>(), any::<bool>())
         .prop_map(|(n, l, renorm, own)| format!("kcache:n={n},l={l},renorm={renorm},include_self={own}"))
 }
@@ -261,11 +270,21 @@ fn wild_cases() -> impl Strategy<Value = Case> {
                 if dtype.starts_with("int") {
                     s.block_size = 32;
                     s.policy = s.policy.replace("reposition=true", "reposition=false");
+                } else if s.read.starts_with("quest") {
+                    s.read = String::new();
                 }
+            }
+            // Quest takes keys as they lie, and refuses policies that rotate them at read.
+            if case.settings.read.starts_with("quest") && keeps_keys_unrotated(&case.settings.policy) {
+                case.settings.policy = "full".into();
             }
             Case { tunes, ..case }
         },
     )
+}
+
+fn keeps_keys_unrotated(policy: &str) -> bool {
+    crate::policy::parse_policy(policy).unwrap().rope() == crate::policy::Rope::Pre
 }
 
 /// Who is resident and who was lost, per (sequence, layer, KV head), from the steps alone.
@@ -409,7 +428,11 @@ fn check_traffic(engine: &Engine, step: &Step, evicts: bool) {
         assert!(step.traffic.is_empty() && step.seqs.iter().all(|s| s.dropped.is_empty()));
         return;
     };
-    let ReadRule::Kcache(kcache) = read.rule();
+    let kcache = match read.rule() {
+        ReadRule::Kcache(kcache) => kcache,
+        ReadRule::Quest(quest) => return pages::check(engine, step, quest, evicts),
+    };
+    assert!(step.reads.is_empty());
     let config = engine.model.decoder.config();
     let dtype = engine.cache.config().dtype;
     let written_bytes = dtype.written_row_bytes(config.head_dim) as u64;
@@ -517,6 +540,10 @@ proptest! {
         let full = case.said();
         for l in 0..=case.config.layers {
             let read = format!("kcache:n={PLENTY},l={l},include_self={own}");
+            prop_assert_eq!(&case.with(|s| s.read.clone_from(&read)).said(), &full, "{}", read);
+        }
+        for page in [1, 3, 16, 300] {
+            let read = format!("quest:budget={PLENTY},page={page},dense=0,min={}", u32::from(own));
             prop_assert_eq!(&case.with(|s| s.read.clone_from(&read)).said(), &full, "{}", read);
         }
     }

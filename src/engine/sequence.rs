@@ -1,5 +1,6 @@
 //! One sequence of the run: where it stands and what it feeds next.
 
+use crate::attention::PageBounds;
 use crate::event::{Finish, Origin, Position, SeqId, Stage};
 use crate::model::Sampler;
 use crate::policy::{Accumulators, Needs, QueryMoments, TokenClass, When};
@@ -22,6 +23,8 @@ pub(super) struct Sequence {
     pub(super) classes: Vec<TokenClass>,
     /// Positions whose V rows the previous decode step pulled, per (layer, KV head), ascending.
     pub(super) pulled: Vec<Vec<Position>>,
+    /// Bounds of the pages' keys, per (layer, KV head); nothing is in them unless the read set goes by pages.
+    pub(super) bounds: Vec<PageBounds>,
 }
 
 /// What one sequence feeds in one step.
@@ -71,6 +74,7 @@ impl Sequence {
         self.queries.clone_from(&grown.queries);
         self.classes.clone_from(&grown.classes);
         self.pulled.clone_from(&grown.pulled);
+        // The bounds of pages follow the keys from any state; none are kept here.
     }
 
     /// What comes next; `None` when the sequence has ended. `adopted` ids at the start of the prompt are already in the

@@ -46,6 +46,9 @@ impl Plan {
         let policy = parse_policy(&settings.policy)?;
         let read = if settings.read.is_empty() { None } else { Some(parse_read(&settings.read)?) };
         let dtype = page_type(settings, card, &policy)?;
+        if let Some(read) = &read {
+            check_read(read, &policy, dtype)?;
+        }
 
         let mut prompt_ids = model.tokenizer.encode(&prompt.text)?;
         let context_end = prompt_ids.len();
@@ -99,6 +102,22 @@ impl Plan {
         };
         Ok(Self { info, policy, read, dtype, prompt_ids, context_len })
     }
+}
+
+/// Whether a read set goes with the policy and the pages.
+fn check_read(read: &ReadSet, policy: &Policy, dtype: KvDtype) -> Result<(), EngineError> {
+    if read.rule().needs_rotated_keys() && dtype.keeps_keys_before_rope() {
+        return refuse(format!(
+            "--read {read} bounds keys after RoPE, {dtype} pages keep them before: use f16, int8 or int4"
+        ));
+    }
+    if read.rule().needs_rotated_keys() && policy.rope() == Rope::Pre {
+        return refuse(format!(
+            "--read {read} bounds keys after RoPE, policy '{policy}' keeps them before: use a policy that does not \
+             rotate anew (streaming:reposition=false)"
+        ));
+    }
+    Ok(())
 }
 
 /// The page type asked for, if it goes with blocks, model and policy.

@@ -207,6 +207,7 @@ mod tests {
             .collect();
         all.push(settings("full", "kcache:n=4,l=1", "f32"));
         all.push(settings("h2o:budget=24", "kcache:n=4,l=1", "f32"));
+        all.push(settings("h2o:budget=24", "quest:budget=16,page=4", "f32"));
         all.push(settings("h2o:budget=24", "", "int8"));
         all.push(settings("full", "", "int4"));
         all.push(settings("h2o:budget=24", "", "nuq4"));

@@ -8,6 +8,7 @@ use super::attention::AttentionMap;
 use super::crush::Crush;
 use super::evict::Eviction;
 use super::ids::{BlockId, Head, Layer, Position, SeqId, StepId};
+use super::reads::LayerReads;
 use super::units::Provenance;
 
 /// Where the time of a step goes. The order is the order of the arrays in a [`Step`] and of every picture.
@@ -261,7 +262,7 @@ pub struct SeqStep {
     /// Tokens resident after the step, per (layer, KV head), layer-major: `layer * kv_heads + head`.
     pub resident: Vec<u32>,
     /// Attention mass that the read set did not read, mean over the query heads of each (layer, KV head), layer-major.
-    /// Empty when no read set acted.
+    /// Empty when no read set acted, or none that knows: under Quest only a step with a picture scores everything.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "spelled_vec")]
     pub dropped: Vec<f32>,
     /// Set on the sequence's last step.
@@ -480,6 +481,9 @@ pub struct Step {
     /// V traffic; layers that moved nothing are absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub traffic: Vec<LayerTraffic>,
+    /// What a read set by pages read; layers that read everything are absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reads: Vec<LayerReads>,
     /// Rows that went into codes; layers without any are absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub coding: Vec<LayerCoding>,
@@ -598,6 +602,7 @@ pub(crate) mod tests {
             timing: Provenance::Measured,
             tiers: vec![TierUse::new(Tier::Device)],
             traffic: vec![LayerTraffic { layer: 1, rows: 3, ..LayerTraffic::default() }],
+            reads: vec![LayerReads { layer: 1, pages: 5, read: 3, ..LayerReads::default() }],
             coding: vec![LayerCoding {
                 layer: 1,
                 k: CodingError { rows: 2, squared_error: 0.1, squares: 7.3 },
@@ -638,6 +643,7 @@ pub(crate) mod tests {
             timing: Provenance::Measured,
             tiers: Vec::new(),
             traffic: Vec::new(),
+            reads: Vec::new(),
             coding: Vec::new(),
             probe: ProbeCost::default(),
             tuning: Vec::new(),

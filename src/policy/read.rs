@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::kcache::Kcache;
+use super::quest::Quest;
 use super::registry::{Entry, Kind};
 use super::spec::{Change, Spec, SpecError};
 
@@ -12,6 +13,23 @@ use super::spec::{Change, Spec, SpecError};
 pub enum ReadRule {
     /// The N rows of V with the highest probability, per query head.
     Kcache(Kcache),
+    /// The pages of K and V whose keys could score highest, per query head.
+    Quest(Quest),
+}
+
+impl ReadRule {
+    /// First layer whose V lives on the host; `None` where all of it is on the device.
+    pub const fn host_v_from_layer(self) -> Option<u32> {
+        match self {
+            Self::Kcache(kcache) => Some(kcache.exempt_layers),
+            Self::Quest(_) => None,
+        }
+    }
+
+    /// Whether keys must lie in the cache as RoPE left them.
+    pub const fn needs_rotated_keys(self) -> bool {
+        matches!(self, Self::Quest(_))
+    }
 }
 
 /// A read set with its parameters, as spelled on the command line.

@@ -9,7 +9,7 @@ use super::read::ReadRule;
 use super::spec::Part;
 use super::{
     EvictPolicy, adakv, buzz, crush, expected, fastgen, full, h2o, kcache, keydiff, keyformer, knorm,
-    lm_infinite, nacl, pyramidkv, random, roco, scissorhands, snapkv, streaming, tova,
+    lm_infinite, nacl, pyramidkv, quest, random, roco, scissorhands, snapkv, streaming, tova,
 };
 
 /// Every rule: evictors, then their wrappers, then read sets. A new rule is its own file and one line here.
@@ -34,6 +34,7 @@ pub static REGISTRY: &[Entry] = &[
     adakv::ENTRY,
     crush::ENTRY,
     kcache::ENTRY,
+    quest::ENTRY,
 ];
 
 /// What a rule does to the cache. Never drawn alike.

@@ -254,7 +254,7 @@ fn policies_act_when_they_say() {
 
 #[test]
 fn kcache_sends_values_of_all_but_the_first_layers_to_the_host() {
-    let ReadRule::Kcache(kcache) = parse_read("kcache:n=32,l=2").unwrap().rule();
+    let ReadRule::Kcache(kcache) = parse_read("kcache:n=32,l=2").unwrap().rule() else { panic!() };
     assert_eq!([0, 1, 2, 3].map(|layer| kcache.values_on_host(layer)), [false, false, true, true]);
     assert_eq!([0, 1, 2, 3].map(|layer| kcache.is_exempt(layer)), [true, true, false, false]);
 }

@@ -63,6 +63,15 @@ impl<'a> CodedRows<'a> {
         Self { first: self.first + from, rows: to - from, ..self }
     }
 
+    /// How many of the rows are in codes.
+    pub fn coded_rows(&self) -> usize {
+        let exact = match self.stored {
+            Stored::Affine { coded, .. } => self.affine(coded).1,
+            Stored::Nuq { codec, dense, sparse } => self.nuq_parts(codec, dense, sparse).0,
+        };
+        self.rows - exact.len() / self.row()
+    }
+
     /// What the rows occupy: scales and zeros shared with other rows of the page count by their share.
     pub fn bytes(&self) -> usize {
         let exact = |rows: &[f32]| size_of_val(rows);

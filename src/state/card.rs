@@ -3,7 +3,6 @@
 use crate::event::{BlockId, Head, Layer, Position, Reason, SeqId, StepId, Tier, attention};
 
 use super::State;
-use crate::policy::ReadRule;
 
 /// What one (layer, KV head) did with a token.
 #[derive(Clone, Debug, PartialEq)]
@@ -117,8 +116,7 @@ impl State {
     /// First layer whose V rows live on the host tier, from the read set's declaration.
     pub fn host_v_from_layer(&self) -> Option<usize> {
         let read = crate::policy::parse_read(&self.run.settings.read).ok()?;
-        let ReadRule::Kcache(kcache) = read.rule();
-        Some(kcache.exempt_layers as usize)
+        read.rule().host_v_from_layer().map(|layer| layer as usize)
     }
 
     fn readers(&self, seq: SeqId, position: Position) -> Vec<Reader> {

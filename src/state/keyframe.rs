@@ -34,11 +34,15 @@ impl State {
     /// This state as bytes. [`RunInfo`] is not in it.
     pub fn keyframe(&self) -> Vec<u8> {
         let bytes = postcard::to_extend(self, vec![VERSION]).expect("every field is serialisable");
-        if self.coding.layers.is_empty() {
+        // Behind the rest, so that recordings without codes or pages read keep their version.
+        let bytes = match (self.coding.layers.is_empty(), self.reads.total.is_empty()) {
+            (true, true) => return bytes,
+            _ => postcard::to_extend(&self.coding, bytes).expect("every field is serialisable"),
+        };
+        if self.reads.total.is_empty() {
             return bytes;
         }
-        // Behind the rest, so that recordings without codes keep their version.
-        postcard::to_extend(&self.coding, bytes).expect("every field is serialisable")
+        postcard::to_extend(&self.reads, bytes).expect("every field is serialisable")
     }
 
     /// The state a keyframe holds; equal to the one it was made from.
@@ -51,7 +55,11 @@ impl State {
         let damaged = |e: postcard::Error| KeyframeError::Damaged(e.to_string());
         let (mut state, rest): (Self, _) = postcard::take_from_bytes(body).map_err(damaged)?;
         if !rest.is_empty() {
-            state.coding = postcard::from_bytes(rest).map_err(damaged)?;
+            let (coding, rest) = postcard::take_from_bytes(rest).map_err(damaged)?;
+            state.coding = coding;
+            if !rest.is_empty() {
+                state.reads = postcard::from_bytes(rest).map_err(damaged)?;
+            }
         }
         state.run = blank.run;
         state.check()?;
@@ -85,6 +93,9 @@ impl State {
         }
         if self.traffic.last.len() != layers || self.traffic.total.len() != layers {
             return Err(wrong("traffic columns"));
+        }
+        if !self.reads.is_sound(layers) {
+            return Err(wrong("pages read"));
         }
         if !self.coding.is_sound(layers) {
             return Err(wrong("rows in codes"));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{ChannelError, Quote, State};
-use crate::event::{CodingError, Origin, Phase, SeqId, Tier};
+use crate::event::{CodingError, LayerReads, Origin, Phase, SeqId, Tier};
 
 /// What `run --headless --json` and `replay --headless --format json` end with. Times are engine time in ns.
 #[derive(Clone, Debug, Serialize)]
@@ -41,7 +41,10 @@ pub struct Summary {
     /// What putting rows into codes cost; absent where none did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coding: Option<CodingSummary>,
-    /// Derived: mean attention mass not read in the last step; null without a read set.
+    /// What a read set by pages read; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reads: Option<ReadsSummary>,
+    /// Derived: mean attention mass not read in the last step; null without a read set, and where nobody knows.
     pub mass_dropped: Option<f32>,
     /// Victims of all decisions (measured).
     pub victims: u64,
@@ -76,6 +79,39 @@ pub struct TierBytes {
 
 /// K channels named per layer.
 const WORST_CHANNELS: usize = 4;
+
+/// Pages of K and V that a read set by pages read, all steps, layers and KV heads (measured).
+#[derive(Clone, Debug, Serialize)]
+pub struct ReadsSummary {
+    /// Pages there were.
+    pub pages: u64,
+    /// Pages read.
+    pub read: u64,
+    /// Bytes of their K and V.
+    pub read_bytes: u64,
+    /// Bytes of all K and V: what reading everything reads.
+    pub dense_bytes: u64,
+    /// Bytes of the pages' bounds, which each step reads to choose by.
+    pub index_bytes: u64,
+    /// Largest exact probabilities looked up for pictures (sampled).
+    pub top: u64,
+    /// Those in pages that were read (sampled).
+    pub top_read: u64,
+}
+
+impl ReadsSummary {
+    const fn of(sum: &LayerReads) -> Self {
+        Self {
+            pages: sum.pages,
+            read: sum.read,
+            read_bytes: sum.read_bytes,
+            dense_bytes: sum.dense_bytes,
+            index_bytes: sum.index_bytes,
+            top: sum.top,
+            top_read: sum.top_read,
+        }
+    }
+}
 
 /// Reconstruction error of rows in codes, against their exact values when they went (measured).
 #[derive(Clone, Debug, Serialize)]
@@ -198,6 +234,7 @@ impl State {
                 .collect(),
             traffic_bytes: TrafficBytes { host_to_device: moved.h2d_bytes, device_to_host: moved.d2h_bytes },
             coding: self.coding_summary(),
+            reads: (!self.reads.total.is_empty()).then(|| ReadsSummary::of(&self.reads.sum())),
             mass_dropped: self.mass_dropped(),
             victims: self.evictions.total_victims(),
             latency_ns: Latencies {

@@ -8,8 +8,8 @@ use super::*;
 use crate::event::step::tests::plain_step;
 use crate::event::{
     AttentionGroup, AttentionMap, Cells, CodingError, Eviction, Fed, Finish, HeadRow, LayerCoding,
-    LayerTraffic, ModelCard, Origin, Phase, Position, Reason, Sampled, ScoreLevel, Stage, TableOps, Tier,
-    attention, evict::recorded_score,
+    LayerReads, LayerTraffic, ModelCard, Origin, Phase, Position, Reason, Sampled, ScoreLevel, Stage,
+    TableOps, Tier, attention, evict::recorded_score,
 };
 
 /// A run of one layer and one head, blocks of 16: what [`plain_step`] belongs to.
@@ -311,6 +311,33 @@ fn a_keyframe_is_the_state_and_of_one_version() {
     let mut deeper = (*run()).clone();
     deeper.model.layers = 2;
     assert!(matches!(State::from_keyframe(Arc::new(deeper), &bytes), Err(KeyframeError::Shape(_))));
+}
+
+#[test]
+fn pages_read_add_up_and_travel_behind_a_keyframe() {
+    let mut state = eventful();
+    assert!(state.summary().reads.is_none());
+    for (id, read) in [(10, 3), (11, 2), (12, 0)] {
+        let mut next = plain_step(id);
+        next.seqs[0].resident[0] = id as u32 - 1;
+        let reads = LayerReads { pages: 5, read, ..LayerReads::default() };
+        next.reads = if read > 0 { vec![reads] } else { Vec::new() };
+        let before = state.hash;
+        state.fold(&next).unwrap();
+        assert_ne!(state.hash, before);
+    }
+    assert_eq!((state.reads.sum().pages, state.reads.sum().read, state.reads.last_sum().read), (10, 5, 0));
+    assert_eq!(state.summary().reads.map(|r| (r.pages, r.read)), Some((10, 5)));
+    let bytes = state.keyframe();
+    assert_eq!(State::from_keyframe(run(), &bytes).unwrap(), state);
+    survive(&bytes[..bytes.len() - 1]);
+    let mut wild = state.clone();
+    wild.reads.last.push(LayerReads::default());
+    assert!(matches!(State::from_keyframe(run(), &wild.keyframe()), Err(KeyframeError::Shape(_))));
+    let mut bad = plain_step(13);
+    bad.seqs[0].resident[0] = 12;
+    bad.reads = vec![LayerReads { layer: 1, ..LayerReads::default() }];
+    assert!(state.fold(&bad).is_err());
 }
 
 #[test]

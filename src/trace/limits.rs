@@ -4,7 +4,9 @@
 use std::collections::HashSet;
 
 use super::wire::CodecError;
-use crate::event::{Crush, LayerCoding, LayerTraffic, MAX_CHANNELS, RunInfo, SeqStep, Step, StepId, TierUse};
+use crate::event::{
+    Crush, LayerCoding, LayerReads, LayerTraffic, MAX_CHANNELS, RunInfo, SeqStep, Step, StepId, TierUse,
+};
 
 /// Uncompressed bytes of a chunk.
 pub const MAX_CHUNK_BYTES: u64 = 64 << 20;
@@ -85,6 +87,9 @@ impl Shape {
         if step.traffic.iter().any(|t| u32::from(t.layer) >= self.layers) {
             return Err("it moves bytes of a layer that the model has not".into());
         }
+        if step.reads.iter().any(|r| u32::from(r.layer) >= self.layers) {
+            return Err("it reads pages of a layer that the model has not".into());
+        }
         let codes = |c: &LayerCoding| {
             let errors = [c.k.squared_error, c.k.squares, c.v.squared_error, c.v.squares];
             u32::from(c.layer) < self.layers
@@ -152,6 +157,7 @@ fn quantities(step: &Step) -> impl Iterator<Item = u64> + '_ {
         .chain(step.layer_ns.iter().flatten().copied())
         .chain(step.tiers.iter().flat_map(of_tier))
         .chain(step.traffic.iter().flat_map(of_traffic))
+        .chain(step.reads.iter().flat_map(LayerReads::counts))
         .chain(step.coding.iter().flat_map(|c| [c.k.rows, c.v.rows, c.recoded_rows]))
 }
 
@@ -176,6 +182,8 @@ mod tests {
         refuses(&|s| s.layer_ns[0][0] = u64::MAX);
         refuses(&|s| s.tiers[0].live_bytes = u64::MAX);
         refuses(&|s| s.traffic[0].layer = 2);
+        refuses(&|s| s.reads[0].layer = 2);
+        refuses(&|s| s.reads[0].read_bytes = u64::MAX);
         refuses(&|s| s.coding[0].layer = 2);
         refuses(&|s| s.coding[0].k.rows = u64::MAX);
         refuses(&|s| s.coding[0].v.squares = -1.0);

@@ -45,7 +45,15 @@ fn numbers_that_cannot_be() {
     refused(&["--policy", "h2o:budget=0"], &["budget", "'0'", "at least 1"]);
     refused(&["--policy", "h2o:budget"], &["h2o", "'budget'"]);
     refused(&["--kcache", "n=0"], &["kcache", "'0'", "from 1"]);
-    refused(&["--read", "nope"], &["'nope'", "kcache"]);
+    refused(&["--read", "nope"], &["'nope'", "kcache, quest"]);
+    refused(&["--read", "quest:page=0"], &["page", "'0'", "from 1 to 1024"]);
+    refused(&["--read", "quest:budget=0"], &["budget", "'0'", "from 1"]);
+    refused(&["--read", "quest:n=4"], &["no parameter 'n'", "budget, page, dense, min"]);
+    refused(&["--policy", "quest"], &["quest is a read set", "--read"]);
+    refused(
+        &["--read", "quest", "--policy", "streaming:budget=32,reposition=true"],
+        &["quest", "after RoPE", "reposition=false"],
+    );
     refused(&["--block-size", "0"], &["--block-size 0", "use 1 to"]);
     refused(&["--blocks", "0"], &["--blocks 0"]);
     refused(&["--chunk", "0"], &["--chunk 0", "use 1 to"]);

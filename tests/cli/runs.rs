@@ -77,6 +77,7 @@ fn a_replay_prints_the_very_same_lines() {
     for more in [
         &[][..],
         &["--policy", "full", "--kcache", "n=8,l=1"],
+        &["--policy", "h2o:budget=25%", "--read", "quest:budget=64,page=8"],
         &["--batch", "2", "--scores", "top:4"],
         &["--kv-dtype", "int2"],
         &["--kv-dtype", "nuq3:calibrate=32"],
@@ -151,6 +152,27 @@ fn a_read_set_of_everything_changes_nothing_but_the_traffic() {
     assert_eq!(read["token_ids"], full["token_ids"]);
     assert!(read["traffic_bytes"]["host_to_device"].as_u64().unwrap() > 0, "{read:?}");
     assert!(read["mass_dropped"].as_f64().unwrap() < 1e-3, "{read:?}");
+}
+
+#[test]
+fn quest_reads_less_and_says_how_much() {
+    let full = demo(&[]);
+    assert!(full.get("reads").is_none());
+    let all = demo(&["--read", "quest:budget=4096,dense=0"]);
+    assert_eq!(all["token_ids"], full["token_ids"]);
+    let bytes = |run: &Map<String, Value>, what: &str| run["reads"][what].as_u64().unwrap();
+    assert_eq!(bytes(&all, "read_bytes"), bytes(&all, "dense_bytes"));
+    assert_eq!(all["mass_dropped"], 0.0);
+    let some = demo(&["--read", "quest:budget=128,page=8,dense=1"]);
+    assert_eq!(some["right"], true, "{some:?}");
+    assert!(bytes(&some, "read_bytes") * 2 < bytes(&some, "dense_bytes"), "{some:?}");
+    assert!(bytes(&some, "top_read") <= bytes(&some, "top") && bytes(&some, "top") > 0);
+    assert!(some["mass_dropped"].as_f64().unwrap() > 0.0);
+    // Without pictures nobody scores what is not read, and nothing else changes.
+    let blind = demo(&["--read", "quest:budget=128,page=8,dense=1", "--scores", "off"]);
+    assert_eq!((&blind["mass_dropped"], bytes(&blind, "top")), (&Value::Null, 0));
+    assert_eq!(blind["token_ids"], some["token_ids"]);
+    assert_eq!(blind["state_hash"], some["state_hash"]);
 }
 
 #[test]

@@ -92,6 +92,7 @@ fn refusals_say_what_is_wrong_and_what_to_do() {
     assert_eq!(read("h2o"), "h2o is an eviction policy, not a read set: give it to --policy");
     assert_eq!(read("kcache:n=0"), "kcache: n cannot be '0': use a whole number from 1 to 1048576");
     assert_eq!(read("kcache+kcache"), "kcache+kcache: both choose what is read: name one of them");
+    assert_eq!(read("quest:page=0"), "quest: page cannot be '0': use a whole number from 1 to 1024");
 }
 
 #[test]
@@ -129,7 +130,7 @@ fn changes_say_from_to_and_whether_they_are_live() {
     let mut read: ReadSet = "kcache".parse().unwrap();
     assert!(read.set("n", "8").unwrap().unwrap().live);
     assert!(!read.set("l", "0").unwrap().unwrap().live);
-    let ReadRule::Kcache(kcache) = read.rule();
+    let ReadRule::Kcache(kcache) = read.rule() else { panic!("{read}") };
     assert_eq!((kcache.n, kcache.exempt_layers), (8, 0));
 }
 

@@ -155,6 +155,7 @@ fn step(i: usize, tables: &mut [LayerTable], next_block: &mut u32) -> Step {
         } else {
             Vec::new()
         },
+        reads: Vec::new(),
         coding: Vec::new(),
         probe: ProbeCost { ns: 5_000, dropped: i as u64 / 6 },
         tuning: if i == 6 {

@@ -6,8 +6,8 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
 use crate::app::App;
-use crate::event::{Cells, CodingError, RunInfo, ScoreLevel, Settings, attention};
-use crate::state::{CodedLayer, EvictionLog, SeqState, State, Traffic};
+use crate::event::{Cells, CodingError, LayerReads, RunInfo, ScoreLevel, Settings, attention};
+use crate::state::{CodedLayer, EvictionLog, Reads, SeqState, State, Traffic};
 use crate::ui::draw::render;
 use crate::ui::draw::samples::{STEPS, app, press};
 use crate::ui::export::{styled_dump, text};
@@ -133,6 +133,36 @@ fn without_a_read_set_the_flag_that_makes_one_is_named() {
     settings(&mut app, |s| s.read = String::new());
     press(&mut app, "5");
     assert!(words(&app, 80, 24).contains("--kcache n=64,l=1"));
+}
+
+#[test]
+fn quest_shows_pages_read_in_place_of_rows_moved() {
+    let mut app = app(STEPS);
+    settings(&mut app, |s| s.read = "quest:budget=8,page=4,dense=1".into());
+    press(&mut app, "5");
+    let prompt = words(&app, 80, 24);
+    assert!(prompt.contains("2 pages of 4 and the newest") && prompt.contains("dense"), "{prompt}");
+    assert!(!prompt.contains("to dev") && prompt.contains("the prompt reads everything"), "{prompt}");
+    let reads = LayerReads {
+        layer: 1,
+        pages: 20,
+        read: 5,
+        asked: 8,
+        read_bytes: 1024,
+        dense_bytes: 4096,
+        key_bytes: 2048,
+        index_bytes: 512,
+        top: 40,
+        top_read: 30,
+    };
+    let blank = LayerReads::default();
+    state(&mut app).reads = Reads { last: vec![blank, reads], total: vec![blank, reads] };
+    for (width, height) in [(80, 24), (200, 60)] {
+        let shown = words(&app, width, height);
+        for figure in ["5/20", "25.0%", "75.0%", "1.0 KiB", "of K"] {
+            assert!(shown.contains(figure), "{figure}: {shown}");
+        }
+    }
 }
 
 #[test]

@@ -4,7 +4,8 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::widgets::Widget;
 
-use crate::event::{Provenance, StepId};
+use crate::event::{Provenance, ScoreLevel, StepId};
+use crate::policy::ReadRule;
 use crate::state::StepSummary;
 use crate::ui::draw::{Pen, Scene, pane};
 use crate::ui::number;
@@ -137,7 +138,10 @@ const fn bars_width(width: u16) -> u16 {
 fn worth_drawing(series: Series, scene: &Scene<'_>) -> bool {
     match series {
         Series::Pulled => scene.state().is_some_and(|s| s.traffic.any()),
-        Series::Dropped => scene.read_set().is_some(),
+        Series::Dropped => scene.read_set().is_some_and(|read| {
+            !matches!(read.rule(), ReadRule::Quest(_))
+                || scene.run().is_some_and(|run| run.has.rows != ScoreLevel::Off)
+        }),
         _ => true,
     }
 }

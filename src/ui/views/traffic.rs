@@ -1,6 +1,7 @@
 //! V rows between host and device: what was asked for, what moved, what was there already, what was not read.
 
 mod layers;
+mod pages;
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -35,6 +36,14 @@ pub(super) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
 
 fn layers_pane(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let (Some(state), Some(run)) = (scene.state(), scene.run()) else { return };
+    if let Some(ReadRule::Quest(quest)) = scene.read_set().map(|read| read.rule()) {
+        let inner =
+            pane(buf, area, scene, "pages read by layer", "nothing moves between tiers", Some(LAYERS));
+        let (facts, rest) = split_top(inner, u16::from(inner.height >= 6));
+        pages::totals(&mut Pen::new(buf, facts, scene.styles), scene, quest);
+        let used = pages::render(buf, rest, scene, quest);
+        return not_read_below(buf, rest, used, scene);
+    }
     let note = format!("link and stall at --link {} GB/s ~", run.settings.link_gbps);
     let inner = pane(buf, area, scene, "V rows by layer", &note, Some(LAYERS));
     if scene.read_set().is_none() && !state.traffic.any() {
@@ -44,7 +53,12 @@ fn layers_pane(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let (facts, rest) = split_top(inner, u16::from(inner.height >= 6));
     totals(&mut Pen::new(buf, facts, scene.styles), scene);
     let used = layers::render(buf, rest, scene);
-    let (_, below) = split_top(rest, used + 1);
+    not_read_below(buf, rest, used, scene);
+}
+
+/// The mass that was not read, where there is room behind the lines that a table took.
+fn not_read_below(buf: &mut Buffer, area: Rect, used: u16, scene: &Scene<'_>) {
+    let (_, below) = split_top(area, used + 1);
     if below.height >= 4 {
         layers::not_read(buf, below, scene);
     }
@@ -67,8 +81,7 @@ fn totals(pen: &mut Pen<'_, '_>, scene: &Scene<'_>) {
     let Some(state) = scene.state() else { return };
     let symbols = scene.symbols();
     let (last, sum) = (state.traffic.last_sum(), state.traffic.sum());
-    if let Some(read) = scene.read_set() {
-        let ReadRule::Kcache(kcache) = read.rule();
+    if let Some(ReadRule::Kcache(kcache)) = scene.read_set().map(|read| read.rule()) {
         pen.put(&format!("N {}", kcache.n), Role::Pulled);
     }
     if let Some(factor) = union_factor(scene, &last) {

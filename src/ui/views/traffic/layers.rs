@@ -4,7 +4,7 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
 use super::union_factor;
-use crate::event::{LayerTraffic, Provenance, Tier};
+use crate::event::{LayerTraffic, Provenance, Stage, Tier};
 use crate::ui::draw::{Pen, Scene, pane, split_top};
 use crate::ui::number;
 use crate::ui::theme::{Role, tier_role};
@@ -12,7 +12,7 @@ use crate::ui::views::columns::{bar, marked, right};
 use crate::ui::views::first_row;
 
 /// Columns of a layer's name and of the home of its V.
-const NAME: u16 = 7;
+pub(super) const NAME: u16 = 7;
 const HOME: u16 = 9;
 
 /// A figure of a layer.
@@ -200,7 +200,7 @@ fn figures(
 }
 
 /// Attention mass of a layer that the shown step did not read, mean over its KV heads.
-fn not_read_by(scene: &Scene<'_>, layer: usize) -> Option<f32> {
+pub(super) fn not_read_by(scene: &Scene<'_>, layer: usize) -> Option<f32> {
     let masses = masses(scene, layer)?;
     Some(masses.iter().sum::<f32>() / masses.len() as f32)
 }
@@ -221,8 +221,7 @@ pub(super) fn not_read(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
         })
         .collect();
     if rows.is_empty() {
-        Pen::new(buf, inner, scene.styles)
-            .put("the shown step read everything: the prompt always does", Role::Dim);
+        Pen::new(buf, inner, scene.styles).put(nobody_knows(scene), Role::Dim);
         return;
     }
     let is_cursor = |&(layer, head, _): &(usize, usize, f32)| {
@@ -238,6 +237,16 @@ pub(super) fn not_read(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
         let room = pen.room().saturating_sub(1).min(60);
         bar(&mut pen, mass.into(), room, scene.styles[Role::Accent]);
         pen.newline();
+    }
+}
+
+/// Why there is no mass to show.
+fn nobody_knows(scene: &Scene<'_>) -> &'static str {
+    let decodes = scene.seq().is_some_and(|seq| seq.stage == Stage::Decode);
+    if decodes {
+        "only a step with a picture scores what was not read: use --scores"
+    } else {
+        "the shown step read everything: the prompt always does"
     }
 }
 
