@@ -9,6 +9,7 @@
 //! Pages may hold rows in codes of 8 to 2 bits ([`KvDtype`]). The tables do not know: what a slot's row is stored as is
 //! its page's matter, and follows from the slots alone, never from values. A cache of such pages shares no prefix.
 
+mod alter;
 mod arena;
 mod coding;
 mod compaction;
@@ -25,6 +26,7 @@ pub mod table;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
+pub use alter::NewRows;
 pub use arena::{CodedPages, PageList, Pages};
 pub use config::{CacheConfig, CacheError, Exhausted, KvShape, MAX_BLOCKS, MAX_HEAD_DIM, RopeMode};
 pub use dtype::{DtypeError, KIVI_GROUP, KvDtype, Nuq};

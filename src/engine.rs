@@ -22,6 +22,7 @@ mod kvpress;
 mod lanes;
 mod link;
 pub mod live;
+mod merging;
 mod pages;
 #[cfg(test)]
 mod properties;

@@ -12,6 +12,7 @@ pub mod attention;
 pub mod crush;
 pub mod evict;
 pub mod ids;
+pub mod merge;
 pub mod reads;
 pub mod run;
 pub mod step;
@@ -21,6 +22,7 @@ pub use attention::{AttentionGroup, AttentionMap, Cells, HeadRow, ScoreLevel};
 pub use crush::Crush;
 pub use evict::{Eviction, Reason};
 pub use ids::{BlockId, Head, Layer, Position, SeqId, StepId};
+pub use merge::{Drift, Merge, MergeArc};
 pub use reads::LayerReads;
 pub use run::{Has, ModelCard, RunInfo, Settings};
 pub use step::{

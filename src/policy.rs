@@ -7,7 +7,8 @@
 //!
 //! Every rule is one file, which begins with its source and what differs from it, and one line of [`REGISTRY`]; command
 //! line, tuner and help are driven by that table. An *evictor* ([`Policy`]) loses state; a *read set* ([`ReadSet`]) loses
-//! nothing but does not read some rows in a step. The two are never mixed. A *wrapper* stands behind an evictor that
+//! nothing but does not read some rows in a step. A *merge* ([`Merging`]) alters rows: those that a decision keeps take in
+//! those that it loses, or two layers become alike. The three are never mixed. A *wrapper* stands behind an evictor that
 //! scores tokens and changes its [`Plan`]: `h2o:budget=25%+adakv`.
 //!
 //! ```
@@ -30,6 +31,7 @@ use crate::event::{Crush, Eviction, Head, Layer, Position, Reason};
 
 pub mod accumulate;
 pub mod inputs;
+pub mod merge;
 pub mod param;
 pub mod plan;
 pub mod read;
@@ -42,7 +44,9 @@ mod rule;
 
 mod adakv;
 mod buzz;
+mod cam;
 mod crush;
+mod d2o;
 mod expected;
 mod fastgen;
 mod full;
@@ -52,6 +56,7 @@ mod keydiff;
 mod keyformer;
 mod knorm;
 mod lm_infinite;
+mod minicache;
 mod nacl;
 mod pyramidkv;
 mod quest;
@@ -65,6 +70,8 @@ mod tova;
 pub use accumulate::{Accumulators, Needs, QueryMoments, Site};
 pub use inputs::{HeadInputs, Moment, TokenClass, When};
 pub use kcache::Kcache;
+pub use merge::{Entering, HeadMerge, Memory, MergeRule, Merging, Parting, VictimMerge, blend, parse_merge};
+pub use minicache::MiniCache;
 pub use param::{Budget, Param, ParamKind, Value};
 pub use plan::Plan;
 pub use quest::Quest;

@@ -15,6 +15,7 @@ mod hash;
 mod history;
 mod keyframe;
 mod latency;
+mod merging;
 mod reads;
 mod sequence;
 mod summary;
@@ -34,6 +35,7 @@ pub use hash::StateHash;
 pub use history::{History, StepSummary};
 pub use keyframe::KeyframeError;
 pub use latency::{Latency, PhaseHistograms, Quote};
+pub use merging::{MergeLog, MergeSummary, MergedLayer, MergedPart, MergedVictim};
 pub use reads::Reads;
 pub use sequence::{Pending, SeqState, Token};
 pub use summary::{CodedPart, Summary};
@@ -104,6 +106,9 @@ pub struct State {
     /// What a read set by pages read. Stands behind the other fields in a keyframe.
     #[serde(skip)]
     pub reads: Reads,
+    /// Rows that were merged. Stands behind the other fields in a keyframe.
+    #[serde(skip)]
+    pub merging: MergeLog,
     /// One line per step, for time axes.
     pub history: History,
     /// Who was evicted, when, why.
@@ -144,6 +149,7 @@ impl State {
             traffic: Traffic::new(layers as usize),
             coding: Coding::default(),
             reads: Reads::default(),
+            merging: MergeLog::default(),
             run,
             step: None,
             at_ns: 0,
@@ -194,6 +200,7 @@ impl State {
         self.traffic.fold(step);
         self.coding.fold(step, &self.run.model)?;
         self.reads.fold(step, self.run.model.layers as usize)?;
+        self.merging.fold(step, &self.run.model)?;
         self.tuning.extend(step.tuning.iter().map(|t| (step.step, t.clone())));
         if self.tuning.len() > MAX_TUNING {
             self.tuning.drain(..self.tuning.len() - MAX_TUNING);

@@ -136,8 +136,11 @@ fn write_after(out: &mut Vec<LogLine>, known: Option<StepId>, state: &State) {
 fn begin(run: &RunInfo) -> LogLine {
     let s = &run.settings;
     let read = if s.read.is_empty() { String::new() } else { format!(", reads {}", s.read) };
-    let text =
-        format!("run begins: {}, {} prompt tokens, {}{read}", run.model.name, run.prompt_tokens, s.policy);
+    let merge = if s.merge.is_empty() { String::new() } else { format!(", merges by {}", s.merge) };
+    let text = format!(
+        "run begins: {}, {} prompt tokens, {}{read}{merge}",
+        run.model.name, run.prompt_tokens, s.policy
+    );
     LogLine { step: 0, at_ns: 0, kind: LogKind::Run, text }
 }
 

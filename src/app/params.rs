@@ -191,6 +191,7 @@ fn spec_text(kind: Kind, settings: &Settings) -> &str {
     match kind {
         Kind::Evict => &settings.policy,
         Kind::Read => &settings.read,
+        Kind::Merge => &settings.merge,
     }
 }
 
@@ -198,6 +199,7 @@ fn set_spec_text(kind: Kind, settings: &mut Settings, text: String) {
     match kind {
         Kind::Evict => settings.policy = text,
         Kind::Read => settings.read = text,
+        Kind::Merge => settings.merge = text,
     }
 }
 
@@ -210,7 +212,7 @@ impl Knob {
     /// Everything that can be turned with the present rules.
     pub(super) fn all(settings: &Settings) -> Vec<Self> {
         let mut knobs = Vec::new();
-        for kind in [Kind::Evict, Kind::Read] {
+        for kind in [Kind::Evict, Kind::Read, Kind::Merge] {
             knobs.push(Self::Rule(kind));
             if let Some(spec) = spec(kind, settings) {
                 knobs.extend(spec.params().map(|(param, _)| Self::RuleParam(kind, param)));
@@ -307,6 +309,7 @@ impl Knob {
                 (Some(spec), _) => spec.entry().doc,
                 (None, Kind::Evict) => "which rule decides what is lost",
                 (None, Kind::Read) => "which rule decides what is read; nothing is lost by it",
+                (None, Kind::Merge) => "which rule merges rows; what it merges is altered, not lost",
             },
             Self::RuleParam(_, param) => param.doc,
             Self::Setting(s) => s.param.doc,
@@ -316,7 +319,7 @@ impl Knob {
     fn default_value(self) -> String {
         match self {
             Self::Rule(Kind::Evict) => Settings::default().policy,
-            Self::Rule(Kind::Read) => OFF.to_owned(),
+            Self::Rule(Kind::Read | Kind::Merge) => OFF.to_owned(),
             Self::RuleParam(_, param) => param.default.to_string(),
             Self::Setting(s) => s.param.default.to_string(),
         }
@@ -330,14 +333,14 @@ fn nudge(param: &Param, now: &str, by: i32, coarse: bool) -> String {
 
 /// Names to choose from.
 fn choices(kind: Kind) -> Vec<&'static str> {
-    let none = (kind == Kind::Read).then_some(OFF);
+    let none = (kind != Kind::Evict).then_some(OFF);
     none.into_iter().chain(of_kind(kind).map(|e| e.name)).collect()
 }
 
 /// The spelling of another rule; it takes over the parameters that both rules have, such as the budget, and the
 /// wrappers. With `+NAME` it also says which wrappers there are.
 fn choose(kind: Kind, settings: &Settings, text: &str) -> Result<String, String> {
-    if kind == Kind::Read && text == OFF {
+    if kind != Kind::Evict && text == OFF {
         return Ok(String::new());
     }
     let mut chosen = Spec::parse(kind, text).map_err(|e| e.to_string())?;

@@ -110,6 +110,7 @@ fn step(i: usize, count: usize, tables: &mut [LayerTable], next_block: &mut u32)
         dropped: Vec::new(),
         finish: (i + 1 == count).then_some(Finish::MaxTokens),
         crush: Vec::new(),
+        merges: Vec::new(),
         evictions,
         attention: None,
     };

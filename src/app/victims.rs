@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::filter::{Field, Filter, Row};
 use super::filtered::Filtered;
 use crate::event::{Head, Layer, Position, Reason, RunInfo, SeqId, StepId};
-use crate::state::{Decision, State};
+use crate::state::{Decision, MergedVictim, State};
 
 /// Most rows listed, the newest victims; older ones are counted ([`VictimList::omitted`]).
 const MAX_ROWS: usize = 16_384;
@@ -29,6 +29,8 @@ pub struct VictimRow {
     pub token: String,
     /// Why.
     pub reason: Reason,
+    /// Where its rows went, if they were merged and not lost.
+    pub merged: Option<MergedVictim>,
     /// Its score, where the policy has scores.
     pub score: Option<f32>,
     /// Lowest kept score.
@@ -47,6 +49,11 @@ impl VictimRow {
     /// What makes a row the same row after sorting and filtering.
     pub const fn key(&self) -> (StepId, SeqId, Layer, Option<Head>, Position) {
         (self.step, self.seq, self.layer, self.head, self.position)
+    }
+
+    /// Where it went, or why it was lost.
+    pub fn fate(&self) -> Cow<'static, str> {
+        self.merged.map_or(self.reason.words().into(), |merged| merged.to_string().into())
     }
 }
 
@@ -70,13 +77,13 @@ impl Row for VictimRow {
         match field {
             Field::Kind => Some("evict".into()),
             Field::Token => Some(self.token.as_str().into()),
-            Field::Reason => Some(self.reason.words().into()),
+            Field::Reason => Some(self.fate()),
             _ => None,
         }
     }
 
     fn line(&self) -> Cow<'_, str> {
-        format!("{} {}", self.token, self.reason.words()).into()
+        format!("{} {}", self.token, self.fate()).into()
     }
 }
 
@@ -106,7 +113,7 @@ fn compare(column: Field, a: &VictimRow, b: &VictimRow) -> Ordering {
         Field::Head => a.head.cmp(&b.head),
         Field::Position => a.position.cmp(&b.position),
         Field::Token => a.token.cmp(&b.token),
-        Field::Reason => (a.reason as u8).cmp(&(b.reason as u8)),
+        Field::Reason => (a.merged.is_none(), a.reason as u8).cmp(&(b.merged.is_none(), b.reason as u8)),
         Field::Score => missing_last(a.score, b.score),
         Field::Cutoff => missing_last(a.cutoff, b.cutoff),
         Field::Rank => a.rank.unwrap_or(usize::MAX).cmp(&b.rank.unwrap_or(usize::MAX)),
@@ -207,6 +214,8 @@ fn rows_of<'a>(state: &'a State, decision: &'a Decision) -> impl Iterator<Item =
     let e = &decision.eviction;
     let ranks = ranks(&e.scores);
     let tokens = state.seq(decision.seq).map(|s| s.tokens.as_slice()).unwrap_or_default();
+    let kv_heads = state.run.model.kv_heads as Head;
+    let at = (decision.step, decision.seq);
     e.positions.iter().enumerate().map(move |(i, &position)| VictimRow {
         step: decision.step,
         seq: decision.seq,
@@ -215,6 +224,7 @@ fn rows_of<'a>(state: &'a State, decision: &'a Decision) -> impl Iterator<Item =
         position,
         token: tokens.get(position as usize).map(|t| t.piece.lossy().into_owned()).unwrap_or_default(),
         reason: e.reason,
+        merged: state.merging.victim(at, e, i, kv_heads),
         score: e.scores.get(i).filter(|s| !s.is_nan()).map(|s| s.to_f32()),
         cutoff: e.cutoff,
         rank: ranks.get(i).copied().flatten(),

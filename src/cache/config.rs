@@ -124,6 +124,16 @@ pub enum CacheError {
         /// First position of the rows.
         first: u32,
     },
+    /// Rows that cannot be written over.
+    #[error("layer {layer}: the rows of position {position} cannot be altered: {why}")]
+    Unalterable {
+        /// Decoder layer.
+        layer: Layer,
+        /// The token.
+        position: u32,
+        /// Why not.
+        why: &'static str,
+    },
     /// A step appends, then decides once per layer, then compacts: that is how it is recorded.
     #[error("sequence {seq}: {what} is out of order within a step")]
     OutOfOrder {

@@ -117,6 +117,10 @@ pub(crate) struct RunArgs {
     /// Short for --read kcache:…
     #[arg(long, value_name = "n=N,l=L")]
     pub(crate) kcache: Option<String>,
+    /// What becomes of evicted tokens, or of adjacent layers: cam:m=32, d2o (both behind a --policy that evicts),
+    /// minicache.
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) merge: Option<String>,
     /// Type of the cache's pages: f32, f16, int8 (a scale per row), int4 or int2 (KIVI: keys per channel, values per
     /// token, the newest tokens exact), nuq4, nuq3 or nuq2 (KVQuant: keys per channel before RoPE, non-uniform codebooks,
     /// outliers apart). The exact window of int4 and int2: int4:residual=128; default 32 tokens. A chunk of the prompt

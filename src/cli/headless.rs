@@ -12,7 +12,7 @@ use super::setup::{self, Setup};
 use super::{Failure, json, output, remark};
 use crate::engine::{Engine, Feed, Recorded, Recorder};
 use crate::event::{Origin, SeqStep, Step};
-use crate::state::{CodedPart, State, Summary};
+use crate::state::{CodedPart, MergedPart, State, Summary};
 use crate::ui::number;
 use crate::ui::text;
 use crate::ui::theme::Symbols;
@@ -126,8 +126,9 @@ impl Printer<'_> {
             let info = engine.info();
             let s = &info.settings;
             let read = if s.read.is_empty() { "none" } else { &s.read };
+            let merge = if s.merge.is_empty() { String::new() } else { format!(", merge {}", s.merge) };
             self.line(&format!(
-                "model {}, device {}, policy {}, read set {read}, prompt {} tokens",
+                "model {}, device {}, policy {}, read set {read}{merge}, prompt {} tokens",
                 info.model.name, s.device, s.policy, info.prompt_tokens
             ))?;
             self.line(&format!("repeat: {}", info.command()))?;
@@ -196,6 +197,10 @@ fn plain_part(part: &SeqStep) -> String {
     if victims > 0 {
         facts.push(format!("{victims} evicted"));
     }
+    let merged: u64 = part.merges.iter().map(|merge| u64::from(merge.merged)).sum();
+    if merged > 0 {
+        facts.push(format!("{merged} merged over the KV heads"));
+    }
     if let Some(drawn) = &part.sampled {
         facts.push(format!("drew {:?}", drawn.piece.lossy()));
     }
@@ -239,6 +244,22 @@ fn facts(s: &Summary) -> Vec<String> {
             percent(&coding.v),
             coding.k.rows,
             coding.v.rows
+        ));
+    }
+    if let Some(merging) = &s.merging {
+        let MergedPart { merged, apart, k_drift, v_drift, saved_bytes_modelled } = merging.all;
+        let percent =
+            |drift: Option<f64>| drift.map_or_else(|| "-".into(), |d| format!("{:.2} %", d * 100.0));
+        let saved = match saved_bytes_modelled {
+            0 => String::new(),
+            bytes => format!("; sharing would save {} (modelled)", number::bytes(bytes).trim()),
+        };
+        lines.push(format!(
+            "merge {}: {merged} merged, {apart} not, over the KV heads; rows moved by {} (keys) and {} (values) of their \
+             length (measured){saved}",
+            merging.rule,
+            percent(k_drift),
+            percent(v_drift)
         ));
     }
     if let Some(dropped) = s.mass_dropped {

@@ -78,6 +78,7 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
         device: device.into(),
         policy: args.policy.clone(),
         read,
+        merge: args.merge.clone().unwrap_or_default(),
         kv_dtype: args.kv_dtype.clone(),
         block_size: args.block_size.unwrap_or_else(|| usual_block_size(&args.kv_dtype)),
         blocks: args.blocks.unwrap_or(0),

@@ -15,7 +15,7 @@ use crate::event::{
     Finish, Head, Layer, LayerReads, LayerTraffic, Position, RunInfo, SeqId, Settings, Step, StepId, Tuning,
 };
 use crate::model::{Model, Sampler};
-use crate::policy::{self, Accumulators, Needs, Policy, QueryMoments, ReadSet, Site};
+use crate::policy::{self, Accumulators, Memory, Merging, Needs, Policy, QueryMoments, ReadSet, Site};
 use crate::probe::{Clock, PhaseTimer};
 
 /// How much the engine observes of itself.
@@ -37,6 +37,7 @@ pub struct Engine {
     /// What is kept of attention: what the policy needs, or more where others go on from here.
     pub(super) needs: Needs,
     pub(super) read: Option<ReadSet>,
+    pub(super) merge: Option<Merging>,
     pub(super) cache: Cache,
     pub(super) attention: Box<dyn Attention>,
     pub(super) rope: Rope,
@@ -68,7 +69,7 @@ impl Engine {
     /// Settings that are wrong, or do not fit the model or the prompt: one clear line.
     pub fn new(model: Arc<Model>, settings: &Settings, prompt: &Prompt) -> Result<Self, EngineError> {
         let plan = Plan::new(&model, settings, prompt)?;
-        let (needs, rope) = (plan.policy.needs(), rope_mode(&plan.policy, plan.dtype));
+        let (needs, rope) = (kept(&plan.policy, plan.merge.as_ref()), rope_mode(&plan.policy, plan.dtype));
         Self::keeping(model, plan, needs, rope)
     }
 
@@ -118,6 +119,7 @@ impl Engine {
                     classes: Vec::new(),
                     pulled: vec![Vec::new(); layers * kv_heads],
                     bounds: vec![PageBounds::default(); layers * kv_heads],
+                    memory: vec![Memory::default(); layers],
                 }
             })
             .collect();
@@ -130,6 +132,7 @@ impl Engine {
             policy: plan.policy,
             needs,
             read: plan.read,
+            merge: plan.merge,
             cache,
             prompt: plan.prompt_ids,
             context_len: plan.context_len,
@@ -179,18 +182,17 @@ impl Engine {
     /// # Errors
     /// Unknown parameter, a value out of range or under the policy's fixed parts, or one that needs a re-run.
     pub fn tune(&mut self, name: &str, value: &str) -> Result<Option<Tuning>, EngineError> {
-        let of_policy = self.policy.spec().get(name).is_some();
-        let (change, policy, read) = match &self.read {
-            Some(read) if !of_policy => {
-                let mut read = read.clone();
-                (read.set(name, value)?, None, Some(read))
-            }
-            _ => {
-                let mut policy = self.policy.clone();
-                let change = policy.set(name, value)?;
-                policy.check(self.prompt.len() as u32)?;
-                (change, Some(policy), None)
-            }
+        let (mut policy, mut read, mut merge) = (self.policy.clone(), self.read.clone(), self.merge.clone());
+        let of_policy = policy.spec().get(name).is_some();
+        let of_merge = merge.as_mut().filter(|merge| !of_policy && merge.spec().get(name).is_some());
+        let change = if let Some(merge) = of_merge {
+            merge.set(name, value)?
+        } else if let Some(read) = read.as_mut().filter(|_| !of_policy) {
+            read.set(name, value)?
+        } else {
+            let change = policy.set(name, value)?;
+            policy.check(self.prompt.len() as u32)?;
+            change
         };
         let Some(change) = change else { return Ok(None) };
         if !change.live {
@@ -198,12 +200,7 @@ impl Engine {
                 "{name} takes effect with a re-run (r), not within a run"
             )));
         }
-        if let Some(policy) = policy {
-            self.policy = policy;
-        }
-        if let Some(read) = read {
-            self.read = Some(read);
-        }
+        (self.policy, self.read, self.merge) = (policy, read, merge);
         self.tuning.push(change.tuning.clone());
         Ok(Some(change.tuning))
     }
@@ -287,10 +284,11 @@ impl Engine {
     }
 
     /// Prefixes are shared where nothing of a page depends on more than its tokens, no policy needs the attention that
-    /// the skipped queries would have paid or the queries themselves, and no page goes into codes.
+    /// the skipped queries would have paid or the queries themselves, no page goes into codes and no row is altered.
     fn shares_prefixes(&self) -> bool {
         let observes = self.needs.attention() || self.needs.queries.is_some();
-        self.sequences.len() > 1 && !observes && !self.cache.config().dtype.is_coded()
+        let alters = self.merge.is_some() || self.cache.config().dtype.is_coded();
+        self.sequences.len() > 1 && !observes && !alters
     }
 
     /// With a shared prompt, the first sequence computes it and the others adopt its pages.
@@ -346,6 +344,12 @@ enum Next {
     /// The pool has no room for the next tokens.
     Starved,
     Wait,
+}
+
+/// What is kept for policy and merge rule; rows are read where a merge is made, not before.
+pub(super) fn kept(policy: &Policy, merge: Option<&Merging>) -> Needs {
+    let merge = merge.map_or(Needs::NONE, Merging::needs);
+    policy.needs().or(Needs { keys: false, values: false, ..merge })
 }
 
 /// What a sequence draws from: sampler and policy alike.

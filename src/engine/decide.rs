@@ -3,9 +3,10 @@
 use super::EngineError;
 use super::core::{Engine, rotation, sequence_seed};
 use super::lanes::full_precision;
+use super::merging::bound_arcs;
 use crate::cache::{HOLE, Victims};
 use crate::event::evict::MAX_SCORED_VICTIMS;
-use crate::event::{Crush, Eviction, Finish, Head, Layer, Position, SeqStep, Stage};
+use crate::event::{Crush, Eviction, Finish, Head, Layer, Merge, Position, SeqStep, Stage};
 use crate::policy::{HeadInputs, Moment, Needs, Verdict, When};
 
 /// The decisions of one sequence in one step.
@@ -13,14 +14,28 @@ use crate::policy::{HeadInputs, Moment, Needs, Verdict, When};
 pub(super) struct Decided {
     pub(super) evictions: Vec<Eviction>,
     pub(super) crush: Vec<Crush>,
+    pub(super) merges: Vec<Merge>,
 }
 
 /// What one KV head lends to a decision.
-struct Residents {
-    positions: Vec<Position>,
+pub(super) struct Residents {
+    pub(super) positions: Vec<Position>,
     slots: Vec<u32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    pub(super) keys: Vec<f32>,
+    pub(super) values: Vec<f32>,
+}
+
+impl Residents {
+    /// Which of them the verdicts of their layer take from a KV head.
+    pub(super) fn lost(&self, head: Head, verdicts: &[Verdict]) -> Vec<bool> {
+        let mut lost = vec![false; self.positions.len()];
+        for verdict in verdicts.iter().filter(|v| v.head.is_none_or(|h| h == head)) {
+            for (lost, p) in lost.iter_mut().zip(&self.positions) {
+                *lost |= verdict.victims.binary_search(p).is_ok();
+            }
+        }
+        lost
+    }
 }
 
 impl Engine {
@@ -35,6 +50,7 @@ impl Engine {
             if verdicts.is_empty() {
                 continue;
             }
+            decided.merges.extend(self.merge_victims(index, layer, when, &verdicts)?);
             self.carry_out(index, layer, &verdicts)?;
             decided.crush.extend(verdicts.iter_mut().filter_map(|v| v.crush.take()).map(|crush| *crush));
             decided.evictions.extend(verdicts.into_iter().map(|v| v.recorded(layer)));
@@ -42,6 +58,7 @@ impl Engine {
         if decided.evictions.iter().map(|e| e.positions.len()).sum::<usize>() > MAX_SCORED_VICTIMS {
             decided.evictions.iter_mut().for_each(Eviction::thin_scores);
         }
+        bound_arcs(&mut decided.merges);
         Ok(decided)
     }
 
@@ -62,12 +79,33 @@ impl Engine {
     }
 
     fn verdicts(&self, index: usize, layer: Layer, when: When) -> Vec<Verdict> {
+        let mut residents = self.residents(index, layer, self.policy.needs());
+        // A policy is shown the keys as attention reads them; a merge rule, as they lie.
+        let head_dim = self.cache.config().shape.head_dim;
+        let rotation = rotation(&self.rope, &self.cache, &self.policy);
+        for own in &mut residents {
+            for (rank, (key, &position)) in
+                own.keys.chunks_exact_mut(head_dim).zip(&own.positions).enumerate()
+            {
+                rotation.turn(key, rank, position);
+            }
+        }
+        let inputs = self.inputs(index, layer, &residents);
+        let mut out = Vec::new();
+        self.policy.decide(&self.moment(index, layer, when), &inputs, &mut out);
+        out
+    }
+
+    /// What every KV head of a layer brings to a decision.
+    pub(super) fn inputs<'a>(
+        &'a self,
+        index: usize,
+        layer: Layer,
+        residents: &'a [Residents],
+    ) -> Vec<HeadInputs<'a>> {
         let s = &self.sequences[index];
-        let needs = self.policy.needs();
-        let heads = self.cache.table(s.id, layer).heads();
-        let residents: Vec<Residents> = (0..heads).map(|h| self.residents(index, layer, h, needs)).collect();
-        let group = self.model.decoder.config().heads / usize::from(heads);
-        let inputs: Vec<HeadInputs<'_>> = residents
+        let group = self.model.decoder.config().heads / residents.len();
+        residents
             .iter()
             .enumerate()
             .map(|(h, own)| {
@@ -82,29 +120,26 @@ impl Engine {
                     ..HeadInputs::new(&own.positions, &s.accumulators[lane])
                 }
             })
-            .collect();
-        let mut out = Vec::new();
-        self.policy.decide(&self.moment(index, layer, when), &inputs, &mut out);
-        out
+            .collect()
     }
 
-    fn residents(&self, index: usize, layer: Layer, head: Head, needs: Needs) -> Residents {
+    /// The residents of every KV head of a layer, with the rows that are needed.
+    pub(super) fn residents(&self, index: usize, layer: Layer, needs: Needs) -> Vec<Residents> {
+        let heads = self.model.decoder.config().kv_heads as Head;
+        (0..heads).map(|head| self.lane_residents(index, layer, head, needs)).collect()
+    }
+
+    /// Those of one KV head.
+    pub(super) fn lane_residents(&self, index: usize, layer: Layer, head: Head, needs: Needs) -> Residents {
         let seq = self.sequences[index].id;
         let lane = self.cache.table(seq, layer).lane(head);
         let live = || lane.slots.iter().enumerate().filter(|&(_, &p)| p != HOLE);
         let slots: Vec<u32> = live().map(|(slot, _)| slot as u32).collect();
         let positions: Vec<Position> = live().map(|(_, &p)| p).collect();
         let (keys, values) = self.cache.pages(seq, layer, head);
-        let mut keys = if needs.keys { full_precision(&keys, &slots) } else { Vec::new() };
-        // A policy is shown the keys as attention reads them.
-        let head_dim = self.cache.config().shape.head_dim;
-        let rotation = rotation(&self.rope, &self.cache, &self.policy);
-        for (rank, (key, &position)) in keys.chunks_exact_mut(head_dim).zip(&positions).enumerate() {
-            rotation.turn(key, rank, position);
-        }
         Residents {
             positions,
-            keys,
+            keys: if needs.keys { full_precision(&keys, &slots) } else { Vec::new() },
             values: if needs.values { full_precision(&values, &slots) } else { Vec::new() },
             slots,
         }
@@ -158,6 +193,7 @@ impl Engine {
             dropped: Vec::new(),
             finish: s.finish,
             crush: decided.crush,
+            merges: decided.merges,
             evictions: decided.evictions,
             attention: None,
         }

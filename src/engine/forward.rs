@@ -356,7 +356,10 @@ impl Engine {
 
     /// Ends a sequence's step: the policy decides, the drawn token is noted, the end is seen.
     fn close(&mut self, w: &Work, gathered: Gathered) -> Result<SeqStep, EngineError> {
-        let decided = self.decide(w.index, w.when)?;
+        let mut decided = self.decide(w.index, w.when)?;
+        if w.when == When::EndOfPrompt {
+            decided.merges.extend(self.merge_layers(w.index)?);
+        }
         let context = self.context() as usize;
         let s = &mut self.sequences[w.index];
         if let Some(drawn) = &gathered.sampled {
@@ -400,6 +403,7 @@ impl Engine {
             dropped: gathered.dropped,
             finish,
             crush: decided.crush,
+            merges: decided.merges,
             evictions: decided.evictions,
             attention,
         })

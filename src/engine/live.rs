@@ -142,6 +142,7 @@ impl Question {
         let settings = Settings {
             policy: "full".into(),
             read: String::new(),
+            merge: String::new(),
             scores: crate::event::ScoreLevel::Off,
             link_gbps: Settings::default().link_gbps,
             batch: 1,
@@ -439,7 +440,7 @@ impl Loop {
 /// Whether settings keep the whole cache and read all of it.
 fn keeps_everything(settings: &Settings) -> bool {
     let policy = parse_policy(&settings.policy).is_ok_and(|p| p.slots(settings.max_tokens).is_none());
-    policy && (settings.read.is_empty() || parse_read(&settings.read).is_err())
+    policy && settings.merge.is_empty() && (settings.read.is_empty() || parse_read(&settings.read).is_err())
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::{Engine, EngineError, Prompt};
-use crate::event::{Finish, Layer, Position, ScoreLevel, SeqId, SeqStep, Settings, Stage, Step, Tier};
+use crate::event::{
+    Eviction, Finish, Layer, Position, ScoreLevel, SeqId, SeqStep, Settings, Stage, Step, Tier,
+};
 use crate::model::{Config, Decoder, Model, Tokenizer};
 use crate::policy::{Granularity, ReadRule, Value, When};
 use crate::state::State;
@@ -21,7 +23,7 @@ use crate::trace::{Recording, Writer};
 const PLENTY: u32 = 200;
 
 /// Live-tunable parameters with values to try; those that the run's policy refuses are part of the test.
-const TUNES: [(&str, &str); 13] = [
+const TUNES: [(&str, &str); 14] = [
     ("budget", "3"),
     ("budget", "9"),
     ("budget", "40%"),
@@ -35,6 +37,7 @@ const TUNES: [(&str, &str); 13] = [
     ("quest.budget", "3"),
     ("quest.budget", "40"),
     ("quest.min", "0"),
+    ("m", "1"),
 ];
 
 /// Everything that decides a run.
@@ -257,10 +260,14 @@ fn wild_cases() -> impl Strategy<Value = Case> {
     let kivi = vec!["int2", "int4", "int4:residual=64"];
     let nuq = vec!["nuq4", "nuq3:outliers=0,first=0,calibrate=32", "nuq2:outliers=0.1,first=3,calibrate=37"];
     let codes = prop_oneof![3 => Just(None), 1 => select([kivi, nuq].concat()).prop_map(Some)];
-    (cases(), policy, read, sampler, tunes, codes).prop_map(
-        |(case, policy, read, (batch, temperature, seed), tunes, codes)| {
+    let merge = prop_oneof![3 => Just(""), 1 => select(vec!["cam:m=3", "d2o", "minicache:from=0"])];
+    (cases(), policy, read, sampler, tunes, codes, merge).prop_map(
+        |(case, policy, read, (batch, temperature, seed), tunes, codes, merge)| {
+            let pairs = merge.starts_with("minicache");
+            let merges = codes.is_none() && if pairs { case.config.layers > 1 } else { policy != "full" };
             let mut case = case.with(|s| {
                 (s.policy, s.read) = (policy, read);
+                s.merge = if merges { merge.into() } else { String::new() };
                 (s.batch, s.temperature, s.seed) = (batch, temperature, seed);
             });
             if let Some(dtype) = codes {
@@ -321,10 +328,27 @@ impl Ledger {
                     assert_eq!(lane.resident.len(), e.kept as usize);
                 }
             }
+            self.enter_merges(engine, part);
             for (l, &resident) in part.resident.iter().enumerate() {
                 assert_eq!(self.lanes[&(part.seq, l)].resident.len(), resident as usize);
             }
             check_budget(engine, part);
+        }
+    }
+}
+
+impl Ledger {
+    /// What is merged was lost in this step, and went into what is resident after it.
+    fn enter_merges(&self, engine: &Engine, part: &SeqStep) {
+        let kv_heads = engine.model.decoder.config().kv_heads;
+        for m in part.merges.iter().filter(|m| m.with.is_none()) {
+            let lane = &self.lanes[&(part.seq, usize::from(m.layer) * kv_heads + usize::from(m.head))];
+            let of_head = |e: &&Eviction| e.layer == m.layer && e.head.is_none_or(|h| h == m.head);
+            let victims = &part.evictions.iter().find(of_head).unwrap().positions;
+            assert_eq!((m.merged + m.apart) as usize, victims.len(), "merged and lost are all victims");
+            let merged = (0..victims.len()).filter(|&i| m.is_merged(i) == Some(true)).map(|i| victims[i]);
+            assert!(merged.eq(m.arcs.iter().map(|arc| arc.from)));
+            assert!(m.arcs.iter().all(|arc| lane.resident.contains(&arc.into)));
         }
     }
 }

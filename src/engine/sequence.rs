@@ -3,7 +3,7 @@
 use crate::attention::PageBounds;
 use crate::event::{Finish, Origin, Position, SeqId, Stage};
 use crate::model::Sampler;
-use crate::policy::{Accumulators, Needs, QueryMoments, TokenClass, When};
+use crate::policy::{Accumulators, Memory, Needs, QueryMoments, TokenClass, When};
 
 /// A sequence under way.
 pub(super) struct Sequence {
@@ -25,6 +25,8 @@ pub(super) struct Sequence {
     pub(super) pulled: Vec<Vec<Position>>,
     /// Bounds of the pages' keys, per (layer, KV head); nothing is in them unless the read set goes by pages.
     pub(super) bounds: Vec<PageBounds>,
+    /// What the merge rule remembers, per layer.
+    pub(super) memory: Vec<Memory>,
 }
 
 /// What one sequence feeds in one step.

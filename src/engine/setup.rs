@@ -4,7 +4,7 @@ use super::{EngineError, Prompt};
 use crate::cache::{CacheError, KvDtype};
 use crate::event::{Has, ModelCard, RunInfo, Settings};
 use crate::model::Model;
-use crate::policy::{Policy, ReadSet, Rope, When, parse_policy, parse_read};
+use crate::policy::{MergeRule, Merging, Policy, ReadSet, Rope, When, parse_merge, parse_policy, parse_read};
 
 /// Largest chunk, batch and block size that make sense; more is a typing mistake.
 const MAX_CHUNK: u32 = 65_536;
@@ -15,6 +15,7 @@ pub(super) struct Plan {
     pub(super) info: RunInfo,
     pub(super) policy: Policy,
     pub(super) read: Option<ReadSet>,
+    pub(super) merge: Option<Merging>,
     pub(super) dtype: KvDtype,
     pub(super) prompt_ids: Vec<u32>,
     /// Leading ids that are compressed before the rest is fed.
@@ -49,6 +50,7 @@ impl Plan {
         if let Some(read) = &read {
             check_read(read, &policy, dtype)?;
         }
+        let merge = merge_rule(settings, card, &policy, dtype)?;
 
         let mut prompt_ids = model.tokenizer.encode(&prompt.text)?;
         let context_end = prompt_ids.len();
@@ -80,6 +82,7 @@ impl Plan {
         settings.policy = policy.to_string();
         settings.kv_dtype = dtype.to_string();
         settings.read = read.as_ref().map(ToString::to_string).unwrap_or_default();
+        settings.merge = merge.as_ref().map(ToString::to_string).unwrap_or_default();
         if !settings.blocks_given {
             settings.blocks = pool_blocks(card, settings.block_size, settings.batch);
         }
@@ -94,13 +97,11 @@ impl Plan {
             has: Has {
                 decisions: true,
                 rows: settings.scores,
-                rows_of_full_cache: ![When::Chunk, When::EndOfPrompt, When::Token]
-                    .into_iter()
-                    .any(|when| policy.acts(when)),
+                rows_of_full_cache: !evicts(&policy) && merge.is_none(),
             },
             settings,
         };
-        Ok(Self { info, policy, read, dtype, prompt_ids, context_len })
+        Ok(Self { info, policy, read, merge, dtype, prompt_ids, context_len })
     }
 }
 
@@ -133,6 +134,41 @@ fn page_type(settings: &Settings, card: &ModelCard, policy: &Policy) -> Result<K
         ));
     }
     Ok(dtype)
+}
+
+/// Whether the policy ever decides.
+fn evicts(policy: &Policy) -> bool {
+    [When::Chunk, When::EndOfPrompt, When::Token].into_iter().any(|when| policy.acts(when))
+}
+
+/// The merge rule asked for, if it goes with policy, pages and model.
+fn merge_rule(
+    settings: &Settings,
+    card: &ModelCard,
+    policy: &Policy,
+    dtype: KvDtype,
+) -> Result<Option<Merging>, EngineError> {
+    if settings.merge.is_empty() {
+        return Ok(None);
+    }
+    let merge = parse_merge(&settings.merge)?;
+    let name = merge.entry().name;
+    if matches!(dtype, KvDtype::Kivi { .. } | KvDtype::Nuq(_)) {
+        return refuse(format!(
+            "--merge {name}: rows of {dtype} pages share scales and cannot be altered one by one: use f32, f16 or int8"
+        ));
+    }
+    match merge.rule() {
+        MergeRule::Victims(_) if !evicts(policy) => refuse(format!(
+            "--merge {name} merges what a policy would lose, and policy '{policy}' keeps everything: name one that \
+             evicts, as in --policy h2o:budget=25%"
+        )),
+        MergeRule::Layers(rule) if rule.pairs(card.layers as u16).next().is_none() => refuse(format!(
+            "--merge {merge}: of the {} layers of model '{}' no two lie above that share of the depth: use a lower from=",
+            card.layers, card.name
+        )),
+        _ => Ok(Some(merge)),
+    }
 }
 
 fn check_numbers(s: &Settings) -> Result<(), EngineError> {

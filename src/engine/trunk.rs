@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use super::core::{host_v_from_layer, rope_mode};
+use super::core::{host_v_from_layer, kept, rope_mode};
 use super::setup::Plan;
 use super::{Engine, EngineError, Observe, Prompt};
 use crate::cache::RopeMode;
 use crate::event::{Layer, Settings};
 use crate::model::Model;
-use crate::policy::{Needs, When, parse_policy, parse_read};
+use crate::policy::{Needs, When, parse_merge, parse_policy, parse_read};
 use crate::probe::Clock;
 
 /// What runs must have in common to go on from one prompt.
 #[derive(Clone, Debug, PartialEq)]
 struct Stem {
-    /// The settings without policy and read set.
+    /// The settings without policy, read set and merge rule.
     settings: Settings,
     rope: RopeMode,
     host_v_from_layer: Option<Layer>,
@@ -39,6 +39,7 @@ impl Branch {
     fn of(model: &Model, settings: &Settings) -> Result<Self, EngineError> {
         let policy = parse_policy(&settings.policy)?;
         let read = if settings.read.is_empty() { None } else { Some(parse_read(&settings.read)?) };
+        let merge = if settings.merge.is_empty() { None } else { Some(parse_merge(&settings.merge)?) };
         let dtype = &settings.kv_dtype;
         let dtype =
             dtype.parse().map_err(|why| EngineError::Setting(format!("--kv-dtype {dtype}: {why}")))?;
@@ -47,9 +48,14 @@ impl Branch {
             stem: Stem {
                 rope: rope_mode(&policy, dtype),
                 host_v_from_layer: host_v_from_layer(read.as_ref(), layers),
-                settings: Settings { policy: String::new(), read: String::new(), ..settings.clone() },
+                settings: Settings {
+                    policy: String::new(),
+                    read: String::new(),
+                    merge: String::new(),
+                    ..settings.clone()
+                },
             },
-            needs: policy.needs(),
+            needs: kept(&policy, merge.as_ref()),
         })
     }
 }
@@ -119,8 +125,8 @@ impl Trunk {
     pub fn branch(&self, settings: &Settings) -> Result<(Engine, u64), EngineError> {
         let trunk = &self.engine;
         let plan = Plan::new(&trunk.model, settings, &self.prompt())?;
-        let needs = plan.policy.needs();
         let branch = Branch::of(&trunk.model, settings)?;
+        let needs = branch.needs;
         if branch.stem != self.stem || trunk.needs.shared(needs) != Some(trunk.needs) {
             return Err(unlike(settings));
         }
@@ -211,6 +217,10 @@ mod tests {
         all.push(settings("h2o:budget=24", "", "int8"));
         all.push(settings("full", "", "int4"));
         all.push(settings("h2o:budget=24", "", "nuq4"));
+        for merge in ["cam:m=4", "d2o"] {
+            all.push(Settings { merge: merge.into(), ..settings("h2o:budget=24", "", "f32") });
+        }
+        all.push(Settings { merge: "minicache".into(), ..settings("full", "", "f32") });
         let lesson = model.tokenizer.encode_continuation(" What is the pass").unwrap();
         let groups = Trunk::groups(&model, &all).unwrap();
         assert!(groups.len() < all.len() / 2, "{groups:?}");

@@ -89,11 +89,16 @@ pub struct BitRow(pub String);
 impl BitRow {
     /// The first [`MAX_BITS`] of these bits.
     pub fn new(bits: &[bool]) -> Self {
+        Self::whole(&bits[..bits.len().min(MAX_BITS)])
+    }
+
+    /// All of these bits.
+    pub fn whole(bits: &[bool]) -> Self {
         let digit = |four: &[bool]| {
             let value = (0..4).fold(0, |v, i| v << 1 | u32::from(four.get(i).copied().unwrap_or(false)));
             char::from_digit(value, 16).expect("four bits are below 16")
         };
-        Self(bits[..bits.len().min(MAX_BITS)].chunks(4).map(digit).collect())
+        Self(bits.chunks(4).map(digit).collect())
     }
 
     /// The bits, with those that fill up the last digit.

@@ -43,6 +43,9 @@ pub struct Settings {
     pub policy: String,
     /// Read set, canonical; empty for none.
     pub read: String,
+    /// Merge rule, canonical: `cam:m=32`; empty for none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub merge: String,
     /// Page type: `f32`, `f16`, `int8`, `int4:residual=64`, `nuq3:outliers=0.005`.
     pub kv_dtype: String,
     /// Slots per block.
@@ -83,6 +86,7 @@ impl Default for Settings {
             device: "cpu".into(),
             policy: "full".into(),
             read: String::new(),
+            merge: String::new(),
             kv_dtype: "f32".into(),
             block_size: 16,
             blocks: 0,
@@ -165,6 +169,9 @@ impl RunInfo {
         }
         if !s.read.is_empty() {
             arg("read", &s.read);
+        }
+        if !s.merge.is_empty() {
+            arg("merge", &s.merge);
         }
         if s.kv_dtype != d.kv_dtype {
             arg("kv-dtype", &s.kv_dtype);

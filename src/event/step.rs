@@ -8,6 +8,7 @@ use super::attention::AttentionMap;
 use super::crush::Crush;
 use super::evict::Eviction;
 use super::ids::{BlockId, Head, Layer, Position, SeqId, StepId};
+use super::merge::Merge;
 use super::reads::LayerReads;
 use super::units::Provenance;
 
@@ -271,6 +272,9 @@ pub struct SeqStep {
     /// What KVCrush saw, one per layer that it decided, layers ascending; empty under any other rule.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub crush: Vec<Crush>,
+    /// What a merge rule altered, layers ascending and heads within them; victims that are not in here are lost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub merges: Vec<Merge>,
     /// Decisions of the step; on the recording's `/evict` channel.
     #[serde(skip)]
     pub evictions: Vec<Eviction>,
@@ -594,6 +598,7 @@ pub(crate) mod tests {
                 dropped: vec![0.25, 0.1],
                 finish: Some(Finish::MaxTokens),
                 crush: Vec::new(),
+                merges: Vec::new(),
                 evictions: Vec::new(),
                 attention: None,
             }],
@@ -635,6 +640,7 @@ pub(crate) mod tests {
                 dropped: Vec::new(),
                 finish: None,
                 crush: Vec::new(),
+                merges: Vec::new(),
                 evictions: Vec::new(),
                 attention: None,
             }],

@@ -32,6 +32,7 @@ pub(super) enum Use {
     KeyformerNoise = 2,
     NaclDraw = 3,
     CrushAnchor = 4,
+    CamCoin = 5,
 }
 
 #[cfg(test)]

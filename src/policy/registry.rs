@@ -4,15 +4,17 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::accumulate::Needs;
+use super::merge::MergeRule;
 use super::param::Param;
 use super::read::ReadRule;
 use super::spec::Part;
 use super::{
-    EvictPolicy, adakv, buzz, crush, expected, fastgen, full, h2o, kcache, keydiff, keyformer, knorm,
-    lm_infinite, nacl, pyramidkv, quest, random, roco, scissorhands, snapkv, streaming, tova,
+    EvictPolicy, adakv, buzz, cam, crush, d2o, expected, fastgen, full, h2o, kcache, keydiff, keyformer,
+    knorm, lm_infinite, minicache, nacl, pyramidkv, quest, random, roco, scissorhands, snapkv, streaming,
+    tova,
 };
 
-/// Every rule: evictors, then their wrappers, then read sets. A new rule is its own file and one line here.
+/// Every rule: evictors, then their wrappers, then read sets, then merges. A new rule is its own file and one line here.
 pub static REGISTRY: &[Entry] = &[
     full::ENTRY,
     streaming::ENTRY,
@@ -35,6 +37,9 @@ pub static REGISTRY: &[Entry] = &[
     crush::ENTRY,
     kcache::ENTRY,
     quest::ENTRY,
+    cam::ENTRY,
+    d2o::merge::ENTRY,
+    minicache::ENTRY,
 ];
 
 /// What a rule does to the cache. Never drawn alike.
@@ -44,6 +49,8 @@ pub enum Kind {
     Evict,
     /// Nothing is lost; some rows are not read in a step.
     Read,
+    /// State is altered: rows go into others, or become alike.
+    Merge,
 }
 
 impl Kind {
@@ -52,6 +59,7 @@ impl Kind {
         match self {
             Self::Evict => "an eviction policy",
             Self::Read => "a read set",
+            Self::Merge => "a merge rule",
         }
     }
 
@@ -60,6 +68,7 @@ impl Kind {
         match self {
             Self::Evict => "policy",
             Self::Read => "read",
+            Self::Merge => "merge",
         }
     }
 }
@@ -69,6 +78,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Evict => "eviction policy",
             Self::Read => "read set",
+            Self::Merge => "merge rule",
         })
     }
 }
@@ -159,6 +169,7 @@ pub(super) enum Build {
         fits: fn(&Part) -> Result<(), &'static str>,
     },
     Read(fn(&Part) -> ReadRule),
+    Merge(fn(&Part) -> MergeRule),
 }
 
 /// One rule, declared.
@@ -191,6 +202,7 @@ impl Entry {
         match self.build {
             Build::Score(_) | Build::Evict(_) | Build::Wrap { .. } => Kind::Evict,
             Build::Read(_) => Kind::Read,
+            Build::Merge(_) => Kind::Merge,
         }
     }
 
@@ -210,6 +222,7 @@ impl Entry {
             Build::Score(_) | Build::Evict(_) => "eviction policy",
             Build::Wrap { .. } => "wrapper of an eviction policy",
             Build::Read(_) => "read set",
+            Build::Merge(_) => "merge rule",
         }
     }
 
@@ -217,14 +230,16 @@ impl Entry {
     pub fn needs(&'static self) -> Needs {
         match self.build {
             Build::Score(build) | Build::Evict(build) => build(&Part::new(self)).needs(),
+            Build::Merge(build) => build(&Part::new(self)).needs(),
             Build::Wrap { .. } | Build::Read(_) => Needs::NONE,
         }
     }
 }
 
-/// The entry of that name.
-pub fn entry(name: &str) -> Option<&'static Entry> {
-    REGISTRY.iter().find(|entry| entry.name == name)
+/// The entry of that name, one of this kind where there are two.
+pub fn entry(kind: Kind, name: &str) -> Option<&'static Entry> {
+    let named = || REGISTRY.iter().filter(|entry| entry.name == name);
+    named().find(|entry| entry.kind() == kind).or_else(|| named().next())
 }
 
 /// The entries of one kind that can stand alone, in the order of the table.
@@ -247,7 +262,8 @@ mod tests {
     fn every_entry_is_complete_and_builds() {
         for (i, entry) in REGISTRY.iter().enumerate() {
             let name = entry.name;
-            assert!(REGISTRY[..i].iter().all(|earlier| earlier.name != name), "{name} is declared twice");
+            let is_same = |earlier: &Entry| earlier.name == name && earlier.kind() == entry.kind();
+            assert!(!REGISTRY[..i].iter().any(is_same), "{name} is declared twice");
             for text in [name, entry.title, entry.doc, entry.acts] {
                 assert!(!text.is_empty() && !text.contains('\n'), "{name}: '{text}'");
             }
@@ -257,6 +273,7 @@ mod tests {
                 Kind::Evict if entry.is_wrapper() => drop(alone(&format!("h2o+{name}")).unwrap().evictor()),
                 Kind::Evict => drop(alone(name).unwrap().evictor()),
                 Kind::Read => drop(alone(name).unwrap().reader()),
+                Kind::Merge => drop(alone(name).unwrap().merger()),
             }
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::EvictPolicy;
+use super::merge::MergeRule;
 use super::param::{Budget, Param, ParamKind, Value};
 use super::read::ReadRule;
 use super::registry::{self, Build, Entry, Granularity, Kind};
@@ -462,6 +463,15 @@ impl Spec {
             _ => unreachable!("{} was parsed as a read set", base.entry.name),
         }
     }
+
+    /// The rule with these values. Only for merges.
+    pub(super) fn merger(&self) -> MergeRule {
+        let base = &self.parts[0];
+        match base.entry.build {
+            Build::Merge(build) => build(base),
+            _ => unreachable!("{} was parsed as a merge", base.entry.name),
+        }
+    }
 }
 
 /// The canonical spelling of all parts.
@@ -495,7 +505,7 @@ fn find(kind: Kind, name: &str) -> Result<&'static Entry, SpecError> {
     if name.is_empty() {
         return Err(SpecError::Empty { kind, known });
     }
-    match registry::entry(name) {
+    match registry::entry(kind, name) {
         Some(entry) if entry.kind() == kind => Ok(entry),
         Some(entry) => Err(SpecError::WrongKind {
             name: entry.name,
@@ -510,6 +520,7 @@ fn find(kind: Kind, name: &str) -> Result<&'static Entry, SpecError> {
 fn why_apart(left: &Entry, right: &Entry) -> &'static str {
     match left.kind() {
         Kind::Read => "both choose what is read: name one of them",
+        Kind::Merge => "both merge: name one of them",
         Kind::Evict if left.name == "full" || right.name == "full" => {
             "full keeps everything and joins no other: name one of them"
         }

@@ -2,7 +2,7 @@
 
 use crate::event::{BlockId, Head, Layer, Position, Reason, SeqId, StepId, Tier, attention};
 
-use super::State;
+use super::{MergedVictim, State};
 
 /// What one (layer, KV head) did with a token.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +34,8 @@ pub enum HeadFate {
         margin: Option<f32>,
         /// Age in tokens when lost.
         age: u32,
+        /// Where its rows went, if they were merged.
+        merged: Option<MergedVictim>,
     },
     /// Evicted by a decision the bounded log has forgotten.
     Forgotten,
@@ -80,7 +82,7 @@ impl State {
         let mut fates = vec![HeadFate::Forgotten; self.lanes()];
         for (decision, i) in self.evictions.of(seq, position) {
             let e = &decision.eviction;
-            let fate = HeadFate::Evicted {
+            let fate = |merged| HeadFate::Evicted {
                 step: decision.step,
                 reason: e.reason,
                 score: e.scores.get(i).filter(|x| !x.is_nan()).map(|x| x.to_f32()),
@@ -89,11 +91,13 @@ impl State {
                 of: e.positions.len(),
                 margin: e.margin(i),
                 age: decision.age(i).unwrap_or(0),
+                merged,
             };
             let heads = e.head.map_or(0..kv_heads, |h| h as usize..h as usize + 1);
             for h in heads {
                 if let Some(slot) = fates.get_mut(e.layer as usize * kv_heads + h) {
-                    slot.clone_from(&fate);
+                    let at = (decision.step, decision.seq);
+                    *slot = fate(self.merging.victim_of(at, e, i, h as Head));
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::SeqState;
-use crate::event::{Step, TableOps};
+use crate::event::{Merge, Step, TableOps};
 
 /// A chained hash over decisions, residency, token ids and byte counts. Clock readings, histograms, overhead,
 /// attention pictures and drop counts are left out: the same seed and build give the same hash again.
@@ -46,6 +46,7 @@ impl StateHash {
                 h.numbers(e.positions.iter().copied());
                 h.numbers(e.scores.iter().map(|s| u32::from(s.to_bits())));
             }
+            part.merges.iter().for_each(|merge| h.merge(merge));
             if let Some(seq) = seqs.get(part.seq as usize) {
                 h.numbers(seq.resident.iter().copied());
             }
@@ -98,6 +99,22 @@ impl Hasher {
     fn text(&mut self, text: &str) {
         self.number(text.len() as u64);
         self.0.update(text.as_bytes());
+    }
+
+    /// Nothing is fed where nothing was merged, so that such runs keep their hashes.
+    fn merge(&mut self, merge: &Merge) {
+        self.text("merge");
+        self.number(merge.layer.into());
+        self.number(merge.head.into());
+        self.optional(merge.with.map(u32::from));
+        self.number(merge.merged.into());
+        self.number(merge.apart.into());
+        self.text(&merge.fates.0);
+        self.optional(merge.threshold.map(f32::to_bits));
+        self.number(merge.arcs.len() as u64);
+        for arc in &merge.arcs {
+            self.numbers([arc.from, arc.into, arc.targets, arc.weight.to_bits()].into_iter());
+        }
     }
 
     fn table(&mut self, ops: &TableOps) {

@@ -33,16 +33,20 @@ pub enum KeyframeError {
 impl State {
     /// This state as bytes. [`RunInfo`] is not in it.
     pub fn keyframe(&self) -> Vec<u8> {
-        let bytes = postcard::to_extend(self, vec![VERSION]).expect("every field is serialisable");
-        // Behind the rest, so that recordings without codes or pages read keep their version.
-        let bytes = match (self.coding.layers.is_empty(), self.reads.total.is_empty()) {
-            (true, true) => return bytes,
-            _ => postcard::to_extend(&self.coding, bytes).expect("every field is serialisable"),
-        };
-        if self.reads.total.is_empty() {
-            return bytes;
+        let mut bytes = postcard::to_extend(self, vec![VERSION]).expect("every field is serialisable");
+        // Behind the rest and only as far as needed, so that recordings without them keep their version.
+        let behind = [!self.coding.layers.is_empty(), !self.reads.total.is_empty(), !self.merging.is_empty()];
+        let last = behind.iter().rposition(|&has| has);
+        if last >= Some(0) {
+            bytes = postcard::to_extend(&self.coding, bytes).expect("every field is serialisable");
         }
-        postcard::to_extend(&self.reads, bytes).expect("every field is serialisable")
+        if last >= Some(1) {
+            bytes = postcard::to_extend(&self.reads, bytes).expect("every field is serialisable");
+        }
+        if last >= Some(2) {
+            bytes = postcard::to_extend(&self.merging, bytes).expect("every field is serialisable");
+        }
+        bytes
     }
 
     /// The state a keyframe holds; equal to the one it was made from.
@@ -53,13 +57,15 @@ impl State {
         }
         let blank = Self::new(run)?;
         let damaged = |e: postcard::Error| KeyframeError::Damaged(e.to_string());
-        let (mut state, rest): (Self, _) = postcard::take_from_bytes(body).map_err(damaged)?;
-        if !rest.is_empty() {
-            let (coding, rest) = postcard::take_from_bytes(rest).map_err(damaged)?;
-            state.coding = coding;
-            if !rest.is_empty() {
-                state.reads = postcard::from_bytes(rest).map_err(damaged)?;
-            }
+        let (mut state, mut behind): (Self, _) = postcard::take_from_bytes(body).map_err(damaged)?;
+        if !behind.is_empty() {
+            (state.coding, behind) = postcard::take_from_bytes(behind).map_err(damaged)?;
+        }
+        if !behind.is_empty() {
+            (state.reads, behind) = postcard::take_from_bytes(behind).map_err(damaged)?;
+        }
+        if !behind.is_empty() {
+            state.merging = postcard::from_bytes(behind).map_err(damaged)?;
         }
         state.run = blank.run;
         state.check()?;
@@ -99,6 +105,9 @@ impl State {
         }
         if !self.coding.is_sound(layers) {
             return Err(wrong("rows in codes"));
+        }
+        if !self.merging.is_sound(layers, self.step) {
+            return Err(wrong("merged rows"));
         }
         if self.tuning.len() > MAX_TUNING || !self.history.is_sound(self.step) {
             return Err(wrong("histories"));

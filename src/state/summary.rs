@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{ChannelError, Quote, State};
+use super::{ChannelError, MergeSummary, Quote, State};
 use crate::event::{CodingError, LayerReads, Origin, Phase, SeqId, Tier};
 
 /// What `run --headless --json` and `replay --headless --format json` end with. Times are engine time in ns.
@@ -41,12 +41,15 @@ pub struct Summary {
     /// What putting rows into codes cost; absent where none did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coding: Option<CodingSummary>,
+    /// What the merge rule did; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merging: Option<MergeSummary>,
     /// What a read set by pages read; absent without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reads: Option<ReadsSummary>,
     /// Derived: mean attention mass not read in the last step; null without a read set, and where nobody knows.
     pub mass_dropped: Option<f32>,
-    /// Victims of all decisions (measured).
+    /// Victims of all decisions, those merged among them (measured).
     pub victims: u64,
     /// Measured; p50 and p99 per phase, and the figures users quote.
     pub latency_ns: Latencies,
@@ -235,6 +238,7 @@ impl State {
             traffic_bytes: TrafficBytes { host_to_device: moved.h2d_bytes, device_to_host: moved.d2h_bytes },
             coding: self.coding_summary(),
             reads: (!self.reads.total.is_empty()).then(|| ReadsSummary::of(&self.reads.sum())),
+            merging: self.merging.summary(&self.run.settings.merge),
             mass_dropped: self.mass_dropped(),
             victims: self.evictions.total_victims(),
             latency_ns: Latencies {

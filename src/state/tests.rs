@@ -178,6 +178,7 @@ fn a_card_says_where_a_token_is_or_why_it_is_not() {
         of: 2,
         margin: Some(0.75),
         age: 7,
+        merged: None,
     };
     assert_eq!((lost.held(), lost.fates), (0, vec![fate]));
     assert!(lost.readers.is_empty());

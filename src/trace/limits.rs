@@ -5,7 +5,8 @@ use std::collections::HashSet;
 
 use super::wire::CodecError;
 use crate::event::{
-    Crush, LayerCoding, LayerReads, LayerTraffic, MAX_CHANNELS, RunInfo, SeqStep, Step, StepId, TierUse,
+    Crush, LayerCoding, LayerReads, LayerTraffic, MAX_CHANNELS, Merge, RunInfo, SeqStep, Step, StepId,
+    TierUse,
 };
 
 /// Uncompressed bytes of a chunk.
@@ -130,13 +131,21 @@ impl Shape {
         if !seq.crush.iter().all(Crush::is_sound) || !seq.crush.is_sorted_by(|a, b| a.layer < b.layer) {
             return Err("signatures of units break their own rules".into());
         }
+        let in_order = |a: &Merge, b: &Merge| (a.layer, a.head) < (b.layer, b.head);
+        if !seq.merges.iter().all(Merge::is_sound) || !seq.merges.is_sorted_by(in_order) {
+            return Err("what was merged breaks its own rules".into());
+        }
         let tables = seq.tables.iter().all(|t| in_model(t.layer, t.head));
         let evictions = seq.evictions.iter().all(|e| in_model(e.layer, e.head));
         let pictures = seq.attention.iter().flat_map(|a| &a.groups).all(|g| {
             in_model(g.layer, Some(g.kv_head)) && g.rows.iter().all(|r| u32::from(r.head) < self.heads)
         });
         let crushed = seq.crush.iter().all(|c| in_model(c.layer, None));
-        if tables && evictions && pictures && crushed {
+        let merged = seq
+            .merges
+            .iter()
+            .all(|m| in_model(m.layer, Some(m.head)) && m.with.is_none_or(|with| in_model(with, None)));
+        if tables && evictions && pictures && crushed && merged {
             Ok(())
         } else {
             Err("a layer or head is named that the model has not".into())
@@ -164,6 +173,7 @@ fn quantities(step: &Step) -> impl Iterator<Item = u64> + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::merge::tests::sample as merge;
     use crate::event::{Crush, Eviction, Reason, TableOps};
     use crate::trace::samples::{run, step};
 
@@ -198,6 +208,10 @@ mod tests {
         refuses(&|s| s.seqs[0].crush.push(Crush { layer: 2, ..Crush::default() }));
         refuses(&|s| s.seqs[0].crush.push(Crush { first: vec![0], ..Crush::default() }));
         refuses(&|s| s.seqs[0].crush = vec![Crush::default(); 2]);
+        refuses(&|s| s.seqs[0].merges = vec![Merge { layer: 2, ..merge() }]);
+        refuses(&|s| s.seqs[0].merges = vec![Merge { head: 1, ..merge() }]);
+        refuses(&|s| s.seqs[0].merges = vec![Merge { merged: 7, ..merge() }]);
+        refuses(&|s| s.seqs[0].merges = vec![merge(); 2]);
         refuses(&|s| {
             s.seqs[0].evictions.push(Eviction {
                 layer: 0,

@@ -6,6 +6,7 @@ use half::f16;
 use proptest::prelude::*;
 
 use crate::event::crush::{BitRow, Crush};
+use crate::event::merge::tests::sample as merge;
 use crate::event::step::tests::sample_step;
 use crate::event::{
     AttentionGroup, AttentionMap, Cells, Eviction, HeadRow, Position, Reason, RunInfo, ScoreLevel, Step,
@@ -60,6 +61,9 @@ pub(super) fn step(id: StepId) -> Step {
     }
     if id.is_multiple_of(7) {
         step.seqs[0].crush = vec![crush()];
+    }
+    if id.is_multiple_of(6) {
+        step.seqs[0].merges = vec![merge()];
     }
     step
 }

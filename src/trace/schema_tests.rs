@@ -73,7 +73,8 @@ fn every_sample_fits() {
 
 #[test]
 fn every_variant_of_every_enum_fits() {
-    use crate::event::{Finish, Origin, Provenance, Stage, TableOps, Tier, TierUse};
+    use crate::event::merge::tests::sample as merge;
+    use crate::event::{Finish, Merge, Origin, Provenance, Stage, TableOps, Tier, TierUse};
     let mut full = step(5);
     full.seqs[0].tables = vec![TableOps {
         layer: 0,
@@ -85,6 +86,8 @@ fn every_variant_of_every_enum_fits() {
         compacted: true,
     }];
     full.seqs[0].crush = vec![crush()];
+    let pair = Merge { with: Some(1), merged: 3, saved_bytes: 9, ..Merge::default() };
+    full.seqs[0].merges = vec![pair, merge()];
     for (i, tier) in [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote].into_iter().enumerate() {
         full.tiers = vec![TierUse::new(tier)];
         full.timing =

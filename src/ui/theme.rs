@@ -85,6 +85,7 @@ roles! {
     Resident "resident" "Token resident in every (layer, head).",
     PartlyEvicted "partly-evicted" "Token lost in some (layer, head), resident in others.",
     Evicted "evicted" "Token lost everywhere.",
+    Merged "merged" "Token whose rows went into others before it was lost, and rows that were altered so.",
     Pulled "pulled" "Token in the read set of this step: nothing is lost, this row was read.",
     Generated "generated" "Token the model drew.",
     Question "question" "Token of the question, fed after the context was compressed.",
@@ -227,7 +228,8 @@ mod tests {
     #[test]
     fn fates_differ_without_colours() {
         let styles = Theme::built_in("dark").unwrap().styles(Depth::None, Symbols::Block);
-        let fates = [Role::Resident, Role::PartlyEvicted, Role::Evicted, Role::Pulled, Role::Generated];
+        let fates =
+            [Role::Resident, Role::PartlyEvicted, Role::Evicted, Role::Merged, Role::Pulled, Role::Generated];
         for (i, &a) in fates.iter().enumerate() {
             for &b in &fates[i + 1..] {
                 assert_ne!(styles[a], styles[b], "{} and {}", a.name(), b.name());

@@ -15,6 +15,7 @@ fn step(first: Position, fed: usize, tables: Vec<TableOps>, evictions: Vec<Evict
         dropped: Vec::new(),
         finish: None,
         crush: Vec::new(),
+        merges: Vec::new(),
         evictions,
         attention: None,
     }

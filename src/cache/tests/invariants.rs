@@ -213,6 +213,7 @@ impl Run {
             dropped: Vec::new(),
             finish: None,
             crush: Vec::new(),
+            merges: Vec::new(),
             evictions,
             attention: None,
         };

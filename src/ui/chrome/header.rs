@@ -140,6 +140,9 @@ fn policy(pen: &mut Pen<'_, '_>, scene: &Scene<'_>) {
         }
         None => pen,
     };
+    if let Some(merging) = scene.merging() {
+        pen.put(" + ", Role::Dim).put(&merging.to_string(), Role::Merged);
+    }
 }
 
 /// What must never be overlooked, at the right edge: source, recording, and whether the picture moves.

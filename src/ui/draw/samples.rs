@@ -119,6 +119,7 @@ fn step(i: usize, tables: &mut [LayerTable], next_block: &mut u32) -> Step {
         dropped: if decode { vec![0.0, 0.0, 0.25, 0.125] } else { Vec::new() },
         finish: None,
         crush: Vec::new(),
+        merges: Vec::new(),
         evictions,
         attention: Some(picture(tables, (first + fed - 1) as Position)),
     };

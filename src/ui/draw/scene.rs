@@ -7,7 +7,7 @@ use ratatui::layout::Rect;
 use super::split_left;
 use crate::app::{App, Viewport};
 use crate::event::{Head, Position, RunInfo};
-use crate::policy::{Policy, ReadSet, parse_policy, parse_read};
+use crate::policy::{Merging, Policy, ReadSet, parse_merge, parse_policy, parse_read};
 use crate::state::{SeqState, State};
 use crate::ui::layout::{Breakpoint, left_width};
 use crate::ui::theme::{Styles, Symbols};
@@ -107,6 +107,15 @@ impl<'a> Scene<'a> {
             let _ = policy.set(&tuning.name, &tuning.to);
         }
         Some(policy)
+    }
+
+    /// The merge rule as it is in force, if there is one.
+    pub(in crate::ui) fn merging(&self) -> Option<Merging> {
+        let mut merging = parse_merge(&self.run()?.settings.merge).ok()?;
+        for (_, tuning) in self.state().into_iter().flat_map(|s| &s.tuning) {
+            let _ = merging.set(&tuning.name, &tuning.to);
+        }
+        Some(merging)
     }
 
     /// The read set as it is in force, if there is one.

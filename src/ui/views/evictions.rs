@@ -92,7 +92,14 @@ fn totals(pen: &mut Pen<'_, '_>, scene: &Scene<'_>) {
     if scene.app.victims.omitted() > 0 {
         pen.dot().put(&format!("{} older victims not listed", scene.app.victims.omitted()), Role::Warn);
     }
-    fact(pen, "lost so far", &log.total_victims().to_string(), Provenance::Measured);
+    if state.merging.is_empty() {
+        fact(pen, "lost so far", &log.total_victims().to_string(), Provenance::Measured);
+    } else {
+        let sum = state.merging.sum();
+        fact(pen, "victims", &log.total_victims().to_string(), Provenance::Measured);
+        pen.dot().put("merged ", Role::Dim);
+        pen.put(&sum.merged.to_string(), Role::Merged).figure("", Provenance::Measured);
+    }
     fact(pen, "decisions", &log.total_decisions().to_string(), Provenance::Measured);
     if let (Some(first), Some(last)) = (log.iter().next(), log.iter().next_back()) {
         let first = if log.forgotten() > 0 { "before".to_owned() } else { first.step.to_string() };
@@ -107,6 +114,9 @@ fn explanation(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, row: &VictimRow) {
     pen.put(&format!("{} ", row.position), Role::Accent);
     let head = row.head.map_or_else(|| "all heads".to_owned(), |h| format!("H{h}"));
     pen.put(&format!("L{} {head}: ", row.layer), Role::Text);
+    if let Some(merged) = row.merged {
+        pen.put(&merged.to_string(), Role::Merged).put(", ", Role::Dim);
+    }
     match (row.reason, row.score, row.cutoff) {
         (Reason::LowScore, Some(score), Some(cutoff)) => {
             pen.put("score ", Role::Dim).figure(&figure(score), Provenance::Measured);

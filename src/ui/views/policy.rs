@@ -1,5 +1,6 @@
 //! The rule: what it is, where it comes from, its parameters, its budget against what is resident, its last decisions.
 
+mod merge;
 mod pages;
 
 use ratatui::buffer::Buffer;
@@ -53,6 +54,7 @@ fn facts_pane(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
             .newline();
         rule(&mut pen, read.spec());
     }
+    merge::render(&mut pen, scene);
     pages::render(&mut pen, scene);
 }
 

@@ -39,8 +39,14 @@ pub(in crate::ui) fn summary_line(buf: &mut Buffer, area: Rect, scene: &Scene<'_
     pen.put(&format!("{position} "), Role::Accent);
     pen.put("'", Role::Dim).foreign(&token.piece.lossy(), Role::Text).put("'", Role::Dim);
     pen.put(&format!(" held by {} of {} heads", card.held(), card.fates.len()), Role::Text);
-    if let Some(HeadFate::Evicted { step, reason, .. }) = fate_of_cursor(scene, &card) {
-        pen.dot().put(&format!("lost in step {step}: {}", reason.words()), Role::Bad);
+    match fate_of_cursor(scene, &card) {
+        Some(HeadFate::Evicted { step, merged: Some(merged), .. }) => {
+            pen.dot().put(&format!("{merged} in step {step}"), Role::Merged);
+        }
+        Some(HeadFate::Evicted { step, reason, .. }) => {
+            pen.dot().put(&format!("lost in step {step}: {}", reason.words()), Role::Bad);
+        }
+        _ => {}
     }
 }
 
@@ -112,8 +118,12 @@ fn fate_here(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, card: &TokenCard) {
         HeadFate::Forgotten => {
             pen.put("lost", Role::Bad).put(", by a decision the log has forgotten", Role::Dim).newline();
         }
-        HeadFate::Evicted { step, reason, score, cutoff, rank, of, margin, age } => {
-            pen.put(&format!("lost in step {step}"), Role::Bad).put(", ", Role::Dim);
+        HeadFate::Evicted { step, reason, score, cutoff, rank, of, margin, age, merged } => {
+            match merged {
+                Some(merged) => pen.put(&format!("{merged}, step {step}"), Role::Merged),
+                None => pen.put(&format!("lost in step {step}"), Role::Bad),
+            };
+            pen.put(", ", Role::Dim);
             pen.figure(&format!("{age} tokens old"), Provenance::Derived).newline();
             let show = |x: f32| number::decimal(x.into(), symbols).trim().to_owned();
             label(pen, "");
@@ -148,12 +158,17 @@ fn grid(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, card: &TokenCard) {
     }
     let symbols = scene.symbols();
     let (here, lost, host, forgotten) = symbols.pick(('■', '×', '□', '?'), ('#', 'x', 'o', '?'));
+    let merged = symbols.pick('»', '>');
     label(pen, "KV head").put("one column per layer: ", Role::Dim);
     pen.glyph(here, scene.styles[Role::Live]).put(" held ", Role::Dim);
     if scene.run().is_some_and(|run| !run.settings.read.is_empty()) {
         pen.glyph(host, scene.styles[Role::Host]).put(" V on host ", Role::Dim);
     }
-    pen.glyph(lost, scene.styles[Role::Bad]).put(" lost", Role::Dim).newline();
+    pen.glyph(lost, scene.styles[Role::Bad]).put(" lost", Role::Dim);
+    if scene.run().is_some_and(|run| !run.settings.merge.is_empty()) {
+        pen.put(" ", Role::Dim).glyph(merged, scene.styles[Role::Merged]).put(" merged", Role::Dim);
+    }
+    pen.newline();
     let first = usize::from(scene.kv_head()).saturating_sub(rows - 1);
     for head in first..first + rows {
         label(pen, &format!("{head:>6}"));
@@ -161,6 +176,7 @@ fn grid(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, card: &TokenCard) {
             let (glyph, role) = match card.fates.get(layer * kv_heads + head) {
                 Some(HeadFate::Resident { v_tier: Tier::Host, .. }) => (host, Role::Host),
                 Some(HeadFate::Resident { .. }) => (here, Role::Live),
+                Some(HeadFate::Evicted { merged: Some(_), .. }) => (merged, Role::Merged),
                 Some(HeadFate::Evicted { .. }) => (lost, Role::Bad),
                 _ => (forgotten, Role::Dim),
             };

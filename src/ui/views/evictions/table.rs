@@ -217,8 +217,15 @@ fn cell(scene: &Scene<'_>, row: &VictimRow, column: Field, width: u16) -> (Strin
             let safe = text::safe(row.token.as_bytes(), symbols);
             (text::fit(&format!("'{safe}'"), usize::from(width), symbols).into_owned(), Role::Title)
         }
-        Field::Reason if width <= WORD => (short(row.reason).to_owned(), Role::Dim),
-        Field::Reason => (row.reason.words().to_owned(), Role::Dim),
+        Field::Reason => {
+            let role = if row.merged.is_some() { Role::Merged } else { Role::Dim };
+            let words = match row.merged {
+                Some(_) if width <= WORD => "merged".into(),
+                None if width <= WORD => short(row.reason).into(),
+                _ => row.fate(),
+            };
+            (text::fit(&words, usize::from(width), symbols).into_owned(), role)
+        }
         Field::Score => (decimal(row.score), Role::Text),
         Field::Cutoff => (decimal(row.cutoff), Role::Text),
         Field::Rank => {

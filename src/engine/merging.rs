@@ -1,0 +1,169 @@
+//! Merges carried out: rows of victims go into rows that stay, and rows of two layers become alike.
+
+use std::sync::Arc;
+
+use super::EngineError;
+use super::core::Engine;
+use super::decide::Residents;
+use crate::cache::NewRows;
+use crate::event::crush::BitRow;
+use crate::event::merge::MAX_STEP_ARCS;
+use crate::event::{Drift, Head, Layer, Merge, SeqId};
+use crate::policy::{
+    HeadMerge, MergeRule, Merging, MiniCache, Needs, Parting, Verdict, VictimMerge, When, blend,
+};
+
+/// Rows of both kinds.
+const ROWS: Needs = Needs { keys: true, values: true, ..Needs::NONE };
+
+impl Engine {
+    /// Lets the merge rule save what it can of one layer's victims, before they are lost.
+    pub(super) fn merge_victims(
+        &mut self,
+        index: usize,
+        layer: Layer,
+        when: When,
+        verdicts: &[Verdict],
+    ) -> Result<Vec<Merge>, EngineError> {
+        let Some(MergeRule::Victims(rule)) = self.merge.as_ref().map(Merging::rule) else {
+            return Ok(Vec::new());
+        };
+        let rule = Arc::clone(rule);
+        let residents = self.residents(index, layer, rule.needs());
+        let lost: Vec<Vec<bool>> =
+            (0..).zip(&residents).map(|(head, own)| own.lost(head, verdicts)).collect();
+        let moment = self.moment(index, layer, when);
+        let mut memory = self.sequences[index].memory[usize::from(layer)];
+        let partings: Vec<Parting<'_>> = self
+            .inputs(index, layer, &residents)
+            .into_iter()
+            .zip(&lost)
+            .map(|(head, lost)| Parting { head, lost: lost.clone() })
+            .collect();
+        let merges = rule.merge(&moment, &partings, &mut memory);
+        drop(partings);
+        self.sequences[index].memory[usize::from(layer)] = memory;
+        let seq = self.sequences[index].id;
+        merges
+            .into_iter()
+            .map(|merge| {
+                let head = usize::from(merge.head);
+                self.blend_head((seq, layer), &*rule, merge, &residents[head], &lost[head])
+            })
+            .collect()
+    }
+
+    /// Alters the rows that a head's merges go into, and tells of it.
+    fn blend_head(
+        &mut self,
+        (seq, layer): (SeqId, Layer),
+        rule: &dyn VictimMerge,
+        HeadMerge { head, threshold, arcs }: HeadMerge,
+        own: &Residents,
+        lost: &[bool],
+    ) -> Result<Merge, EngineError> {
+        let victims = own.positions.iter().zip(lost).filter_map(|(&p, &lost)| lost.then_some(p));
+        let fates: Vec<bool> =
+            victims.map(|p| arcs.binary_search_by_key(&p, |arc| arc.from).is_ok()).collect();
+        let mut drifts = [Drift::default(); 2];
+        let parts: &[(usize, &[f32])] = &[(0, &own.keys), (1, &own.values)];
+        for &(part, rows) in &parts[usize::from(!rule.keys())..] {
+            for (i, row) in blend(rule.entering(), &arcs, &own.positions, lost, rows) {
+                drifts[part].measure(&rows[i * row.len()..][..row.len()], &row);
+                let row = Some(&*row);
+                let new = if part == 0 { NewRows { k: row, v: None } } else { NewRows { k: None, v: row } };
+                self.cache.alter(seq, layer, head, own.positions[i], new)?;
+            }
+        }
+        let [k, v] = drifts;
+        Ok(Merge {
+            layer,
+            head,
+            with: None,
+            merged: arcs.len() as u32,
+            apart: (fates.len() - arcs.len()) as u32,
+            fates: BitRow::whole(&fates),
+            threshold,
+            k,
+            v,
+            arcs,
+            saved_bytes: 0,
+        })
+    }
+
+    /// Makes pairs of layers alike, under a rule that does. Layers ascending, heads within them.
+    pub(super) fn merge_layers(&mut self, index: usize) -> Result<Vec<Merge>, EngineError> {
+        let Some(&MergeRule::Layers(rule)) = self.merge.as_ref().map(Merging::rule) else {
+            return Ok(Vec::new());
+        };
+        let config = self.model.decoder.config();
+        let (layers, kv_heads) = (config.layers as Layer, config.kv_heads as Head);
+        let mut merges = Vec::new();
+        for pair in rule.pairs(layers) {
+            for head in 0..kv_heads {
+                merges.extend(self.merge_pair(index, rule, pair, head)?);
+            }
+        }
+        merges.sort_by_key(|merge| (merge.layer, merge.head));
+        Ok(merges)
+    }
+
+    /// One KV head of a pair of layers: what both hold and is like enough gets one direction.
+    fn merge_pair(
+        &mut self,
+        index: usize,
+        rule: MiniCache,
+        (lower, upper): (Layer, Layer),
+        head: Head,
+    ) -> Result<[Merge; 2], EngineError> {
+        let seq = self.sequences[index].id;
+        let d = self.model.decoder.config().head_dim;
+        let row_bytes = self.cache.config().dtype.written_row_bytes(d) as u64;
+        let pair = [lower, upper].map(|layer| self.lane_residents(index, layer, head, ROWS));
+        let common = common(&pair);
+        let side = |s: usize, of: fn(&Residents) -> &[f32]| -> Vec<f32> {
+            common.iter().flat_map(|both| &of(&pair[s])[both[s] * d..][..d]).copied().collect()
+        };
+        let keys = [0, 1].map(|s| side(s, |own| &own.keys));
+        let values = [0, 1].map(|s| side(s, |own| &own.values));
+        let mut told = [(lower, upper), (upper, lower)].map(|(layer, with)| Merge {
+            layer,
+            head,
+            with: Some(with),
+            ..Merge::default()
+        });
+        for (i, alike) in rule.merged(&keys[0], &keys[1], d).into_iter().enumerate() {
+            let row = |rows: &'_ [Vec<f32>; 2], s: usize| rows[s][i * d..][..d].to_vec();
+            let share = |rows| rule.share(&row(rows, 0), &row(rows, 1));
+            let Some((k, v)) = alike.then(|| share(&keys).zip(share(&values))).flatten() else {
+                told.iter_mut().for_each(|merge| merge.apart += 1);
+                continue;
+            };
+            for (s, merge) in told.iter_mut().enumerate() {
+                merge.merged += 1;
+                merge.k.measure(&row(&keys, s), &k[s]);
+                merge.v.measure(&row(&values, s), &v[s]);
+                let new = NewRows { k: Some(&k[s]), v: Some(&v[s]) };
+                self.cache.alter(seq, merge.layer, head, pair[s].positions[common[i][s]], new)?;
+            }
+        }
+        told[1].saved_bytes = 2 * u64::from(told[1].merged) * MiniCache::saved_bytes(row_bytes);
+        Ok(told)
+    }
+}
+
+/// Indices of the tokens that both hold.
+fn common([a, b]: &[Residents; 2]) -> Vec<[usize; 2]> {
+    let in_b = |p| b.positions.binary_search(p).ok();
+    a.positions.iter().enumerate().filter_map(|(i, p)| in_b(p).map(|j| [i, j])).collect()
+}
+
+/// Leaves out arcs of a step that has very many.
+pub(super) fn bound_arcs(merges: &mut [Merge]) {
+    if merges.iter().map(|merge| merge.arcs.len()).sum::<usize>() > MAX_STEP_ARCS {
+        merges.iter_mut().for_each(Merge::thin_arcs);
+    }
+}
+
+#[cfg(test)]
+mod tests;
