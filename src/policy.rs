@@ -179,6 +179,13 @@ pub trait EvictPolicy: fmt::Debug + Send + Sync {
         Some(Bound::each(self.slots(moment)?, kv_heads))
     }
 
+    /// How many times the mean budget each layer gets ([`Moment::share`]), of a rule that must see all layers to say so:
+    /// asked once per sequence, before its first decision. `layers` bring positions and accumulators. `None` of any other
+    /// rule.
+    fn shares(&self, _layers: &[Vec<HeadInputs<'_>>]) -> Option<Vec<f32>> {
+        None
+    }
+
     /// The plan of a rule that scores tokens, for wrappers to change; `None` where nothing is lost, and of a rule that
     /// decides in one piece.
     fn plan(&self, _: &Moment, _: &[HeadInputs<'_>]) -> Option<Plan> {
@@ -272,6 +279,11 @@ impl Policy {
     /// [`SpecError::BudgetTooSmall`] when the budget leaves no room beside the fixed parts, such as sinks.
     pub fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
         self.rule.check(prompt_len)
+    }
+
+    /// How the budget is shared over the layers, see [`EvictPolicy::shares`].
+    pub fn shares(&self, layers: &[Vec<HeadInputs<'_>>]) -> Option<Vec<f32>> {
+        self.rule.shares(layers)
     }
 
     /// Decides for one layer, see [`EvictPolicy::decide`]; appends nothing at a moment at which the policy does not act.

@@ -119,6 +119,7 @@ impl Engine {
                     classes: Vec::new(),
                     pulled: vec![Vec::new(); layers * kv_heads],
                     bounds: vec![PageBounds::default(); layers * kv_heads],
+                    shares: None,
                     memory: vec![Memory::default(); layers],
                 }
             })

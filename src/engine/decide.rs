@@ -45,6 +45,7 @@ impl Engine {
         if !self.policy.acts(when) {
             return Ok(decided);
         }
+        self.share_budget(index);
         for layer in 0..self.model.decoder.config().layers as Layer {
             let mut verdicts = self.verdicts(index, layer, when);
             if verdicts.is_empty() {
@@ -62,6 +63,20 @@ impl Engine {
         Ok(decided)
     }
 
+    /// Before a sequence's first decision a rule may look at all layers, to share its budget over them.
+    fn share_budget(&mut self, index: usize) {
+        if self.sequences[index].shares.is_some() {
+            return;
+        }
+        let layers = 0..self.model.decoder.config().layers as Layer;
+        let residents: Vec<_> =
+            layers.clone().map(|layer| self.residents(index, layer, Needs::NONE)).collect();
+        let inputs: Vec<_> =
+            layers.zip(&residents).map(|(layer, own)| self.inputs(index, layer, own)).collect();
+        let shares = self.policy.shares(&inputs).unwrap_or_default();
+        self.sequences[index].shares = Some(shares);
+    }
+
     /// The moment at which one layer of a sequence decides.
     pub(super) fn moment(&self, index: usize, layer: Layer, when: When) -> Moment {
         let s = &self.sequences[index];
@@ -74,6 +89,7 @@ impl Engine {
             next_position: s.fed.len() as Position,
             block_size: self.cache.config().block_size,
             step: self.step,
+            share: s.shares.as_ref().and_then(|shares| shares.get(usize::from(layer)).copied()),
             seed: sequence_seed(&self.info.settings, s.id),
         }
     }

@@ -166,4 +166,4 @@ pub(super) fn bound_arcs(merges: &mut [Merge]) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

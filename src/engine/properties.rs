@@ -10,6 +10,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::merging::tests::check_merges;
 use super::{Engine, EngineError, Prompt};
 use crate::event::{
     Eviction, Finish, Layer, Position, ScoreLevel, SeqId, SeqStep, Settings, Stage, Step, Tier,
@@ -188,6 +189,7 @@ fn others() -> impl Strategy<Value = &'static str> {
         "knorm:budget,decode=true",
         "keydiff:budget,by=layer",
         "expected:budget,future=9",
+        "d2o:budget",
         "h2o:budget+adakv",
         "knorm:budget,decode=true+adakv:floor=0",
         "snapkv:budget,window=4+kvcrush:group=4",
@@ -328,27 +330,12 @@ impl Ledger {
                     assert_eq!(lane.resident.len(), e.kept as usize);
                 }
             }
-            self.enter_merges(engine, part);
+            let resident = |lane| &self.lanes[&(part.seq, lane)].resident;
+            check_merges(part, config.kv_heads, resident);
             for (l, &resident) in part.resident.iter().enumerate() {
                 assert_eq!(self.lanes[&(part.seq, l)].resident.len(), resident as usize);
             }
             check_budget(engine, part);
-        }
-    }
-}
-
-impl Ledger {
-    /// What is merged was lost in this step, and went into what is resident after it.
-    fn enter_merges(&self, engine: &Engine, part: &SeqStep) {
-        let kv_heads = engine.model.decoder.config().kv_heads;
-        for m in part.merges.iter().filter(|m| m.with.is_none()) {
-            let lane = &self.lanes[&(part.seq, usize::from(m.layer) * kv_heads + usize::from(m.head))];
-            let of_head = |e: &&Eviction| e.layer == m.layer && e.head.is_none_or(|h| h == m.head);
-            let victims = &part.evictions.iter().find(of_head).unwrap().positions;
-            assert_eq!((m.merged + m.apart) as usize, victims.len(), "merged and lost are all victims");
-            let merged = (0..victims.len()).filter(|&i| m.is_merged(i) == Some(true)).map(|i| victims[i]);
-            assert!(merged.eq(m.arcs.iter().map(|arc| arc.from)));
-            assert!(m.arcs.iter().all(|arc| lane.resident.contains(&arc.into)));
         }
     }
 }
@@ -364,7 +351,7 @@ fn check_budget(engine: &Engine, part: &SeqStep) {
     let kv_heads = engine.model.decoder.config().kv_heads;
     for (layer, residents) in part.resident.chunks_exact(kv_heads).enumerate() {
         let moment = engine.moment(part.seq as usize, layer as Layer, when);
-        let Some(bound) = engine.policy.bound(&moment, kv_heads as u32) else { return };
+        let Some(bound) = engine.policy.bound(&moment, kv_heads as u32) else { continue };
         if engine.policy.acts(when) {
             assert!(residents.iter().all(|&n| n <= bound.per_head), "{residents:?} residents, {bound:?}");
             assert!(residents.iter().map(|&n| u64::from(n)).sum::<u64>() <= bound.per_layer);

@@ -101,6 +101,12 @@ impl BitRow {
         Self(bits.chunks(4).map(digit).collect())
     }
 
+    /// The `i`-th bit; none beyond the last digit is set.
+    pub fn bit(&self, i: usize) -> bool {
+        let digit = self.0.as_bytes().get(i / 4).and_then(|&byte| char::from(byte).to_digit(16));
+        digit.is_some_and(|digit| digit >> (3 - i % 4) & 1 == 1)
+    }
+
     /// The bits, with those that fill up the last digit.
     pub fn bits(&self) -> impl Iterator<Item = bool> + '_ {
         let digits = self.0.chars().filter_map(|c| c.to_digit(16));
@@ -149,6 +155,9 @@ mod tests {
         let row = BitRow::new(&bits);
         assert_eq!(row.0, "ac");
         assert_eq!(row.bits().take(6).collect::<Vec<_>>(), bits);
+        assert_eq!((0..6).map(|i| row.bit(i)).collect::<Vec<_>>(), bits);
+        assert!(!row.bit(100) && !BitRow("?".into()).bit(0));
+        assert_eq!(BitRow::whole(&[true; 1000]).0.len(), 250);
         assert_eq!(BitRow::new(&[true; 1000]).0.len(), MAX_BITS / 4);
     }
 

@@ -141,14 +141,7 @@ impl Merge {
         if i >= victims || self.with.is_some() {
             return None;
         }
-        let digit = char::from(*self.fates.0.as_bytes().get(i / 4)?).to_digit(16)?;
-        Some(digit >> (3 - i % 4) & 1 == 1)
-    }
-
-    /// Where a victim went, if its arc is recorded.
-    pub fn arc(&self, victim: Position) -> Option<&MergeArc> {
-        let i = self.arcs.binary_search_by_key(&victim, |arc| arc.from).ok()?;
-        Some(&self.arcs[i])
+        Some(self.fates.bit(i))
     }
 
     /// Leaves only the arcs of the newest victims.
@@ -204,8 +197,6 @@ pub(crate) mod tests {
         let merge = sample();
         let fates: Vec<_> = (0..6).map(|i| merge.is_merged(i)).collect();
         assert_eq!(fates, [Some(false), Some(true), Some(false), Some(false), Some(true), None]);
-        assert_eq!(merge.arc(9).unwrap().into, 10);
-        assert_eq!(merge.arc(5), None);
         assert_eq!(Merge { with: Some(2), merged: 2, ..Merge::default() }.is_merged(0), None);
     }
 

@@ -15,7 +15,7 @@ pub enum When {
 }
 
 /// When and where a decision is asked for: once per layer of one sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Moment {
     /// What was just fed.
     pub when: When,
@@ -33,6 +33,8 @@ pub struct Moment {
     pub block_size: u32,
     /// The engine step.
     pub step: StepId,
+    /// How many times the mean budget this layer gets, where the rule has shared it over the layers.
+    pub share: Option<f32>,
     /// Seed of the sequence: all that a rule may draw from.
     pub seed: u64,
 }

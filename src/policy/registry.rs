@@ -30,6 +30,7 @@ pub static REGISTRY: &[Entry] = &[
     roco::ENTRY,
     buzz::ENTRY,
     nacl::ENTRY,
+    d2o::ENTRY,
     knorm::ENTRY,
     keydiff::ENTRY,
     expected::ENTRY,

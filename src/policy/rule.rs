@@ -260,6 +260,10 @@ impl<W: Wrap> EvictPolicy for Wrapped<W> {
         Some(self.wrap.change(self.inner.plan(moment, heads)?))
     }
 
+    fn shares(&self, layers: &[Vec<HeadInputs<'_>>]) -> Option<Vec<f32>> {
+        self.inner.shares(layers)
+    }
+
     fn rope(&self) -> Rope {
         self.inner.rope()
     }

@@ -116,6 +116,7 @@ impl Layer {
             next_position: self.tokens as Position,
             block_size: self.block_size,
             step: 0,
+            share: None,
             seed: self.seed,
         }
     }

@@ -32,6 +32,7 @@ fn moment(when: When, prompt_len: u32) -> Moment {
         next_position: prompt_len,
         block_size: 4,
         step: 0,
+        share: None,
         seed: 0,
     }
 }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::FoldError;
 use super::keyframe::MAX_COUNT;
-use crate::event::merge::MAX_STEP_ARCS;
-use crate::event::{Drift, Eviction, Head, Layer, Merge, MergeArc, ModelCard, SeqId, Step, StepId};
+use crate::event::crush::BitRow;
+use crate::event::{Drift, Eviction, Head, Layer, Merge, MergeArc, ModelCard, Position, SeqId, Step, StepId};
 
 /// Merges of one (layer, KV head) remembered; older ones are forgotten.
 const MAX_MERGES: usize = 16_384;
@@ -56,11 +56,29 @@ impl MergedLayer {
     }
 }
 
+/// Victims of one (layer, KV head) in one step. Not a [`Merge`]: a keyframe's encoding has no place for absent fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Told {
     step: StepId,
     seq: SeqId,
-    merge: Merge,
+    layer: Layer,
+    head: Head,
+    /// One bit per victim, set where it was merged.
+    fates: BitRow,
+    /// Where they went, as far as recorded.
+    arcs: Vec<MergeArc>,
+}
+
+impl Told {
+    fn elements(&self) -> usize {
+        self.arcs.len() + self.fates.0.len()
+    }
+
+    /// Whether the `i`-th victim was merged, and where it went.
+    fn victim(&self, i: usize, position: Position) -> Option<MergedVictim> {
+        let at = || self.arcs.binary_search_by_key(&position, |arc| arc.from).ok();
+        self.fates.bit(i).then(|| MergedVictim { heads: 1, of: 1, arc: at().map(|i| self.arcs[i]) })
+    }
 }
 
 /// What became of a victim beside the tables.
@@ -72,10 +90,6 @@ pub struct MergedVictim {
     pub of: u32,
     /// Where it went, in the first of them whose arc is recorded.
     pub arc: Option<MergeArc>,
-}
-
-fn elements(merge: &Merge) -> usize {
-    merge.arcs.len() + merge.fates.0.len()
 }
 
 impl MergeLog {
@@ -93,26 +107,34 @@ impl MergeLog {
                     });
                 };
                 layer.add(merge);
-                self.elements += elements(merge);
-                self.recent.push_back(Told { step: step.step, seq: part.seq, merge: merge.clone() });
+                if merge.with.is_none() {
+                    let told = Told {
+                        step: step.step,
+                        seq: part.seq,
+                        layer: merge.layer,
+                        head: merge.head,
+                        fates: merge.fates.clone(),
+                        arcs: merge.arcs.clone(),
+                    };
+                    self.elements += told.elements();
+                    self.recent.push_back(told);
+                }
             }
         }
         // What is newest always stays, however large it is.
         while self.recent.len() > 1 && (self.recent.len() > MAX_MERGES || self.elements > MAX_ELEMENTS) {
             if let Some(oldest) = self.recent.pop_front() {
-                self.elements -= elements(&oldest.merge);
+                self.elements -= oldest.elements();
             }
         }
         Ok(())
     }
 
     /// What a step merged in one (layer, KV head).
-    fn of(&self, step: StepId, seq: SeqId, layer: Layer, head: Head) -> Option<&Merge> {
+    fn of(&self, step: StepId, seq: SeqId, layer: Layer, head: Head) -> Option<&Told> {
         let first = self.recent.partition_point(|told| told.step < step);
         let mine = self.recent.range(first..).take_while(|told| told.step == step);
-        mine.filter(|told| told.seq == seq)
-            .map(|told| &told.merge)
-            .find(|m| (m.layer, m.head) == (layer, head))
+        mine.filter(|told| told.seq == seq).find(|told| (told.layer, told.head) == (layer, head))
     }
 
     /// What became of the `i`-th victim of a decision; `None` where nothing was merged. `kv_heads` is how many a decision
@@ -141,8 +163,7 @@ impl MergeLog {
         head: Head,
     ) -> Option<MergedVictim> {
         let &position = eviction.positions.get(i)?;
-        let merge = self.of(step, seq, eviction.layer, head)?;
-        (merge.is_merged(i)?).then(|| MergedVictim { heads: 1, of: 1, arc: merge.arc(position).copied() })
+        self.of(step, seq, eviction.layer, head)?.victim(i, position)
     }
 
     /// Whether it is what folding leaves behind, for a model of so many layers.
@@ -152,9 +173,11 @@ impl MergeLog {
         };
         [0, layers].contains(&self.layers.len())
             && self.layers.iter().all(counts)
-            && self.recent.len() <= MAX_MERGES.max(1)
-            && self.elements == self.recent.iter().map(|told| elements(&told.merge)).sum::<usize>()
-            && self.recent.iter().all(|told| told.merge.is_sound() && told.merge.arcs.len() <= MAX_STEP_ARCS)
+            && self.recent.len() <= MAX_MERGES
+            && self.elements == self.recent.iter().map(Told::elements).sum::<usize>()
+            && self.recent.iter().all(|told| {
+                told.arcs.is_sorted_by(|a, b| a.from < b.from) && told.arcs.iter().all(|arc| arc.targets > 0)
+            })
             && self.recent.iter().zip(self.recent.iter().skip(1)).all(|(a, b)| a.step <= b.step)
             && self.recent.back().is_none_or(|told| Some(told.step) <= newest)
     }

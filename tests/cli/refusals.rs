@@ -54,6 +54,17 @@ fn numbers_that_cannot_be() {
         &["--read", "quest", "--policy", "streaming:budget=32,reposition=true"],
         &["quest", "after RoPE", "reposition=false"],
     );
+    refused(&["--merge", "nope"], &["'nope'", "cam, d2o, minicache"]);
+    refused(&["--merge", "cam"], &["--merge cam", "policy 'full'", "--policy h2o:budget=25%"]);
+    refused(&["--merge", "h2o"], &["h2o is an eviction policy", "--policy"]);
+    refused(&["--policy", "cam"], &["cam is a merge rule", "--merge"]);
+    refused(&["--policy", "h2o:budget=25%", "--merge", "cam:m=0"], &["cam: m", "'0'", "from 1"]);
+    refused(&["--policy", "h2o:budget=25%", "--merge", "cam+d2o"], &["both merge"]);
+    refused(
+        &["--policy", "h2o:budget=25%", "--merge", "d2o", "--kv-dtype", "int4"],
+        &["--merge d2o", "int4", "f16 or int8"],
+    );
+    refused(&["--merge", "minicache:from=1"], &["minicache", "from="]);
     refused(&["--block-size", "0"], &["--block-size 0", "use 1 to"]);
     refused(&["--blocks", "0"], &["--blocks 0"]);
     refused(&["--chunk", "0"], &["--chunk 0", "use 1 to"]);

@@ -70,6 +70,25 @@ fn pages_in_codes_say_how_far_off_they_are() {
 }
 
 #[test]
+fn what_was_merged_is_in_the_summary_and_in_the_words() {
+    assert!(short_run(&[]).summary().get("merging").is_none());
+    let summary = short_run(&["--merge", "d2o"]).ok().summary();
+    let merging = &summary["merging"];
+    assert_eq!(merging["rule"], "d2o:alpha=0.5");
+    let count = |part: &Value, name: &str| part[name].as_u64().unwrap();
+    assert!(count(merging, "merged") > 0);
+    let drift = merging["k_drift"].as_f64().unwrap();
+    assert!(drift > 0.0 && drift < 2.0, "{drift}");
+    let layers = merging["layers"].as_array().unwrap();
+    assert_eq!(layers.iter().map(|layer| count(layer, "merged")).sum::<u64>(), count(merging, "merged"));
+    let all = count(merging, "merged") + count(merging, "apart");
+    assert_eq!(all, summary["victims"].as_u64().unwrap());
+    let args = ["run", "--headless", "--plain", "--prompt", crate::program::PROMPT, "--max-tokens", "4"];
+    let words = run(args.iter().chain(&["--merge", "minicache"])).ok().out();
+    assert!(words.contains("merge minicache:t=0.6: ") && words.contains("(modelled)"), "{words}");
+}
+
+#[test]
 fn a_replay_prints_the_very_same_lines() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("run.mcap");
@@ -81,6 +100,9 @@ fn a_replay_prints_the_very_same_lines() {
         &["--batch", "2", "--scores", "top:4"],
         &["--kv-dtype", "int2"],
         &["--kv-dtype", "nuq3:calibrate=32"],
+        &["--merge", "cam:m=4"],
+        &["--merge", "d2o", "--kv-dtype", "f16", "--batch", "2"],
+        &["--policy", "full", "--merge", "minicache", "--kcache", "n=8,l=1"],
     ] {
         // A flag given twice is refused: the policy of the short run gives way.
         let live = if more.contains(&"--policy") {

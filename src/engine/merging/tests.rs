@@ -1,13 +1,31 @@
 //! Merges under the whole engine.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
 use crate::cache::{HOLE, Pages};
 use crate::engine::Prompt;
-use crate::event::{Settings, Step};
+use crate::event::{Eviction, Position, SeqStep, Settings, Step};
 use crate::model::{self, Model};
 use crate::state::State;
+
+/// What is merged was lost in this step, and went into what is resident after it; `resident` knows a lane by its number.
+pub(in crate::engine) fn check_merges<'r>(
+    part: &SeqStep,
+    kv_heads: usize,
+    resident: impl Fn(usize) -> &'r BTreeSet<Position>,
+) {
+    for m in part.merges.iter().filter(|m| m.with.is_none()) {
+        let resident = resident(usize::from(m.layer) * kv_heads + usize::from(m.head));
+        let of_head = |e: &&Eviction| e.layer == m.layer && e.head.is_none_or(|h| h == m.head);
+        let victims = &part.evictions.iter().find(of_head).unwrap().positions;
+        assert_eq!((m.merged + m.apart) as usize, victims.len(), "merged and lost are all victims");
+        let merged = (0..victims.len()).filter(|&i| m.is_merged(i) == Some(true)).map(|i| victims[i]);
+        assert!(merged.eq(m.arcs.iter().map(|arc| arc.from)));
+        assert!(m.arcs.iter().all(|arc| resident.contains(&arc.into)));
+    }
+}
 
 fn demo() -> (Arc<Model>, String) {
     #[derive(serde::Deserialize)]
@@ -222,4 +240,31 @@ fn a_tuned_number_is_in_force_at_the_next_decision() {
     let steps = steps(&mut engine);
     let targets: Vec<u32> = merges(&steps).flat_map(|m| &m.arcs).map(|arc| arc.targets).collect();
     assert!(!targets.is_empty() && targets.iter().all(|&n| n == 2), "{targets:?}");
+}
+
+#[test]
+fn the_papers_d2o_is_an_evictor_and_a_merge() {
+    let (model, text) = demo();
+    let mut engine = engine(&model, &text, &settings("d2o:budget=20%", "d2o"));
+    let steps = steps(&mut engine);
+    let shares = engine.sequences[0].shares.clone().unwrap();
+    assert!(
+        (shares.iter().sum::<f32>() - 4.0).abs() < 1e-4 && shares.iter().any(|&s| s != 1.0),
+        "{shares:?}"
+    );
+    let last = steps.last().unwrap();
+    let fed = engine.sequences[0].fed.len() as u32;
+    let slots = engine.policy.bound(&engine.moment(0, 2, When::Token), 4).unwrap().per_head;
+    let mean = 0.2 * engine.prompt.len() as f32;
+    assert!((slots as f32 - shares[2] * mean).abs() <= 1.0 + 0.5 * shares[2], "{slots} {shares:?}");
+    for (layer, residents) in last.seqs[0].resident.chunks_exact(4).enumerate() {
+        let want = if layer == 2 { slots } else { fed };
+        assert!(residents.iter().all(|&n| n == want), "layer {layer}: {residents:?}, {want} slots");
+    }
+    assert!(merges(&steps).all(|m| m.layer == 2));
+    assert!(merges(&steps).any(|m| m.merged > 0));
+    // The threshold of the first decision is in force in all heads alike, and moves on.
+    let thresholds: Vec<_> = merges(&steps).map(|m| m.threshold.unwrap()).collect();
+    assert!(thresholds.chunks_exact(4).all(|heads| heads.iter().all(|t| *t == heads[0])));
+    assert_ne!(thresholds.first(), thresholds.last());
 }

@@ -70,6 +70,7 @@ pub(crate) fn merged_with(
         next_position: tokens,
         block_size: 16,
         step: 0,
+        share: None,
         seed,
     };
     let partings: Vec<_> = heads.iter().map(Lane::parting).collect();

@@ -177,6 +177,7 @@ impl<'a> Layer<'a> {
             next_position: self.next,
             block_size: BLOCK_SIZE,
             step: 0,
+            share: None,
             seed: self.case.seed,
         }
     }
