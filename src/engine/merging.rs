@@ -136,7 +136,9 @@ impl Engine {
             let row = |rows: &'_ [Vec<f32>; 2], s: usize| rows[s][i * d..][..d].to_vec();
             let share = |rows| rule.share(&row(rows, 0), &row(rows, 1));
             let Some((k, v)) = alike.then(|| share(&keys).zip(share(&values))).flatten() else {
-                told.iter_mut().for_each(|merge| merge.apart += 1);
+                for merge in &mut told {
+                    merge.apart += 1;
+                }
                 continue;
             };
             for (s, merge) in told.iter_mut().enumerate() {

@@ -12,9 +12,7 @@ use proptest::sample::select;
 
 use super::merging::tests::check_merges;
 use super::{Engine, EngineError, Prompt};
-use crate::event::{
-    Eviction, Finish, Layer, Position, ScoreLevel, SeqId, SeqStep, Settings, Stage, Step, Tier,
-};
+use crate::event::{Finish, Layer, Position, ScoreLevel, SeqId, SeqStep, Settings, Stage, Step, Tier};
 use crate::model::{Config, Decoder, Model, Tokenizer};
 use crate::policy::{Granularity, ReadRule, Value, When};
 use crate::state::State;

@@ -120,7 +120,9 @@ pub fn blend(
     let finished = kept.into_iter().zip(changed).filter_map(|(i, changed)| {
         let (mut row, entered) = changed?;
         if entering == Entering::Averaged {
-            row.iter_mut().for_each(|x| *x /= (entered + 1) as f32);
+            for x in &mut row {
+                *x /= (entered + 1) as f32;
+            }
         }
         Some((i, row))
     });

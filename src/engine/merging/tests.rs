@@ -151,7 +151,9 @@ fn the_same_seed_merges_the_same_and_another_does_not() {
         let mut engine = engine(&model, &text, &Settings { seed, ..settings("h2o:budget=25%", "cam") });
         let mut state = State::new(Arc::clone(engine.info())).unwrap();
         let steps = steps(&mut engine);
-        steps.iter().for_each(|step| state.fold(step).unwrap());
+        for step in &steps {
+            state.fold(step).unwrap();
+        }
         let arcs = |m: &Merge| m.arcs.iter().map(|arc| arc.from).collect::<Vec<_>>();
         (merges(&steps).map(arcs).collect::<Vec<_>>(), state)
     };
