@@ -252,7 +252,9 @@ impl Cache {
             for id in members(key, id, heads) {
                 self.pages.allocate(id, home, in_codes);
                 if in_codes {
-                    [Part::K, Part::V].into_iter().for_each(|part| self.pool.code(id, part, 0..width));
+                    for part in [Part::K, Part::V] {
+                        self.pool.code(id, part, 0..width);
+                    }
                 }
             }
             taken.push((key, id));
@@ -304,6 +306,7 @@ impl Cache {
             return Ok(());
         }
         let calibration = sequence.calibration.as_ref().filter(|calibration| calibration.is_done(layer));
+        let own = calibration.map(|calibration| calibration.thresholds(v, stride)).unwrap_or_default();
         for head in 0..kv_heads {
             let lane = table.lane(head);
             let slot = reserved_slot(lane, first, n).ok_or_else(|| misfit.clone())?;
@@ -314,7 +317,7 @@ impl Cache {
                     pool: &mut self.pool,
                     tally: &mut self.tally,
                 };
-                coder.append(calibration, (layer, head), lane, slot, [k, v]);
+                coder.append(calibration, (layer, head), lane, slot, [k, v], &own);
                 continue;
             }
             let column = usize::from(head) * head_dim;
@@ -414,7 +417,7 @@ impl Cache {
     /// Bytes per tier, device and host (counted as they change).
     ///
     /// A tier's capacity is what it holds if every block belongs to a layer whose V lives there, all rows as they are
-    /// written: a page in codes takes less.
+    /// written: a page in codes takes less (unless nearly all it has are outliers).
     pub fn usage(&self) -> [TierUse; 2] {
         let row_bytes = self.config.dtype.written_row_bytes(self.config.shape.head_dim) as u64;
         let width = u64::from(self.config.block_size);

@@ -71,6 +71,11 @@ impl Nuq {
         f64::from(self.outliers_ppm) / 1e6
     }
 
+    /// The same in percent, as short as it was spelled.
+    pub fn outlier_percent(self) -> f64 {
+        f64::from(self.outliers_ppm) / 1e4
+    }
+
     /// What a row is made of.
     pub(super) fn layout(self, part: Part, head_dim: usize) -> NuqLayout {
         NuqLayout {

@@ -62,6 +62,11 @@ impl Calibration {
         !self.layers[usize::from(layer)].values.points().is_empty()
     }
 
+    /// Thresholds of the values of every token, `[token][kv_head][head_dim]`.
+    pub(super) fn thresholds(&self, v: &[f32], stride: usize) -> Vec<Thresholds> {
+        v.chunks_exact(stride).map(|row| Thresholds::of(&mut row.to_vec(), self.share)).collect()
+    }
+
     /// Codecs of the keys and the values of one KV head.
     pub(super) fn codecs(&self, layer: Layer, head: Head) -> (&NuqCodec, &NuqCodec) {
         let layer = &self.layers[usize::from(layer)];
@@ -229,7 +234,8 @@ pub(super) struct Coder<'a> {
 }
 
 impl Coder<'_> {
-    /// Puts the rows of freshly appended tokens into codes; `rows` are K and V, `[token][kv_head][head_dim]`.
+    /// Puts the rows of freshly appended tokens, K and V as `[token][kv_head][head_dim]`, into codes; `own` are the
+    /// thresholds of their values.
     pub(super) fn append(
         &mut self,
         calibration: &Calibration,
@@ -237,17 +243,18 @@ impl Coder<'_> {
         lane: LaneView<'_>,
         slot: usize,
         [k, v]: [&[f32]; 2],
+        own: &[Thresholds],
     ) {
         let codecs = &calibration.layers[usize::from(layer)];
         let d = codecs.values.layout().row;
         let stride = codecs.keys.len() * d;
         let column = usize::from(head) * d;
         let (key_codec, value_codec) = calibration.codecs(layer, head);
-        for (i, (k, v)) in k.chunks_exact(stride).zip(v.chunks_exact(stride)).enumerate() {
+        for (i, &own) in own.iter().enumerate() {
+            let row = i * stride + column..i * stride + column + d;
             let place = (lane.block((slot + i) / self.keys.width), (slot + i) % self.keys.width);
-            let own = Thresholds::of(&mut v.to_vec(), calibration.share);
-            self.put((layer, head, Part::K), place, key_codec, &k[column..column + d], Thresholds::default());
-            self.put((layer, head, Part::V), place, value_codec, &v[column..column + d], own);
+            self.put((layer, head, Part::K), place, key_codec, &k[row.clone()], Thresholds::default());
+            self.put((layer, head, Part::V), place, value_codec, &v[row], own);
         }
     }
 
@@ -382,9 +389,11 @@ impl Coder<'_> {
         (key_codec, value_codec): (&NuqCodec, &NuqCodec),
         own: &BTreeMap<Position, Thresholds>,
     ) {
+        // Holes among the exact rows too: a lane's exact rows come before its rows in codes.
+        let end = lane.slots.iter().rposition(|&p| p < first).map_or(0, |slot| slot + 1);
         for (i, id) in lane.blocks().enumerate() {
             let slots = lane.block_slots(i);
-            let exact = slots.iter().rposition(|&p| p < first).map_or(0, |at| at + 1);
+            let exact = end.saturating_sub(i * self.keys.width).min(slots.len());
             let rows = [&*self.keys, &*self.values].map(|store| store.page(id).exact.clone());
             self.keys.cut_exact(id, exact);
             self.values.cut_exact(id, exact);

@@ -316,7 +316,7 @@ pub(crate) struct EvalArgs {
     /// Read set of passkey, e.g. kcache:n=64,l=1.
     #[arg(long, value_name = "SPEC")]
     pub(crate) read: Option<String>,
-    /// Type of the cache's pages in passkey, as for run.
+    /// Type of the cache's pages in passkey: f32, f16, int8, nuq4, nuq3 or nuq2.
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub(crate) kv_dtype: String,
     /// What is compressed in passkey: `context` (the question is not seen) or `prompt` (it is).

@@ -155,15 +155,11 @@ fn lines(name: &str, f: &Footprint, contexts: &[u64], batch: u64) -> Vec<String>
 fn assumes(dtype: KvDtype) -> Option<String> {
     let KvDtype::Nuq(nuq) = dtype else { return None };
     Some(format!(
-        "{}% of the elements are outliers (configured: outliers={}), of 4 bytes; KVQuant's rule, but calibrated on the \
-         run's own prompt; the {} first exact and thresholds and codebooks, once per sequence, are not counted",
-        nuq.outliers() * 100.0,
+        "{}% of the elements are outliers of 4 bytes (configured: outliers={}); calibrated on the run's own prompt, unlike \
+         KVQuant's; not counted: {} exact tokens at the start, thresholds and codebooks once per sequence",
+        nuq.outlier_percent(),
         nuq.outliers(),
-        if nuq.first == 1 {
-            "token that stays".to_owned()
-        } else {
-            format!("{} tokens that stay", nuq.first)
-        },
+        nuq.first,
     ))
 }
 

@@ -22,7 +22,9 @@ impl Thresholds {
     /// The percentiles that leave `share` of the values outside, half of it on each side (linear between neighbours,
     /// rounded to f16). `values` come back sorted; no value gives 0 and 0.
     pub fn of(values: &mut [f32], share: f64) -> Self {
-        values.iter_mut().for_each(|x| *x = finite(*x));
+        for x in values.iter_mut() {
+            *x = finite(*x);
+        }
         values.sort_unstable_by(f32::total_cmp);
         let side = share / 2.0;
         Self { lower: percentile(values, side), upper: percentile(values, 1.0 - side) }

@@ -172,7 +172,9 @@ impl NuqCodec {
                 let (lower, upper) = (f16::from_le_bytes([a, b]), f16::from_le_bytes([c, d]));
                 let own = Thresholds { lower: lower.to_f32(), upper: upper.to_f32() };
                 let (middle, half) = own.middle_and_half();
-                row.iter_mut().for_each(|x| *x = *x * half + middle);
+                for x in row.iter_mut() {
+                    *x = *x * half + middle;
+                }
             } else {
                 for (x, thresholds) in row.iter_mut().zip(&self.channels) {
                     let (middle, half) = thresholds.middle_and_half();
@@ -242,6 +244,7 @@ mod tests {
             codec.decode(&dense, &sparse, &mut out);
             let mut outliers = 0;
             for (i, (&x, &y)) in rows.iter().zip(&out).enumerate() {
+                let x = finite(x);
                 let own = if layout.by_token { own[i / layout.row] } else { codec.channels[i % layout.row] };
                 let (middle, half) = own.middle_and_half();
                 if layout.sparse && own.normalised(x).is_none() {

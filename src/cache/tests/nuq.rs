@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::quant::OUTLIER_BYTES;
+use crate::quant::{OUTLIER_BYTES, StoredRows};
 
 const D: usize = 16;
 const HEADS: usize = 2;
@@ -146,7 +146,25 @@ impl Run {
         self.cache.take_ops(0);
     }
 
+    /// Whole lanes, copied as they are stored, read the same.
+    fn check_copies(&self) {
+        for head in 0..HEADS as Head {
+            let Pages::Coded(values) = self.cache.pages(0, 0, head).1 else { panic!("pages in codes") };
+            let mut copies = StoredRows::default();
+            (0..values.len()).for_each(|i| copies.push(values.page(i)));
+            let Some(rows) = copies.rows() else { continue };
+            for (&position, [_, value]) in &self.read[usize::from(head)] {
+                let slot = self.cache.table(0, 0).slot_of(head, position).unwrap();
+                let mut copied = [0.0; D];
+                rows.cut(slot, slot + 1).decode(&mut copied);
+                assert_eq!(copied[..], value[..], "head {head} position {position}");
+            }
+            assert_eq!(copies.bytes(), rows.bytes());
+        }
+    }
+
     fn check(&self) {
+        self.check_copies();
         let mut live = [0u64; 2];
         for (head, read) in self.read.iter().enumerate() {
             let (k, v) = self.cache.pages(0, 0, head as Head);

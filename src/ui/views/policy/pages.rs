@@ -58,11 +58,11 @@ fn rule(pen: &mut Pen<'_, '_>, dtype: KvDtype) {
         }
         KvDtype::Nuq(nuq @ Nuq { bits, first, calibrate, .. }) => {
             let rule = format!(
-                "Keys before RoPE per channel, values per token, each told by the nearest of {} points of its layer's \
-                 codebook; {}% outliers are f16, the first {first} tokens exact. Thresholds and codebooks are made of \
-                 the prompt, at most {calibrate} tokens; until then all rows are exact.",
+                "Keys before RoPE per channel, values per token: the nearest of {} points of the layer's codebook. {}% \
+                 are outliers, kept as f16; tokens before position {first} stay exact. Thresholds and codebooks are \
+                 made of the prompt, at most {calibrate} tokens; until then all rows are exact.",
                 1 << bits,
-                nuq.outliers() * 100.0,
+                nuq.outlier_percent(),
             );
             pen.wrapped(&rule, Role::Text, 0);
             fact(pen, "source", "KVQuant, arXiv 2401.18079");
