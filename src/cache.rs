@@ -30,7 +30,7 @@ pub use alter::NewRows;
 pub use arena::{CodedPages, PageList, Pages};
 pub use config::{CacheConfig, CacheError, Exhausted, KvShape, MAX_BLOCKS, MAX_HEAD_DIM, RopeMode};
 pub use dtype::{DtypeError, KIVI_GROUP, KvDtype, Nuq};
-pub use replay::replay;
+pub use replay::{Compacted, replay};
 pub use table::{HOLE, LaneView, LayerTable, TableError, Victims};
 
 use arena::Arena;

@@ -10,6 +10,7 @@
 mod bounded;
 mod card;
 mod coding;
+mod crush;
 mod eviction_log;
 mod hash;
 mod history;
@@ -30,6 +31,7 @@ use thiserror::Error;
 
 pub use card::{HeadFate, Reader, TokenCard};
 pub use coding::{ChannelError, CodedLayer, Coding};
+pub use crush::CrushPictures;
 pub use eviction_log::{Decision, EvictionLog};
 pub use hash::StateHash;
 pub use history::{History, StepSummary};
@@ -41,6 +43,7 @@ pub use sequence::{Pending, SeqState, Token};
 pub use summary::{CodedPart, Summary};
 pub use traffic::Traffic;
 
+use crate::cache::Compacted;
 use crate::event::{RunInfo, SeqId, Step, StepId, TierUse, Tuning};
 
 /// Most sequences, (layer, KV head) pairs and slots a state will hold; a recording that asks for more is refused.
@@ -109,6 +112,12 @@ pub struct State {
     /// Rows that were merged. Stands behind the other fields in a keyframe.
     #[serde(skip)]
     pub merging: MergeLog,
+    /// What KVCrush saw when it last decided. Behind the other fields in a keyframe, too.
+    #[serde(skip)]
+    pub crush: CrushPictures,
+    /// What compaction has moved so far, all sequences together. Behind the other fields in a keyframe, too.
+    #[serde(skip)]
+    pub compacted: Compacted,
     /// One line per step, for time axes.
     pub history: History,
     /// Who was evicted, when, why.
@@ -150,6 +159,8 @@ impl State {
             coding: Coding::default(),
             reads: Reads::default(),
             merging: MergeLog::default(),
+            crush: CrushPictures::default(),
+            compacted: Compacted::default(),
             run,
             step: None,
             at_ns: 0,
@@ -186,7 +197,9 @@ impl State {
                     .map_err(|e| FoldError::Contradiction { step: step.step, what: e.to_string() })?;
                 self.seqs.push(seq);
             }
-            self.seqs[index].fold(step.step, step.wall_ns, part)?;
+            let compacted = self.seqs[index].fold(step.step, step.wall_ns, part)?;
+            self.compacted = self.compacted.and(compacted);
+            self.crush.fold(step.step, part, self.run.model.layers)?;
             for eviction in &part.evictions {
                 self.evictions.push(step.step, part.seq, part.last_position(), eviction);
             }

@@ -5,15 +5,34 @@ use std::collections::BTreeMap;
 use super::table::{AppendError, LayerTable, MAX_TABLE_SLOTS, TableError, Victims};
 use crate::event::{BlockId, Eviction, Head, Layer, Position, SeqStep, TableOps};
 
+/// What compaction moved in one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compacted {
+    /// Layers that were compacted.
+    pub layers: u64,
+    /// Rows that moved, one per (token, KV head).
+    pub rows: u64,
+}
+
+impl Compacted {
+    /// Both together.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { layers: self.layers.saturating_add(other.layers), rows: self.rows.saturating_add(other.rows) }
+    }
+}
+
 /// Applies one sequence's part of a step to its tables, one per layer: blocks adopted (they hold the first of the tokens
 /// fed), the other tokens appended to the blocks taken, victims evicted, empty blocks released, shared blocks copied, survivors compacted.
 ///
 /// Copies come so late because compaction is what writes into a shared (always full) block; a block may have been taken,
 /// shared and copied within one step, and the heads may have parted in it.
 ///
+/// Returns what compaction moved.
+///
 /// # Errors
 /// The step does not fit the tables (a damaged or hostile recording). The tables are then of no use any more.
-pub fn replay(tables: &mut [LayerTable], step: &SeqStep) -> Result<(), TableError> {
+pub fn replay(tables: &mut [LayerTable], step: &SeqStep) -> Result<Compacted, TableError> {
     let mut ops: Vec<&TableOps> = step.tables.iter().collect();
     ops.sort_by_key(|o| o.layer);
     let mut evictions: Vec<&Eviction> = step.evictions.iter().collect();
@@ -23,6 +42,7 @@ pub fn replay(tables: &mut [LayerTable], step: &SeqStep) -> Result<(), TableErro
         return Err(TableError::NoLane { layer, head });
     }
     let (mut ops, mut evictions) = (&*ops, &*evictions);
+    let mut compacted = Compacted::default();
     for (layer, table) in tables.iter_mut().enumerate() {
         let layer = layer as Layer;
         let mine = LayerStep {
@@ -30,9 +50,9 @@ pub fn replay(tables: &mut [LayerTable], step: &SeqStep) -> Result<(), TableErro
             ops: take_layer(&mut ops, |o| o.layer == layer),
             evictions: take_layer(&mut evictions, |e| e.layer == layer),
         };
-        mine.apply(table, step)?;
+        compacted = compacted.and(mine.apply(table, step)?);
     }
-    Ok(())
+    Ok(compacted)
 }
 
 /// Cuts the leading items of one layer off a sorted slice.
@@ -53,18 +73,23 @@ impl LayerStep<'_> {
         TableError::Blocks { layer: self.layer, what }
     }
 
-    fn apply(&self, table: &mut LayerTable, step: &SeqStep) -> Result<(), TableError> {
+    fn apply(&self, table: &mut LayerTable, step: &SeqStep) -> Result<Compacted, TableError> {
         let adopted = self.adopt(table)?;
         self.append(table, step, adopted)?;
         self.evict(table)?;
         let mut freed = table.release_empty();
         self.copy(table)?;
+        let mut compacted = Compacted::default();
         if self.ops.iter().any(|o| o.compacted) {
+            compacted.layers = 1;
             for lane in table.compact() {
+                let heads = if lane.head.is_some() { 1 } else { u64::from(table.heads()) };
+                compacted.rows += heads * lane.moves.iter().map(|run| u64::from(run.len)).sum::<u64>();
                 freed.extend(lane.freed.iter().map(|&id| (lane.head, id)));
             }
         }
-        self.check_freed(freed)
+        self.check_freed(freed)?;
+        Ok(compacted)
     }
 
     /// Ids of a whole gang must be ids.

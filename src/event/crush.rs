@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{Layer, Position};
+use super::ids::{Head, Layer, Position};
 
 /// Most units of one layer that are recorded: those at the end are left out, and [`Crush::units`] says how many there
 /// were.
@@ -15,6 +15,9 @@ pub const MAX_BITS: usize = 256;
 pub struct Crush {
     /// Decoder layer.
     pub layer: Layer,
+    /// KV head whose units these are where each head keeps its own important ones; `None` where the layer is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<Head>,
     /// Units there were, recorded or not.
     pub units: u32,
     /// Bits of each signature, recorded or not.
@@ -32,6 +35,9 @@ pub struct Crush {
     pub signatures: Vec<BitRow>,
     /// Hamming distance to the anchor of each unit; 0 where it has no signature.
     pub distances: Vec<u32>,
+    /// A bit per unit: whether it would have stayed had the whole budget gone by score. Empty where it was not recorded.
+    #[serde(default, skip_serializing_if = "BitRow::is_empty")]
+    pub by_score: BitRow,
 }
 
 /// What became of a unit.
@@ -107,6 +113,11 @@ impl BitRow {
         digit.is_some_and(|digit| digit >> (3 - i % 4) & 1 == 1)
     }
 
+    /// Whether there are no bits.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The bits, with those that fill up the last digit.
     pub fn bits(&self) -> impl Iterator<Item = bool> + '_ {
         let digits = self.0.chars().filter_map(|c| c.to_digit(16));
@@ -127,6 +138,7 @@ impl Crush {
         self.fates.truncate(MAX_UNITS);
         self.signatures.truncate(MAX_UNITS);
         self.distances.truncate(MAX_UNITS);
+        self.by_score.0.truncate(MAX_UNITS / 4);
         self
     }
 
@@ -141,6 +153,9 @@ impl Crush {
             && self.fates().count() == n
             && digits(&self.anchor)
             && self.signatures.iter().all(digits)
+            && self.distances.iter().all(|&distance| distance <= self.bits)
+            && digits(&self.by_score)
+            && [0, n.div_ceil(4)].contains(&self.by_score.0.len())
             && self.first.is_sorted_by(|a, b| a < b)
     }
 }
@@ -193,5 +208,8 @@ mod tests {
         assert!(breaks(&|c| c.fates = "i\u{20ac}".into()));
         assert!(breaks(&|c| c.anchor = BitRow("g".into())));
         assert!(breaks(&|c| c.distances.clear()));
+        assert!(breaks(&|c| c.distances[1] = 5));
+        assert!(breaks(&|c| c.by_score = BitRow("80".into())));
+        assert!(breaks(&|c| c.by_score = BitRow("?".into())));
     }
 }

@@ -151,6 +151,8 @@ struct Lane<'a> {
     important: usize,
     /// How many of them are representatives, at most.
     representatives: usize,
+    /// How many would stay for their score if there were no representatives.
+    by_score: usize,
 }
 
 impl<'a> Lane<'a> {
@@ -172,12 +174,15 @@ impl<'a> Lane<'a> {
         // A unit is lost only where something has to be.
         let representatives = (ratio * places as f64) as usize / group as usize;
         let reserved = (representatives * group as usize) as u32;
-        let important = if positions.len() <= budget as usize {
-            order.len()
-        } else {
-            fitting(&units, &order, fixed, budget - reserved.min(budget))
+        let stay = |reserved: u32| {
+            if positions.len() <= budget as usize {
+                order.len()
+            } else {
+                fitting(&units, &order, fixed, budget - reserved.min(budget))
+            }
         };
-        Self { head, positions, scores, units, worth, order, important, representatives }
+        let (important, by_score) = (stay(reserved), stay(0));
+        Self { head, positions, scores, units, worth, order, important, representatives, by_score }
     }
 
     /// Number of a unit that is the same in all heads.
@@ -344,9 +349,12 @@ fn picture(lane: &Lane<'_>, signed: &Signed, picked: &[usize], moment: &Moment) 
         _ if picked.contains(&u) => Fate::Representative,
         _ => Fate::Lost,
     };
+    let by_score = &lane.order[..lane.by_score];
+    let by_score = |u: usize| !lane.units[u].competes || by_score.contains(&u);
     let shown = lane.units.len().min(crate::event::crush::MAX_UNITS);
     Crush {
         layer: moment.layer,
+        head: lane.head,
         units: lane.units.len() as u32,
         bits: signed.rows.iter().map(Vec::len).max().unwrap_or(0) as u32,
         anchor: BitRow::new(&signed.anchor),
@@ -355,6 +363,7 @@ fn picture(lane: &Lane<'_>, signed: &Signed, picked: &[usize], moment: &Moment) 
         fates: (0..shown).map(|u| fate(u).letter()).collect(),
         signatures: signed.rows[..shown].iter().map(|row| BitRow::new(row)).collect(),
         distances: signed.distances[..shown].to_vec(),
+        by_score: BitRow::new(&(0..shown).map(by_score).collect::<Vec<_>>()),
     }
 }
 

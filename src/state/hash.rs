@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::SeqState;
-use crate::event::{Merge, Step, TableOps};
+use crate::event::{Crush, Merge, Step, TableOps};
 
 /// A chained hash over decisions, residency, token ids and byte counts. Clock readings, histograms, overhead,
 /// attention pictures and drop counts are left out: the same seed and build give the same hash again.
@@ -47,6 +47,7 @@ impl StateHash {
                 h.numbers(e.scores.iter().map(|s| u32::from(s.to_bits())));
             }
             part.merges.iter().for_each(|merge| h.merge(merge));
+            part.crush.iter().for_each(|crush| h.crush(crush));
             if let Some(seq) = seqs.get(part.seq as usize) {
                 h.numbers(seq.resident.iter().copied());
             }
@@ -115,6 +116,14 @@ impl Hasher {
         for arc in &merge.arcs {
             self.numbers([arc.from, arc.into, arc.targets, arc.weight.to_bits()].into_iter());
         }
+    }
+
+    /// Who was kept to stand for others is decided too, and victims do not tell it.
+    fn crush(&mut self, crush: &Crush) {
+        self.number(crush.layer.into());
+        self.numbers(crush.first.iter().copied());
+        self.text(&crush.fates);
+        self.numbers(crush.distances.iter().copied());
     }
 
     fn table(&mut self, ops: &TableOps) {

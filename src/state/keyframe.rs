@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::crush::Picture;
 use super::{FoldError, MAX_SEQS, MAX_TUNING, PhaseHistograms, State};
+use crate::cache::Compacted;
 use crate::event::{PHASES, RunInfo};
 
 /// Version of the encoding, the first byte of a keyframe.
@@ -30,12 +33,34 @@ pub enum KeyframeError {
     Shape(#[from] FoldError),
 }
 
+/// What stands at the end, as JSON: its parts have fields that are left out where they are empty.
+#[derive(Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Tail {
+    /// Layers and rows.
+    compacted: (u64, u64),
+    crush: Vec<Picture>,
+}
+
+impl Tail {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl State {
     /// This state as bytes. [`RunInfo`] is not in it.
     pub fn keyframe(&self) -> Vec<u8> {
         let mut bytes = postcard::to_extend(self, vec![VERSION]).expect("every field is serialisable");
+        let tail =
+            Tail { compacted: (self.compacted.layers, self.compacted.rows), crush: self.crush.to_wire() };
         // Behind the rest and only as far as needed, so that recordings without them keep their version.
-        let behind = [!self.coding.layers.is_empty(), !self.reads.total.is_empty(), !self.merging.is_empty()];
+        let behind = [
+            !self.coding.layers.is_empty(),
+            !self.reads.total.is_empty(),
+            !self.merging.is_empty(),
+            !tail.is_empty(),
+        ];
         let last = behind.iter().rposition(|&has| has);
         if last >= Some(0) {
             bytes = postcard::to_extend(&self.coding, bytes).expect("every field is serialisable");
@@ -45,6 +70,9 @@ impl State {
         }
         if last >= Some(2) {
             bytes = postcard::to_extend(&self.merging, bytes).expect("every field is serialisable");
+        }
+        if last >= Some(3) {
+            serde_json::to_writer(&mut bytes, &tail).expect("a vector takes everything");
         }
         bytes
     }
@@ -65,7 +93,13 @@ impl State {
             (state.reads, behind) = postcard::take_from_bytes(behind).map_err(damaged)?;
         }
         if !behind.is_empty() {
-            state.merging = postcard::from_bytes(behind).map_err(damaged)?;
+            (state.merging, behind) = postcard::take_from_bytes(behind).map_err(damaged)?;
+        }
+        if !behind.is_empty() {
+            let tail: Tail =
+                serde_json::from_slice(behind).map_err(|e| KeyframeError::Damaged(e.to_string()))?;
+            state.compacted = Compacted { layers: tail.compacted.0, rows: tail.compacted.1 };
+            state.crush = tail.crush.into_iter().collect();
         }
         state.run = blank.run;
         state.check()?;
@@ -82,6 +116,8 @@ impl State {
         let layers = self.run.model.layers as usize;
         let shaped = |set: &PhaseHistograms| set.layers.len() == layers && set.phases.len() == PHASES;
         let counts = [
+            self.compacted.layers,
+            self.compacted.rows,
             self.step.unwrap_or(0),
             self.gap_steps,
             self.dropped_samples,
@@ -108,6 +144,9 @@ impl State {
         }
         if !self.merging.is_sound(layers, self.step) {
             return Err(wrong("merged rows"));
+        }
+        if !self.crush.is_sound(self.step, self.seqs.len(), layers) {
+            return Err(wrong("signatures of units"));
         }
         if self.tuning.len() > MAX_TUNING || !self.history.is_sound(self.step) {
             return Err(wrong("histories"));

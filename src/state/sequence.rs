@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::FoldError;
-use crate::cache::{LayerTable, TableError, replay};
+use crate::cache::{Compacted, LayerTable, TableError, replay};
 use crate::event::{
     AttentionGroup, AttentionMap, Cells, Finish, Head, Origin, Piece, Position, RunInfo, SeqId, SeqStep,
     Stage, StepId, attention,
@@ -108,7 +108,13 @@ impl SeqState {
         self.layers.iter().map(super::bounded::slots).sum()
     }
 
-    pub(super) fn fold(&mut self, step: StepId, wall_ns: u64, part: &SeqStep) -> Result<(), FoldError> {
+    /// Folds its part of a step; returns what compaction moved.
+    pub(super) fn fold(
+        &mut self,
+        step: StepId,
+        wall_ns: u64,
+        part: &SeqStep,
+    ) -> Result<Compacted, FoldError> {
         let wrong = |what: String| FoldError::Contradiction { step, what };
         if part.first as usize != self.tokens.len() {
             return Err(wrong(format!(
@@ -119,7 +125,7 @@ impl SeqState {
             )));
         }
         self.feed(step, part);
-        replay(&mut self.layers, part).map_err(|e| wrong(e.to_string()))?;
+        let compacted = replay(&mut self.layers, part).map_err(|e| wrong(e.to_string()))?;
         self.mark_victims(step, part);
         self.refresh_residency(part).map_err(wrong)?;
         if let Some(map) = &part.attention {
@@ -138,7 +144,7 @@ impl SeqState {
         self.dropped.clone_from(&part.dropped);
         self.finish = part.finish;
         self.engine_ns = self.engine_ns.saturating_add(wall_ns);
-        Ok(())
+        Ok(compacted)
     }
 
     fn feed(&mut self, step: StepId, part: &SeqStep) {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::event::crush::BitRow;
 use crate::event::step::tests::plain_step;
 use crate::event::{
-    AttentionGroup, AttentionMap, Cells, CodingError, Eviction, Fed, Finish, HeadRow, LayerCoding,
+    AttentionGroup, AttentionMap, Cells, CodingError, Crush, Eviction, Fed, Finish, HeadRow, LayerCoding,
     LayerReads, LayerTraffic, ModelCard, Origin, Phase, Position, Reason, Sampled, ScoreLevel, Stage,
     TableOps, Tier, attention, evict::recorded_score,
 };
@@ -373,6 +374,102 @@ fn errors_of_codes_add_up_and_travel_behind_a_keyframe() {
     bad.seqs[0].resident[0] = 11;
     bad.coding = vec![LayerCoding { layer: 1, ..LayerCoding::default() }];
     assert!(state.fold(&bad).is_err());
+}
+
+fn crush() -> Crush {
+    Crush {
+        units: 2,
+        bits: 4,
+        anchor: BitRow("a".into()),
+        first: vec![0, 4],
+        fates: "rx".into(),
+        signatures: vec![BitRow("f".into()), BitRow("5".into())],
+        distances: vec![2, 4],
+        by_score: BitRow("4".into()),
+        ..Crush::default()
+    }
+}
+
+/// The step after [`eventful`].
+fn eleventh(seen: Vec<Crush>) -> Step {
+    let mut next = plain_step(10);
+    next.seqs[0].resident[0] = 9;
+    next.seqs[0].crush = seen;
+    next
+}
+
+#[test]
+fn signatures_are_the_newest_of_their_layer_and_travel_behind_a_keyframe() {
+    let mut state = eventful();
+    assert!(!state.crush.has(0));
+    state.fold(&eleventh(vec![crush()])).unwrap();
+    let mut newer = plain_step(11);
+    newer.seqs[0].resident[0] = 10;
+    newer.seqs[0].crush = vec![Crush { fates: "xr".into(), ..crush() }];
+    let mut later = state.clone();
+    later.fold(&newer).unwrap();
+    assert_eq!(state.crush.get(0, 0), Some((10, &crush())));
+    assert_eq!(later.crush.get(0, 0).map(|(step, seen)| (step, seen.fates.as_str())), Some((11, "xr")));
+    assert!(later.crush.has(0) && !later.crush.has(1));
+    // A seek starts at a keyframe and folds on: it ends where the whole run ends.
+    let mut sought = State::from_keyframe(run(), &state.keyframe()).unwrap();
+    assert_eq!(sought, state);
+    sought.fold(&newer).unwrap();
+    assert_eq!(sought, later);
+    // Who stood for whom is decided: it is in the hash.
+    let mut other = eventful();
+    other.fold(&eleventh(vec![Crush { fates: "xr".into(), ..crush() }])).unwrap();
+    assert_ne!(other.hash, state.hash);
+    let bytes = state.keyframe();
+    (1..bytes.len()).for_each(|cut| survive(&bytes[..cut]));
+}
+
+#[test]
+fn signatures_that_break_their_rules_are_refused() {
+    for bad in [
+        Crush { layer: 1, ..crush() },
+        Crush { distances: vec![2, 5], ..crush() },
+        Crush { fates: "r".into(), ..crush() },
+        Crush { first: vec![4, 0], ..crush() },
+    ] {
+        assert!(matches!(
+            eventful().fold(&eleventh(vec![bad.clone()])),
+            Err(FoldError::Contradiction { step: 10, .. })
+        ));
+        // As if an earlier build had let it in.
+        let mut state = eventful();
+        state.crush = [(0, 9, Arc::new(bad))].into_iter().collect();
+        assert!(matches!(State::from_keyframe(run(), &state.keyframe()), Err(KeyframeError::Shape(_))));
+    }
+    for (seq, step) in [(1, 9), (0, 10)] {
+        let mut state = eventful();
+        state.crush = [(seq, step, Arc::new(crush()))].into_iter().collect();
+        assert!(matches!(State::from_keyframe(run(), &state.keyframe()), Err(KeyframeError::Shape(_))));
+    }
+}
+
+#[test]
+fn pictures_are_forgotten_oldest_first() {
+    let mut pictures = CrushPictures::default();
+    for step in 0..3_000 {
+        let mut part = plain_step(0).seqs.remove(0);
+        part.seq = step as u32;
+        part.crush = vec![crush()];
+        pictures.fold(step, &part, 1).unwrap();
+    }
+    assert_eq!(pictures.to_wire().len(), 1_024);
+    assert!(!pictures.has(3_000 - 1_025) && pictures.has(3_000 - 1_024) && pictures.has(2_999));
+}
+
+#[test]
+fn compaction_is_counted() {
+    let mut state = eventful();
+    let mut next = eleventh(Vec::new());
+    next.seqs[0].tables.push(TableOps { compacted: true, ..TableOps::default() });
+    state.fold(&next).unwrap();
+    // Of eleven tokens 2 and 5 were lost: the others behind 2 moved.
+    assert_eq!((state.compacted.layers, state.compacted.rows), (1, 7));
+    assert_eq!(State::from_keyframe(run(), &state.keyframe()).unwrap(), state);
 }
 
 #[test]

@@ -80,6 +80,8 @@ pub(super) fn crush() -> Crush {
         fates: "sxr".into(),
         signatures: vec![BitRow::default(), BitRow::new(&[true; 6]), BitRow::new(&[false; 6])],
         distances: vec![0, 3, 3],
+        head: Some(0),
+        by_score: BitRow::new(&[true, true, false]),
     }
 }
 

@@ -55,7 +55,7 @@ fn blocks_that_do_not_fit_the_tokens_are_refused() {
     let misfit = |layer, what| Err(TableError::Blocks { layer, what });
     let both = |a: Vec<BlockId>, b: Vec<BlockId>| vec![taking(0, a), taking(1, b)];
     let refused = |ops| replay(&mut tables(), &step(0, 3, ops, Vec::new()));
-    assert_eq!(refused(both(vec![0, 2], vec![4, 6])), Ok(()));
+    assert_eq!(refused(both(vec![0, 2], vec![4, 6])), Ok(Compacted::default()));
     assert_eq!(refused(both(vec![0, 2], vec![4])), misfit(1, "taken"));
     assert_eq!(refused(both(vec![0, 2, 4], vec![6, 8])), misfit(0, "taken"));
     assert_eq!(refused(both(vec![0, 2], vec![4, BlockId::MAX])), misfit(1, "taken"));

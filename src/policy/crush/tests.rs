@@ -107,6 +107,8 @@ fn openvino_by_hand() {
     assert_eq!((rows, seen.anchor.0.as_str()), (vec!["0", "f", "c", "3"], "f"));
     assert_eq!(seen.distances, [4, 0, 2, 2]);
     assert_eq!(seen.fates, "xirx");
+    // By score alone units 1 and 3 stay.
+    assert_eq!((seen.by_score.0.as_str(), seen.head), ("5", None));
     assert!(seen.is_sound());
     assert_eq!(kept(text, &layer()), [[4, 5, 6, 7, 8, 9, 10, 11]]);
 }
