@@ -126,7 +126,7 @@ impl View {
             Self::Latency => &["phases", "layers", "quotes"],
             Self::Log => &["log"],
             Self::Text => &["text", "token"],
-            Self::Policy => &["policy", "budget"],
+            Self::Policy => &["policy", "budget", "units"],
         }
     }
 }

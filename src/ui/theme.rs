@@ -90,6 +90,7 @@ roles! {
     Generated "generated" "Token the model drew.",
     Question "question" "Token of the question, fed after the context was compressed.",
     Sink "sink" "Token kept because it is among the first (attention sink).",
+    Representative "representative" "Token kept because it stands for lost ones of like signature.",
     Device "device" "Bytes in the accelerator's memory.",
     Host "host" "Bytes in main memory.",
     Disk "disk" "Bytes in a file.",

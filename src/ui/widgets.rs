@@ -64,7 +64,14 @@ fn put_char(buf: &mut Buffer, area: Rect, x: u16, y: u16, glyph: char, style: im
 }
 
 /// A vertical bar in one column of an area, `share` of its height. Whatever is more than nothing shows.
-fn draw_column(buf: &mut Buffer, area: Rect, column: u16, share: f64, symbols: Symbols, style: Style) {
+pub(in crate::ui) fn draw_column(
+    buf: &mut Buffer,
+    area: Rect,
+    column: u16,
+    share: f64,
+    symbols: Symbols,
+    style: Style,
+) {
     let bars = symbols.bars();
     let steps = bars.len();
     let share = if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) };

@@ -1,5 +1,6 @@
 //! The rule: what it is, where it comes from, its parameters, its budget against what is resident, its last decisions.
 
+mod crush;
 mod merge;
 mod pages;
 
@@ -8,28 +9,48 @@ use ratatui::layout::Rect;
 
 use crate::event::Provenance;
 use crate::policy::spec::{Part, Spec};
-use crate::ui::draw::{Pen, Scene, pane, split_top};
+use crate::ui::draw::{Pen, Scene, pane, split_bottom, split_top};
 use crate::ui::number;
 use crate::ui::theme::Role;
 
+/// Indices of the panes.
+const FACTS: usize = 0;
+const BUDGET: usize = 1;
+const UNITS: usize = 2;
 /// Columns of the labels.
 const LABEL: u16 = 11;
 
-/// Facts at the left, budget and decisions at the right; below each other where the screen is narrow.
+/// Facts at the left, budget and decisions at the right, between them the units of a rule that has signatures; below
+/// each other where the screen is narrow.
 pub(super) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
+    let focus = scene.app.pane;
+    let units = crush::is_there(scene) || focus == UNITS;
     if scene.app.zoomed || area.height < 8 {
-        match scene.app.pane {
-            0 => facts_pane(buf, area, scene),
+        match focus {
+            FACTS => facts_pane(buf, area, scene),
+            UNITS => crush::pane_of(buf, area, scene),
             _ => budget_pane(buf, area, scene),
         }
     } else if area.width >= 100 {
         let (left, right) = scene.columns(area, area.width / 2);
         facts_pane(buf, left, scene);
-        budget_pane(buf, right, scene);
+        let (upper, lower) = split_bottom(right, if units { right.height / 3 } else { right.height });
+        if units {
+            crush::pane_of(buf, upper, scene);
+        }
+        budget_pane(buf, lower, scene);
+    } else if units {
+        // The picture has the larger part: it is what no other line tells.
+        let (upper, lower) = split_top(area, (area.height * 2 / 3).max(area.height.min(12)));
+        crush::pane_of(buf, upper, scene);
+        match focus {
+            BUDGET => budget_pane(buf, lower, scene),
+            _ => facts_pane(buf, lower, scene),
+        }
     } else {
-        let (top, bottom) = split_top(area, area.height / 2);
-        facts_pane(buf, top, scene);
-        budget_pane(buf, bottom, scene);
+        let (upper, lower) = split_top(area, area.height / 2);
+        facts_pane(buf, upper, scene);
+        budget_pane(buf, lower, scene);
     }
 }
 
@@ -37,7 +58,7 @@ fn facts_pane(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let Some(run) = scene.run() else { return };
     let policy = scene.policy();
     let title = policy.as_ref().map_or("policy", |p| p.entry().title);
-    let inner = pane(buf, area, scene, title, "what may be lost", Some(0));
+    let inner = pane(buf, area, scene, title, "what may be lost", Some(FACTS));
     let mut pen = Pen::new(buf, inner, scene.styles);
     match &policy {
         Some(policy) => rule(&mut pen, policy.spec()),
@@ -115,7 +136,7 @@ fn budget_pane(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
         Some(slots) => format!("{slots} slots per (layer, head) d"),
         None => "no bound: everything stays".to_owned(),
     };
-    let inner = pane(buf, area, scene, "budget and residents m", &note, Some(1));
+    let inner = pane(buf, area, scene, "budget and residents m", &note, Some(BUDGET));
     let lanes = seq.resident.len();
     let room = (inner.height * 2 / 3).max(1);
     let (bars, below) = split_top(inner, room.min(lanes.min(1000) as u16 + 1));

@@ -6,7 +6,8 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
 use crate::app::App;
-use crate::event::{Cells, CodingError, LayerReads, RunInfo, ScoreLevel, Settings, attention};
+use crate::event::crush::BitRow;
+use crate::event::{Cells, CodingError, Crush, LayerReads, RunInfo, ScoreLevel, Settings, attention};
 use crate::state::{CodedLayer, EvictionLog, Reads, SeqState, State, Traffic};
 use crate::ui::draw::render;
 use crate::ui::draw::samples::{STEPS, app, press};
@@ -174,6 +175,73 @@ fn forgotten_decisions_are_counted() {
     state.evictions = serde_json::from_value(log).unwrap();
     press(&mut app, "4");
     assert!(words(&app, 130, 30).contains("7 older decisions forgotten"));
+}
+
+/// What KVCrush saw in layer 0: 30 units of 4 tokens with 24 bits each, the first and the last three protected.
+fn crushed(anchor_per_unit: bool) -> Crush {
+    let competes = |u: usize| (1..27).contains(&u);
+    let anchor: Vec<bool> = (0..if anchor_per_unit { 30 } else { 24 }).map(|i| i % 2 == 1).collect();
+    let row = |u: usize| (0..24).map(|i| (u * u * 7 + i * i * (u + 3)) % 11 < 5).collect::<Vec<_>>();
+    let rows: Vec<Vec<bool>> = (0..30).map(|u| if competes(u) { row(u) } else { Vec::new() }).collect();
+    let distance = |(u, row): (usize, &Vec<bool>)| {
+        row.iter().enumerate().filter(|&(i, &bit)| bit != anchor[if anchor_per_unit { u } else { i }]).count()
+            as u32
+    };
+    let crush = Crush {
+        units: 30,
+        bits: 24,
+        anchor: BitRow::new(&anchor),
+        anchor_per_unit,
+        first: (0..30).map(|u| u * 4).collect(),
+        fates: "sxixxrixxixxxxrxxxixxrxxixxnnn".into(),
+        signatures: rows.iter().map(|row| BitRow::new(row)).collect(),
+        distances: rows.iter().enumerate().map(distance).collect(),
+        by_score: BitRow::new(&(0..30).map(|u| !competes(u) || u % 3 == 0).collect::<Vec<_>>()),
+        ..Crush::default()
+    };
+    assert!(crush.is_sound());
+    crush
+}
+
+#[test]
+fn units_of_like_signature_are_drawn() {
+    let mut app = app(STEPS);
+    settings(&mut app, |s| s.policy = "h2o:budget=24+kvcrush:group=4".into());
+    press(&mut app, "9");
+    assert!(!words(&app, 200, 60).contains("units"));
+    state(&mut app).crush = [(0, 5, Arc::new(crushed(false)))].into_iter().collect();
+    insta::assert_snapshot!("80x24_units", styled_dump(&drawn(&app, 80, 24, &dark())));
+    insta::assert_snapshot!("200x60_units", words(&app, 200, 60));
+    press(&mut app, "Tab Tab z");
+    insta::assert_snapshot!("units_zoomed", styled_dump(&drawn(&app, 64, 40, &dark())));
+    state(&mut app).crush = [(0, 5, Arc::new(crushed(true)))].into_iter().collect();
+    let own = words(&app, 100, 40);
+    assert!(own.contains("an anchor bit of its own"), "{own}");
+    // The other layer has not decided.
+    press(&mut app, ">");
+    assert!(words(&app, 100, 40).contains("layer 1 has not decided yet"));
+}
+
+#[test]
+fn any_sound_record_of_units_can_be_drawn() {
+    let mut app = app(STEPS);
+    press(&mut app, "9 Tab Tab");
+    let wild = Crush {
+        units: u32::MAX,
+        bits: u32::MAX,
+        first: vec![0, u32::MAX],
+        fates: "rx".into(),
+        signatures: vec![BitRow("ff".into()), BitRow("0".into())],
+        distances: vec![0, u32::MAX],
+        ..Crush::default()
+    };
+    for crush in [wild.clone(), Crush { anchor_per_unit: true, ..wild }, Crush::default()] {
+        assert!(crush.is_sound());
+        state(&mut app).crush = [(0, 5, Arc::new(crush))].into_iter().collect();
+        for (width, height) in [(200, 60), (80, 24), (30, 12), (12, 40), (7, 9)] {
+            words(&app, width, height);
+        }
+    }
 }
 
 #[test]
