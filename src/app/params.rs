@@ -1,13 +1,14 @@
 //! The parameter panel: what can be tuned, made from the policies' own parameter tables.
 //!
-//! No policy is known here by name. Rows are a policy choice and its parameters, a read set choice and its parameters,
-//! and the run's own settings, which have tables of the same shape. A change is a new value of [`Tunable`]; undo and
+//! No policy is known here by name. Rows are a policy choice and its parameters, the wrappers that the registry has for
+//! it with theirs, a read set choice and its parameters, the page type, and the run's own settings, which have tables of
+//! the same shape. A change is a new value of [`Tunable`]; undo and
 //! redo swap whole values.
 
 use super::line_edit::LineEdit;
 use crate::cache::KvDtype;
 use crate::event::Settings;
-use crate::policy::registry::of_kind;
+use crate::policy::registry::{Entry, of_kind, wrappers};
 use crate::policy::spec::Spec;
 use crate::policy::{Kind, Param, ParamKind, Value};
 
@@ -15,6 +16,8 @@ use crate::policy::{Kind, Param, ParamKind, Value};
 const MAX_UNDO: usize = 256;
 /// What the choice of a read set and a pace call "none".
 const OFF: &str = "off";
+/// A wrapper that is there.
+const ON: &str = "on";
 
 /// Everything the panel can change.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,6 +57,10 @@ pub(super) enum Knob {
     Rule(Kind),
     /// A parameter of the rule.
     RuleParam(Kind, &'static Param),
+    /// Whether a wrapper stands behind the rule.
+    Wrapper(&'static Entry),
+    /// Type of the cache's pages.
+    PageType,
     /// A setting of the run.
     Setting(&'static Setting),
 }
@@ -101,20 +108,6 @@ static SETTINGS: &[Setting] = &[
         false,
         |t| t.settings.compress.clone(),
         |t, v| t.settings.compress = v.to_string(),
-    ),
-    setting(
-        ("kv-dtype", ParamKind::Choice(&KvDtype::NAMES), Value::Choice("f32"), "type of the cache's pages"),
-        (1.0, 1.0),
-        false,
-        |t| page_type(&t.settings.kv_dtype).name().to_owned(),
-        |t, v| {
-            let chosen = v.to_string();
-            // The usual block size goes along, one that was chosen stays.
-            if t.settings.block_size == page_type(&t.settings.kv_dtype).usual_block_size() {
-                t.settings.block_size = page_type(&chosen).usual_block_size();
-            }
-            t.settings.kv_dtype = chosen;
-        },
     ),
     setting(
         ("block-size", whole(1, 1024), Value::Int(16), "slots per block"),
@@ -212,12 +205,21 @@ impl Knob {
     /// Everything that can be turned with the present rules.
     pub(super) fn all(settings: &Settings) -> Vec<Self> {
         let mut knobs = Vec::new();
-        for kind in [Kind::Evict, Kind::Read, Kind::Merge] {
+        for kind in Kind::ALL {
             knobs.push(Self::Rule(kind));
-            if let Some(spec) = spec(kind, settings) {
-                knobs.extend(spec.params().map(|(param, _)| Self::RuleParam(kind, param)));
+            let Some(spec) = spec(kind, settings) else { continue };
+            let own =
+                |entry: &'static Entry| entry.params.iter().map(move |param| Self::RuleParam(kind, param));
+            knobs.extend(own(spec.entry()));
+            // In the order of the registry, present or not: a row stays where it is while it is turned.
+            for entry in wrappers().filter(|entry| entry.kind() == kind) {
+                knobs.push(Self::Wrapper(entry));
+                if has(&spec, entry) {
+                    knobs.extend(own(entry));
+                }
             }
         }
+        knobs.push(Self::PageType);
         knobs.extend(SETTINGS.iter().map(Self::Setting));
         knobs
     }
@@ -227,6 +229,8 @@ impl Knob {
         match self {
             Self::Rule(kind) => kind.flag(),
             Self::RuleParam(_, param) => param.name,
+            Self::Wrapper(entry) => entry.name,
+            Self::PageType => "kv-dtype",
             Self::Setting(s) => s.param.name,
         }
     }
@@ -234,7 +238,7 @@ impl Knob {
     /// Whether a change can take effect in a running run.
     pub(super) const fn live(self) -> bool {
         match self {
-            Self::Rule(_) => false,
+            Self::Rule(_) | Self::Wrapper(_) | Self::PageType => false,
             Self::RuleParam(_, param) => param.live,
             Self::Setting(s) => s.param.live,
         }
@@ -252,6 +256,11 @@ impl Knob {
                 let value = spec(kind, &t.settings).and_then(|s| s.get(param.name));
                 value.map_or_else(String::new, |v| v.to_string())
             }
+            Self::Wrapper(entry) => {
+                let present = spec(entry.kind(), &t.settings).is_some_and(|spec| has(&spec, entry));
+                if present { ON } else { OFF }.to_owned()
+            }
+            Self::PageType => page_type(&t.settings.kv_dtype).to_string(),
             Self::Setting(s) => (s.get)(t),
         }
     }
@@ -267,6 +276,22 @@ impl Knob {
                 let mut spec = Spec::parse(kind, spec_text(kind, &t.settings)).map_err(|e| e.to_string())?;
                 spec.set(param.name, text).map_err(|e| e.to_string())?;
                 set_spec_text(kind, &mut t.settings, spec.to_string());
+            }
+            Self::Wrapper(entry) => {
+                let kind = entry.kind();
+                let chosen = wrap(kind, &t.settings, entry, text)?;
+                set_spec_text(kind, &mut t.settings, chosen);
+            }
+            Self::PageType => {
+                let before = page_type(&t.settings.kv_dtype);
+                let chosen: KvDtype = text.parse().map_err(|what| format!("kv-dtype: {what}"))?;
+                // A bare name says nothing about the parameters: those there were stay.
+                let chosen = if text == chosen.name() { chosen.taking_over(before) } else { chosen };
+                // The usual block size goes along, one that was chosen stays.
+                if t.settings.block_size == before.usual_block_size() {
+                    t.settings.block_size = chosen.usual_block_size();
+                }
+                t.settings.kv_dtype = chosen.to_string();
             }
             Self::Setting(_) if self.is_pace() && text == OFF => t.pace = None,
             Self::Setting(s) => {
@@ -285,10 +310,12 @@ impl Knob {
         let now = self.get(t);
         match self {
             Self::Rule(kind) => {
-                let names = choices(kind);
                 let base = now.split('+').next().unwrap_or_default();
-                let here = names.iter().position(|n| *n == base).unwrap_or(0) as i64;
-                names[(here + i64::from(by)).rem_euclid(names.len() as i64) as usize].to_owned()
+                neighbour(&choices(kind), base, by).to_owned()
+            }
+            Self::Wrapper(_) => neighbour(&[OFF, ON], &now, by).to_owned(),
+            Self::PageType => {
+                neighbour(&KvDtype::NAMES, page_type(&t.settings.kv_dtype).name(), by).to_owned()
             }
             Self::RuleParam(_, param) => nudge(param, &now, by, coarse),
             Self::Setting(s) => nudge(&s.param, &now, by, coarse),
@@ -298,6 +325,8 @@ impl Knob {
     fn range(self) -> String {
         match self {
             Self::Rule(kind) => choices(kind).join(" or "),
+            Self::Wrapper(_) => format!("{OFF} or {ON}"),
+            Self::PageType => KvDtype::NAMES.join(" or "),
             Self::RuleParam(_, param) => param.kind.range(),
             Self::Setting(s) => s.param.kind.range(),
         }
@@ -311,6 +340,8 @@ impl Knob {
                 (None, Kind::Read) => "which rule decides what is read; nothing is lost by it",
                 (None, Kind::Merge) => "which rule merges rows; what it merges is altered, not lost",
             },
+            Self::Wrapper(entry) => entry.doc,
+            Self::PageType => "type of the cache's pages",
             Self::RuleParam(_, param) => param.doc,
             Self::Setting(s) => s.param.doc,
         }
@@ -319,11 +350,18 @@ impl Knob {
     fn default_value(self) -> String {
         match self {
             Self::Rule(Kind::Evict) => Settings::default().policy,
-            Self::Rule(Kind::Read | Kind::Merge) => OFF.to_owned(),
+            Self::Rule(_) | Self::Wrapper(_) => OFF.to_owned(),
+            Self::PageType => KvDtype::default().to_string(),
             Self::RuleParam(_, param) => param.default.to_string(),
             Self::Setting(s) => s.param.default.to_string(),
         }
     }
+}
+
+/// The choice `by` places away, round and round.
+fn neighbour<'n>(names: &[&'n str], now: &str, by: i32) -> &'n str {
+    let here = names.iter().position(|name| *name == now).unwrap_or(0) as i64;
+    names[(here + i64::from(by)).rem_euclid(names.len() as i64) as usize]
 }
 
 fn nudge(param: &Param, now: &str, by: i32, coarse: bool) -> String {
@@ -364,6 +402,27 @@ fn choose(kind: Kind, settings: &Settings, text: &str) -> Result<String, String>
     Ok(chosen.to_string())
 }
 
+/// Whether a wrapper stands behind the rule.
+fn has(spec: &Spec, wrapper: &Entry) -> bool {
+    spec.parts()[1..].iter().any(|part| part.entry().name == wrapper.name)
+}
+
+/// The spelling with a wrapper, or without it; the reason where they do not go together.
+fn wrap(kind: Kind, settings: &Settings, wrapper: &Entry, text: &str) -> Result<String, String> {
+    let now = Spec::parse(kind, spec_text(kind, settings)).map_err(|e| e.to_string())?;
+    match (text, has(&now, wrapper)) {
+        (ON, false) => Spec::parse(kind, &format!("{now}+{}", wrapper.name))
+            .map(|spec| spec.to_string())
+            .map_err(|e| e.to_string()),
+        (OFF, true) => {
+            let others = now.parts().iter().filter(|part| part.entry().name != wrapper.name);
+            Ok(others.map(ToString::to_string).collect::<Vec<_>>().join("+"))
+        }
+        (ON | OFF, _) => Ok(now.to_string()),
+        _ => Err(format!("{}: '{text}' is neither {OFF} nor {ON}", wrapper.name)),
+    }
+}
+
 /// A row of the panel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamRow {
@@ -371,6 +430,8 @@ pub struct ParamRow {
     pub name: &'static str,
     /// Belongs to the choice above it.
     pub indented: bool,
+    /// Puts a wrapper behind the rule.
+    pub wraps: bool,
     /// Present value.
     pub value: String,
     /// Value at the start of the program.
@@ -440,7 +501,8 @@ impl ParamPanel {
                 };
                 ParamRow {
                     name: knob.name(),
-                    indented: matches!(knob, Knob::RuleParam(..)),
+                    indented: matches!(knob, Knob::RuleParam(..) | Knob::Wrapper(_)),
+                    wraps: matches!(knob, Knob::Wrapper(_)),
                     waiting: !knob.is_pace() && in_force.is_some_and(|f| knob.get(f) != value),
                     baseline,
                     origin,

@@ -189,6 +189,77 @@ fn another_rule_brings_its_own_rows_and_keeps_the_budget() {
     assert!(app.params.rows.iter().any(|r| r.name == "n" && r.indented));
 }
 
+fn select_param(app: &mut App, name: &str) {
+    let to =
+        app.params.rows.iter().position(|row| row.name == name).unwrap_or_else(|| panic!("no row {name}"));
+    while app.params.selected != to {
+        press(app, if app.params.selected < to { "j" } else { "k" });
+    }
+}
+
+#[test]
+fn wrappers_come_and_go_and_what_does_not_fit_is_refused_by_its_own_line() {
+    let (mut app, _) = live(10, 40);
+    press(&mut app, "p");
+    for wrapper in crate::policy::registry::wrappers() {
+        select_param(&mut app, wrapper.name);
+        let row = app.params.selected;
+        assert_eq!((app.params.rows[row].value.as_str(), app.params.rows[row].wraps), ("off", true));
+        assert!(engine(press(&mut app, "<Right>")).is_empty());
+        assert!(app.pending.policy.contains(&format!("+{}", wrapper.name)), "{}", app.pending.policy);
+        assert_eq!((app.params.selected, app.params.rows[row].waiting), (row, true));
+        for param in wrapper.params {
+            assert!(app.params.rows.iter().any(|r| r.name == param.name && !r.live), "{}", param.name);
+        }
+    }
+    let all = app.pending.policy.clone();
+    let first = crate::policy::registry::wrappers().next().unwrap();
+    select_param(&mut app, first.name);
+    press(&mut app, "<Right>");
+    assert!(!app.pending.policy.contains(first.name), "{}", app.pending.policy);
+    press(&mut app, "u");
+    assert_eq!(app.pending.policy, all);
+    // Back to the plain rule, then to one that no wrapper goes with.
+    for wrapper in crate::policy::registry::wrappers() {
+        select_param(&mut app, wrapper.name);
+        press(&mut app, "<Left>");
+    }
+    assert_eq!(app.pending.policy, "h2o:budget=24");
+    app.pending.policy = "full".into();
+    press(&mut app, "k j");
+    app.update(Msg::Tick { now_ns: app.now_ns + 1 });
+    select_param(&mut app, first.name);
+    press(&mut app, "<Right>");
+    let why = app.params.error.clone().unwrap();
+    assert!(why.starts_with(&format!("full+{}: ", first.name)), "{why}");
+    assert_eq!(app.pending.policy, "full");
+}
+
+#[test]
+fn a_page_type_keeps_its_window() {
+    let (mut app, _) = live(10, 40);
+    app.pending.block_size = 16;
+    press(&mut app, "p");
+    select_param(&mut app, "kv-dtype");
+    press(&mut app, "<Enter>");
+    while !app.params.edit.as_ref().unwrap().text().is_empty() {
+        press(&mut app, "<Backspace>");
+    }
+    type_in(&mut app, "int4:residual=64");
+    press(&mut app, "<Enter>");
+    assert_eq!((app.pending.kv_dtype.as_str(), app.pending.block_size), ("int4:residual=64", 32));
+    press(&mut app, "<Right>");
+    assert_eq!(app.pending.kv_dtype, "int2:residual=64");
+    press(&mut app, "<Left>");
+    assert_eq!(app.pending.kv_dtype, "int4:residual=64");
+    press(&mut app, "<Left>");
+    assert_eq!((app.pending.kv_dtype.as_str(), app.pending.block_size), ("int8", 16));
+    press(&mut app, "<Enter>");
+    type_in(&mut app, "9");
+    press(&mut app, "<Enter>");
+    assert!(app.params.error.as_ref().is_some_and(|why| why.starts_with("kv-dtype: use f32")));
+}
+
 #[test]
 fn a_refused_value_is_taken_back() {
     let (mut app, _) = live(10, 40);

@@ -194,6 +194,16 @@ impl KvDtype {
         }
     }
 
+    /// This type with what it has in common with another one: its exact window, its outliers and first tokens.
+    #[must_use]
+    pub const fn taking_over(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Kivi { bits, .. }, Self::Kivi { residual, .. }) => Self::Kivi { bits, residual },
+            (Self::Nuq(own), Self::Nuq(other)) => Self::Nuq(Nuq { bits: own.bits, ..other }),
+            _ => self,
+        }
+    }
+
     /// Whether what is stored is not what was computed, beyond a rounding of each element for itself. Such pages are
     /// never shared between sequences.
     pub const fn is_coded(self) -> bool {

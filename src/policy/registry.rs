@@ -55,6 +55,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind, in the order in which they are offered.
+    pub const ALL: [Self; 3] = [Self::Evict, Self::Read, Self::Merge];
+
     /// The kind with its article.
     pub const fn with_article(self) -> &'static str {
         match self {

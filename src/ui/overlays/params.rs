@@ -37,6 +37,9 @@ fn draw_row(buf: &mut Buffer, place: Rect, scene: &Scene<'_>, row: &ParamRow, he
     if row.indented {
         pen.skip(2);
     }
+    if row.wraps {
+        pen.put("+", Role::Dim);
+    }
     pen.put(row.name, if here { Role::Title } else { Role::Text }).column(NAME);
     let (x, y) = pen.at();
     let by_hand = row.origin == Origin::ByHand;
