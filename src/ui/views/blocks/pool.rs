@@ -21,8 +21,12 @@ pub(super) fn pane_of(buf: &mut Buffer, area: Rect, scene: &Scene<'_>, holdings:
     let free = holdings.capacity.saturating_sub(holdings.len());
     let note = format!("{} of {} blocks held, {free} free m", holdings.len(), holdings.capacity);
     let inner = pane(buf, area, scene, "pool", &note, Some(POOL));
-    let (facts, rest) = split_top(inner, u16::from(inner.height >= 5));
-    fragmentation(&mut Pen::new(buf, facts, scene.styles), scene, holdings);
+    let lines = u16::from(inner.height >= 5) + u16::from(inner.height >= 9);
+    let (facts, rest) = split_top(inner, lines);
+    let mut pen = Pen::new(buf, facts, scene.styles);
+    stranded(&mut pen, scene);
+    pen.newline();
+    fragmentation(&mut pen, scene, holdings);
     let tiers = if inner.height >= 6 { memory::height(scene) } else { 0 };
     let layers = u16::from(inner.height >= 9);
     let legend = u16::from(inner.height >= 8) + u16::from(inner.height >= 8 && inner.width < 64);
@@ -36,17 +40,38 @@ pub(super) fn pane_of(buf: &mut Buffer, area: Rect, scene: &Scene<'_>, holdings:
     memory::tiers(buf, gauges, scene);
 }
 
-/// Free blocks between held ones, and what is stranded in those that are held.
+/// What evictions left behind in blocks that are held, and what compaction did about it.
+fn stranded(pen: &mut Pen<'_, '_>, scene: &Scene<'_>) {
+    let Some(state) = scene.state() else { return };
+    let tables = state.seqs.iter().flat_map(|seq| &seq.layers);
+    let slots: usize =
+        tables.map(|table| (0..table.heads()).map(|head| table.stranded(head)).sum::<usize>()).sum();
+    let sum = |of: fn(&TierUse) -> u64| state.tiers.iter().map(of).sum::<u64>();
+    let (bytes, all) = (sum(|t| t.stranded_bytes), sum(TierUse::allocated_bytes));
+    fact(pen, "stranded slots", &slots.to_string(), Provenance::Measured);
+    pen.dot().figure(number::bytes(bytes).trim(), Provenance::Measured);
+    let share = bytes as f64 / all.max(1) as f64;
+    pen.dot().figure(number::percent(share, scene.symbols()).trim(), Provenance::Derived);
+    if state.compacted.layers > 0 {
+        fact(pen, "compactions", &state.compacted.layers.to_string(), Provenance::Measured);
+        fact(pen, "rows moved", &state.compacted.rows.to_string(), Provenance::Measured);
+    }
+}
+
+/// What one decision covers, when holes are closed, and free blocks between held ones.
 fn fragmentation(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, holdings: &Holdings) {
     let symbols = scene.symbols();
+    if let Some(policy) = scene.policy() {
+        pen.put("decides ", Role::Dim).put(policy.spec().parts()[0].granularity().words(), Role::Text);
+    }
+    if let Some(most) = scene.run().map(|run| run.settings.compact).filter(|&share| share < 1.0) {
+        let share = number::percent(most, symbols);
+        pen.dot().put(&format!("compacts above {} stranded", share.trim()), Role::Dim);
+    }
     let holes = holdings.end() - holdings.len();
     let share = holes as f64 / holdings.end().max(1) as f64;
     fact(pen, "holes between", &holes.to_string(), Provenance::Measured);
     fact(pen, "fragmentation", &number::percent(share, symbols), Provenance::Derived);
-    let sum = |of: fn(&TierUse) -> u64| scene.state().map_or(0, |s| s.tiers.iter().map(of).sum::<u64>());
-    let (stranded, all) = (sum(|t| t.stranded_bytes), sum(TierUse::allocated_bytes));
-    fact(pen, "stranded", &number::bytes(stranded), Provenance::Measured);
-    fact(pen, "or", &number::percent(stranded as f64 / all.max(1) as f64, symbols), Provenance::Derived);
     if holdings.shared() > 0 {
         fact(pen, "shared blocks", &holdings.shared().to_string(), Provenance::Measured);
     }
