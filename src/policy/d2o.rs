@@ -19,14 +19,13 @@
 
 pub(super) mod merge;
 
-use std::sync::Arc;
-
-use super::inputs::{HeadInputs, Moment, When};
+use super::Needs;
+use super::inputs::{HeadInputs, Moment};
 use super::param::{Budget, Param};
-use super::plan::{self, Plan};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
+use super::rule::{Acts, Score, Scored};
 use super::select::Protected;
-use super::{Bound, EvictPolicy, Needs, SpecError};
+use crate::event::Head;
 
 const SOURCE: Source = Source {
     paper: "D2O: Dynamic Discriminative Operations for Efficient Long-Context Inference of Large Language Models",
@@ -64,32 +63,26 @@ pub(super) const ENTRY: Entry = Entry {
         "merging is a rule of its own: --merge d2o",
     ],
     build: Build::Score(|part| {
-        Arc::new(D2o {
-            budget: part.budget().expect("declared above"),
-            recent: part.real("recent"),
-            sinks: part.int("sinks"),
-        })
+        let d2o = D2o { recent: part.real("recent"), sinks: part.int("sinks") };
+        Scored::acting(part, d2o, Acts::Tokens)
     }),
 };
 
 #[derive(Debug)]
 struct D2o {
-    budget: Budget,
     recent: f64,
     sinks: u32,
 }
 
-impl EvictPolicy for D2o {
+impl Score for D2o {
+    const FIXED: Option<&'static str> = Some("sinks");
+
     fn needs(&self) -> Needs {
         Needs { sum: true, ..Needs::NONE }
     }
 
-    fn acts(&self, when: When) -> bool {
-        when != When::Chunk
-    }
-
-    fn slots(&self, moment: &Moment) -> Option<u32> {
-        let budget = self.budget.slots(moment.prompt_len)?;
+    fn slots(&self, budget: Budget, moment: &Moment) -> Option<u32> {
+        let budget = budget.slots(moment.prompt_len)?;
         let is_exempt = moment.layer < 2 || moment.layer + 1 == moment.layers;
         let share = f64::from(moment.share.unwrap_or(1.0)) * f64::from(budget);
         let least = LEAST_SHARE * f64::from(moment.prompt_len);
@@ -98,27 +91,18 @@ impl EvictPolicy for D2o {
         (!is_exempt).then(|| slots.max(1))
     }
 
-    fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
-        Some(plan::bound(Granularity::Head, self.slots(moment)?, moment.block_size, kv_heads))
-    }
-
     fn shares(&self, layers: &[Vec<HeadInputs<'_>>]) -> Option<Vec<f32>> {
         let flatness: Vec<f64> = layers.iter().map(|heads| (-spread(heads)).exp()).collect();
         let total: f64 = flatness.iter().sum();
         Some(flatness.iter().map(|x| (x / total * layers.len() as f64) as f32).collect())
     }
 
-    fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
-        let slots = self.slots(moment)?;
-        let recent = (self.recent * f64::from(slots)).round() as u32;
-        let protected = Protected { sinks: self.sinks, recent };
-        Plan::new(Granularity::Head, Some(slots), protected, heads, |_, head| {
-            head.positions.iter().map(|&p| head.acc.sum(p)).collect()
-        })
+    fn protected(&self, slots: u32) -> Protected {
+        Protected { sinks: self.sinks, recent: (self.recent * f64::from(slots)).round() as u32 }
     }
 
-    fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
-        SpecError::unless_room(ENTRY.name, self.budget, prompt_len, "sinks", self.sinks)
+    fn scores(&self, _: &Moment, _: Head, head: &HeadInputs<'_>) -> Vec<f32> {
+        head.positions.iter().map(|&p| head.acc.sum(p)).collect()
     }
 }
 
@@ -146,7 +130,7 @@ mod tests {
     use super::super::{Accumulators, parse_policy};
     use super::*;
 
-    const RULE: D2o = D2o { budget: Budget::Slots(10), recent: 0.5, sinks: 4 };
+    const RULE: D2o = D2o { recent: 0.5, sinks: 4 };
 
     fn received(sums: &[f32]) -> Accumulators {
         let positions: Vec<u32> = (0..sums.len() as u32).collect();
@@ -175,7 +159,7 @@ mod tests {
     fn the_first_two_layers_and_the_last_are_exempt_and_the_others_limited() {
         let at = |layer, share| {
             let moment = Layer::of_last_rows(&[vec![0.0; 100]]).at(layer, 6).moment();
-            RULE.slots(&Moment { share, ..moment })
+            RULE.slots(Budget::Slots(10), &Moment { share, ..moment })
         };
         assert_eq!([0, 1, 5].map(|layer| at(layer, Some(1.0))), [None; 3]);
         assert_eq!(

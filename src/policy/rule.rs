@@ -103,6 +103,11 @@ pub(super) trait Score: fmt::Debug + Send + Sync + 'static {
         budget.slots(moment.prompt_len)
     }
 
+    /// See [`EvictPolicy::shares`].
+    fn shares(&self, _layers: &[Vec<HeadInputs<'_>>]) -> Option<Vec<f32>> {
+        None
+    }
+
     /// How many stay of `residents`, which are more than there are `slots`.
     fn stay(&self, slots: u32, _residents: u32) -> u32 {
         slots
@@ -128,6 +133,11 @@ impl<S: Score> Scored<S> {
     pub(super) fn rule(part: &Part, score: S) -> Arc<dyn EvictPolicy> {
         Arc::new(Self { terms: Terms::of(part, S::FIXED), score })
     }
+
+    /// The same for a rule that acts at fixed moments, whatever its parameters.
+    pub(super) fn acting(part: &Part, score: S, acts: Acts) -> Arc<dyn EvictPolicy> {
+        Arc::new(Self { terms: Terms::of(part, S::FIXED).acting(acts), score })
+    }
 }
 
 impl<S: Score> EvictPolicy for Scored<S> {
@@ -145,6 +155,10 @@ impl<S: Score> EvictPolicy for Scored<S> {
 
     fn bound(&self, moment: &Moment, kv_heads: u32) -> Option<Bound> {
         Some(plan::bound(self.terms.by, self.slots(moment)?, moment.block_size, kv_heads))
+    }
+
+    fn shares(&self, layers: &[Vec<HeadInputs<'_>>]) -> Option<Vec<f32>> {
+        self.score.shares(layers)
     }
 
     fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
