@@ -275,3 +275,41 @@ fn pages_in_codes_show_their_errors_by_layer_and_channel() {
         assert!(shown.contains(part), "{part}: {shown}");
     }
 }
+
+#[test]
+fn what_was_merged_is_told_from_what_was_lost() {
+    let mut app = app(STEPS);
+    assert!(!words(&app, 120, 30).contains("cam:m=4"));
+    settings(&mut app, |s| {
+        s.merge = "cam:m=4".into();
+        s.read = String::new();
+    });
+    press(&mut app, "9");
+    assert!(words(&app, 120, 70).contains("nothing was merged yet"));
+    let state = state(&mut app);
+    let newest = state.evictions.iter().next_back().unwrap().clone();
+    let (layer, victims) = (newest.eviction.layer, &newest.eviction.positions);
+    let recent: Vec<_> = (0..state.run.model.kv_heads)
+        .map(|head| {
+            serde_json::json!({
+                "step": newest.step, "seq": 0, "layer": layer, "head": head,
+                "fates": "f".repeat(victims.len().div_ceil(4)), "arcs": [[victims[0], 777, 4, 0.25]],
+            })
+        })
+        .collect();
+    let drift = serde_json::json!({ "rows": 4, "squared_change": 0.09, "squares": 1.0 });
+    let none = serde_json::json!({ "rows": 0, "squared_change": 0.0, "squares": 0.0 });
+    let layers: Vec<_> = (0..state.run.model.layers)
+        .map(|_| serde_json::json!({ "merged": 3, "apart": 9, "k": none, "v": drift, "saved_bytes": 2048 }))
+        .collect();
+    let log = serde_json::json!({ "layers": layers, "recent": recent, "elements": 0 });
+    state.merging = serde_json::from_value(log).unwrap();
+    let shown = words(&app, 120, 70);
+    for figures in ["25.0%", "30.0%", "what is merged is altered", "(modelled)"] {
+        assert!(shown.contains(figures), "{figures}: {shown}");
+    }
+    press(&mut app, "4");
+    (app.cursor.layer, app.cursor.position) = (layer, Some(victims[0]));
+    let shown = words(&app, 160, 45);
+    assert!(shown.contains("merged into 777 and 3 more") && shown.contains("+ cam:m=4"), "{shown}");
+}
