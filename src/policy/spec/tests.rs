@@ -6,7 +6,7 @@ use super::super::{ReadSet, parse_policy, parse_read};
 use super::*;
 
 const NAMES: &str = "full, streaming, h2o, tova, random, lm-infinite, scissorhands, snapkv, pyramidkv, keyformer, \
-                     fastgen, roco, buzz, nacl, knorm, keydiff, expected";
+                     fastgen, roco, buzz, nacl, d2o, knorm, keydiff, expected";
 
 fn refused(text: &str) -> String {
     parse_policy(text).expect_err(text).to_string()
