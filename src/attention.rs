@@ -34,6 +34,7 @@ mod select;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod window;
 
 use crate::event::Position;
 
@@ -132,6 +133,9 @@ pub trait Attention: Send {
     /// The latest choice of pages as a selection from the present probabilities: after a [`scores`](Self::scores) over
     /// everything, what the pages hold of them.
     fn select_chosen_pages(&mut self, lanes: &[HeadLane<'_>]) -> &Selection;
+
+    /// As [`select_chosen_pages`](Self::select_chosen_pages) where every head read the same slots: `read`, one per slot.
+    fn select_slots(&mut self, lanes: &[HeadLane<'_>], read: &[bool]) -> &Selection;
 
     /// A chunk of queries against lanes that already hold the chunk's own rows. `out` is `[token][head][head_dim]`.
     /// `sinks` are one per KV head, or none where nobody asks for rows.

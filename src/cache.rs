@@ -4,7 +4,8 @@
 //! reducers through [`replay()`]), a pool hands out block ids and counts who holds which slot, arenas hold the pages of
 //! each tier, and an index finds prefixes whose pages can be shared.
 //!
-//! On a CPU run both tiers are arenas of RAM. K lives on the device; V's home is a matter of its layer.
+//! On a CPU run both tiers are arenas of RAM. K lives on the device, V's home is a matter of its layer; whole blocks can be
+//! sent to the host for good ([`Cache::send_to_host`]).
 //!
 //! Pages may hold rows in codes of 8 to 2 bits ([`KvDtype`]). The tables do not know: what a slot's row is stored as is
 //! its page's matter, and follows from the slots alone, never from values. A cache of such pages shares no prefix.
@@ -64,8 +65,10 @@ pub struct Cache {
 struct PageArenas {
     /// K, on the device.
     keys: Arena,
-    /// V by [`Home`].
+    /// V: on the device, on the host.
     values: [Arena; 2],
+    /// K on the host, of blocks whose home is [`Home::Far`].
+    far_keys: Arena,
 }
 
 impl PageArenas {
@@ -80,8 +83,18 @@ impl PageArenas {
     }
 
     fn free(&mut self, id: BlockId, home: Home) {
-        self.keys.free(id);
-        self.values[home as usize].free(id);
+        let (keys, values) = match home {
+            Home::Far => (&mut self.far_keys, Home::Host),
+            Home::Device | Home::Host => (&mut self.keys, home),
+        };
+        keys.free(id);
+        self.values[values as usize].free(id);
+    }
+
+    /// Moves both pages of a block from the device to the host; returns their bytes.
+    fn send(&mut self, id: BlockId) -> usize {
+        let [device, host] = &mut self.values;
+        self.keys.move_page(&mut self.far_keys, id) + device.move_page(host, id)
     }
 }
 
@@ -98,7 +111,11 @@ impl Cache {
             config,
             sequences: BTreeMap::new(),
             pool: Pool::new(BlockId::from(config.shape.kv_heads), width, config.capacity_blocks()),
-            pages: PageArenas { keys: arena(Part::K), values: [arena(Part::V), arena(Part::V)] },
+            pages: PageArenas {
+                keys: arena(Part::K),
+                values: [arena(Part::V), arena(Part::V)],
+                far_keys: arena(Part::K),
+            },
             prefixes: PrefixIndex::new(&config),
             tally: Tally::new(config.shape, config.dtype),
             copies: [0; 2],
@@ -155,7 +172,30 @@ impl Cache {
         let lane = sequence.tables[usize::from(layer)].lane(head);
         let values = &self.pages.values[self.home(layer) as usize];
         let codecs = sequence.calibration.as_ref().map(|calibration| calibration.codecs(layer, head));
-        (self.pages.keys.pages(lane, codecs.map(|c| c.0)), values.pages(lane, codecs.map(|c| c.1)))
+        let PageArenas { keys, far_keys, values: [_, host] } = &self.pages;
+        (keys.pages(far_keys, lane, codecs.map(|c| c.0)), values.pages(host, lane, codecs.map(|c| c.1)))
+    }
+
+    /// Moves the blocks of these slots of all KV heads, K and V, to the host, which is their home from now on. Returns
+    /// the bytes moved.
+    ///
+    /// # Panics
+    /// The cache was not made for it ([`CacheConfig::far_blocks`]), the slots are not whole blocks, or they are not live
+    /// on the device and this sequence's alone.
+    pub fn send_to_host(&mut self, seq: SeqId, layer: Layer, slots: std::ops::Range<usize>) -> u64 {
+        let width = self.config.block_size as usize;
+        let whole = slots.start.is_multiple_of(width) && slots.end.is_multiple_of(width);
+        assert!(self.config.far_blocks && whole, "whole blocks of a cache with a memory on the host");
+        let table = &self.sequences[&seq].tables[usize::from(layer)];
+        let mut bytes = 0;
+        for head in 0..table.heads() {
+            let lane = table.lane(head);
+            for id in (slots.start / width..slots.end / width).map(|i| lane.block(i)) {
+                bytes += self.pages.send(id) as u64;
+                self.pool.rehome(id, Home::Far);
+            }
+        }
+        bytes
     }
 
     fn home(&self, layer: Layer) -> Home {
@@ -328,7 +368,7 @@ impl Cache {
                     [(Part::K, &self.pages.keys, k), (Part::V, &self.pages.values[home as usize], v)];
                 let mut back = vec![0.0; head_dim];
                 for (part, arena, rows) in arenas {
-                    let Pages::Coded(pages) = arena.pages(lane, None) else { continue };
+                    let Pages::Coded(pages) = arena.pages(arena, lane, None) else { continue };
                     for i in 0..n {
                         pages.row(slot + i).decode(&mut back);
                         let was = &rows[i * stride + column..][..head_dim];
@@ -435,10 +475,12 @@ impl Cache {
             sum.capacity_bytes = blocks * width * capacity_rows * row_bytes;
             sum
         };
+        let on_host = [(Home::Host, Part::V), (Home::Far, Part::K), (Home::Far, Part::V)];
+        let host_rows = if self.config.far_blocks { 2 } else { u64::from(any_host) };
         let on_device = [(Home::Device, Part::K), (Home::Device, Part::V), (Home::Host, Part::K)];
         [
             tier(Tier::Device, &on_device, 1 + u64::from(any_device), self.copies[0]),
-            tier(Tier::Host, &[(Home::Host, Part::V)], u64::from(any_host), self.copies[1]),
+            tier(Tier::Host, &on_host, host_rows, self.copies[1]),
         ]
     }
 
@@ -459,8 +501,9 @@ impl Cache {
     /// Bytes of pages that the arenas of device and host really hold, found by walking them: what [`Self::usage`] must add
     /// up to, copies aside.
     pub fn held_bytes(&self) -> [u64; 2] {
-        let [device, host] = &self.pages.values;
-        [(self.pages.keys.held_bytes() + device.held_bytes()) as u64, host.held_bytes() as u64]
+        let PageArenas { keys, values: [device, host], far_keys } = &self.pages;
+        [keys.held_bytes() + device.held_bytes(), far_keys.held_bytes() + host.held_bytes()]
+            .map(|bytes| bytes as u64)
     }
 }
 

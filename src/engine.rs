@@ -17,11 +17,13 @@ mod feed;
 mod forward;
 #[cfg(test)]
 mod golden;
+mod infllm;
 #[cfg(test)]
 mod kvpress;
 mod lanes;
 mod link;
 pub mod live;
+mod memory;
 mod merging;
 mod pages;
 #[cfg(test)]

@@ -51,6 +51,7 @@ mod expected;
 mod fastgen;
 mod full;
 mod h2o;
+mod infllm;
 mod kcache;
 mod keydiff;
 mod keyformer;
@@ -68,6 +69,7 @@ mod streaming;
 mod tova;
 
 pub use accumulate::{Accumulators, Needs, QueryMoments, Site};
+pub use infllm::Infllm;
 pub use inputs::{HeadInputs, Moment, TokenClass, When};
 pub use kcache::Kcache;
 pub use merge::{Entering, HeadMerge, Memory, MergeRule, Merging, Parting, VictimMerge, blend, parse_merge};

@@ -58,6 +58,7 @@ fn pages_and_attention_are_those_of_the_reference() {
             dtype: KvDtype::Kivi { bits, residual: 32 },
             rope: RopeMode::Post,
             host_v_from_layer: None,
+            far_blocks: false,
             salt: [0; 32],
         })
         .unwrap();

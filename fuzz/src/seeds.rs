@@ -256,6 +256,7 @@ pub fn read_sets() -> Vec<Vec<u8>> {
         "kcache",
         "kcache:n=64,l=1,renorm=true,include_self=false\nn 1\nl 0",
         "quest:budget=64,page=8,dense=1,min=0\nquest.budget 1\nquest.min 3",
+        "infllm:local=64,init=16,block=16,topk=2,repr=1,cache=4\ntopk 3\ncache 1",
     ])
 }
 

@@ -215,6 +215,14 @@ impl Attention for CpuAttention {
         &self.selection
     }
 
+    fn select_slots(&mut self, lanes: &[HeadLane<'_>], read: &[bool]) -> &Selection {
+        self.check_scored(lanes);
+        for (h, selection) in self.selection.lanes.iter_mut().enumerate() {
+            selection.choose_slots(&self.probabilities.lane(h).rows, lanes[h].slots, read);
+        }
+        &self.selection
+    }
+
     fn prefill(
         &mut self,
         queries: Queries<'_>,

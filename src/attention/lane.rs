@@ -117,13 +117,22 @@ pub enum Rotation<'a> {
     ByRank(&'a Rope),
     /// Key and query by their positions, as they would have been before they were stored.
     ByPosition(&'a Rope),
+    /// A key less than `window` positions before a query by its own position, as the query; any other is attended as if it
+    /// were `window` positions away (InfLLM, arXiv 2402.04617).
+    Windowed {
+        /// The model's rotation.
+        rope: &'a Rope,
+        /// Positions, at least 1.
+        window: Position,
+    },
 }
 
 impl<'a> Rotation<'a> {
-    /// The rotation and its angle for a row at a live slot's rank and position.
+    /// The rotation and its angle for a row at a live slot's rank and position; `None` where rows are read as they lie, or
+    /// a key is turned for each query anew.
     pub(super) fn at(self, rank: usize, position: Position) -> Option<(&'a Rope, usize)> {
         match self {
-            Self::None => None,
+            Self::None | Self::Windowed { .. } => None,
             Self::ByRank(rope) => Some((rope, rank)),
             Self::ByPosition(rope) => Some((rope, position as usize)),
         }

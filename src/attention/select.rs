@@ -99,6 +99,13 @@ impl LaneSelection {
         self.gather(rows, slots.len(), |head, _, chosen| pages.slots(head, slots, chosen));
     }
 
+    /// The slots that are `read`, for every head.
+    pub(super) fn choose_slots(&mut self, rows: &[f32], slots: &[Position], read: &[bool]) {
+        let chosen: Vec<u32> =
+            (0..slots.len() as u32).filter(|&s| slots[s as usize] != HOLE && read[s as usize]).collect();
+        self.gather(rows, slots.len(), |_, _, of_head| of_head.clone_from(&chosen));
+    }
+
     /// Brings together what `choose` gives for each head and row of `[head of the group][slot]`: ascending slots.
     fn gather(&mut self, rows: &[f32], slots: usize, mut choose: impl FnMut(usize, &[f32], &mut Vec<u32>)) {
         let group = rows.len().checked_div(slots).unwrap_or(0);

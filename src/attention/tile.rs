@@ -22,10 +22,14 @@ pub(super) fn tile_queries(shape: Shape, slots: usize) -> usize {
 /// The queries of a tile, made ready for one KV head.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tile {
-    group: usize,
-    head_dim: usize,
+    pub(super) group: usize,
+    pub(super) head_dim: usize,
+    /// Position of the first query; the others follow.
+    pub(super) first: Position,
     /// `[query][head of the group][head_dim]`, scaled, and rotated where the lane asks for it.
-    rows: Vec<f32>,
+    pub(super) rows: Vec<f32>,
+    /// The same for keys beyond a window; empty where the lane has none.
+    pub(super) far_rows: Vec<f32>,
     /// Per query, how many leading slots it may see.
     visible: Vec<usize>,
 }
@@ -42,7 +46,9 @@ impl Tile {
     ) {
         (self.group, self.head_dim) = (shape.group(), shape.head_dim());
         let width = self.group * self.head_dim;
+        self.first = position;
         self.rows.clear();
+        self.far_rows.clear();
         self.visible.clear();
         let mut seen = (0, 0);
         for (t, heads) in rows.chunks_exact(shape.width()).enumerate() {
@@ -51,12 +57,16 @@ impl Tile {
             self.visible.push(seen.0);
             self.rows.extend_from_slice(&heads[kv_head * width..][..width]);
             let own = &mut self.rows[t * width..];
-            if let Some((rope, index)) = lane.rotation.at(seen.1.saturating_sub(1), position) {
+            if let Rotation::Windowed { rope, window } = lane.rotation {
+                self.far_rows.extend_from_slice(own);
+                rope.apply_heads(&mut self.far_rows[t * width..], self.head_dim, window as usize);
+                rope.apply_heads(own, self.head_dim, position as usize);
+            } else if let Some((rope, index)) = lane.rotation.at(seen.1.saturating_sub(1), position) {
                 rope.apply_heads(own, self.head_dim, index);
             }
-            for x in own {
-                *x *= shape.scale();
-            }
+        }
+        for x in self.rows.iter_mut().chain(&mut self.far_rows) {
+            *x *= shape.scale();
         }
     }
 
@@ -76,7 +86,7 @@ impl Tile {
     }
 
     /// First query that sees `slot`, looking from `from` on.
-    fn first_to_see(&self, slot: usize, mut from: usize) -> usize {
+    pub(super) fn first_to_see(&self, slot: usize, mut from: usize) -> usize {
         while self.visible[from] <= slot {
             from += 1;
         }
@@ -102,6 +112,10 @@ impl Tile {
         for row in probs.chunks_mut(stride).take(self.visible.len() * self.group) {
             row.fill(f32::NEG_INFINITY);
         }
+        if let Rotation::Windowed { rope, window } = lane.rotation {
+            self.windowed_products(lane, (rope, window), read, probs, stride, scratch);
+            return self.softmax(probs, stride);
+        }
         let (mut rank, mut query) = (0, 0);
         for (block, slots) in lane.slots[..reach].chunks(lane.block_size).enumerate() {
             let first_rank = rank;
@@ -122,6 +136,11 @@ impl Tile {
                 }
             }
         }
+        self.softmax(probs, stride);
+    }
+
+    /// Products to probabilities, each row over the slots that its query sees.
+    fn softmax(&self, probs: &mut [f32], stride: usize) {
         for (r, row) in probs.chunks_mut(stride).take(self.visible.len() * self.group).enumerate() {
             let (seen, rest) = row.split_at_mut(self.visible[r / self.group]);
             softmax(seen);
@@ -189,7 +208,7 @@ pub(super) fn weighted_sum_chosen(
 }
 
 /// Whether a block holds a live slot that is read; `first` is its first slot.
-fn is_read(read: &impl Reads, first: usize, slots: &[Position]) -> bool {
+pub(super) fn is_read(read: &impl Reads, first: usize, slots: &[Position]) -> bool {
     slots.iter().zip(first..).any(|(&p, slot)| p != HOLE && read.any(slot))
 }
 
@@ -207,7 +226,7 @@ fn keys<'s, 'a: 's>(
     scratch: &'s mut Vec<f32>,
 ) -> &'s [f32] {
     let page = lane.k.page(block, slots.len() * d);
-    if let Rotation::None = lane.rotation {
+    if let Rotation::None | Rotation::Windowed { .. } = lane.rotation {
         return page.widen(scratch);
     }
     let keys = page.copy_into(scratch);

@@ -107,6 +107,8 @@ impl<'a> CodedPages<'a> {
 pub struct PageList<'a, T> {
     lane: LaneView<'a>,
     store: &'a Store<T>,
+    /// Where the pages are that are not there.
+    far: &'a Store<T>,
 }
 
 impl<'a, T> PageList<'a, T> {
@@ -123,7 +125,7 @@ impl<'a, T> PageList<'a, T> {
     /// The `i`-th page, `[block_size][head_dim]`. Which rows count is in the lane's slots; the others hold whatever was
     /// there before.
     pub fn page(&self, i: usize) -> &'a [T] {
-        self.store.page(self.lane.block(i))
+        held(self.store, self.far, self.lane.block(i))
     }
 
     /// The row of a slot, counted in table order.
@@ -134,9 +136,14 @@ impl<'a, T> PageList<'a, T> {
 
     /// All pages in table order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [T]> + use<'a, T> {
-        let store = self.store;
-        self.lane.blocks().map(move |id| store.page(id))
+        let (store, far) = (self.store, self.far);
+        self.lane.blocks().map(move |id| held(store, far, id))
     }
+}
+
+/// The page of a block, in whichever store it is.
+fn held<'a, T>(store: &'a Store<T>, far: &'a Store<T>, id: BlockId) -> &'a [T] {
+    store.find(id).or_else(|| far.find(id)).expect(HELD)
 }
 
 pub(super) const HELD: &str = "a block in a table has its page";
@@ -165,6 +172,15 @@ impl<T: Copy + Default> Store<T> {
 
     fn page_mut(&mut self, id: BlockId) -> &mut [T] {
         self.pages[id as usize].as_deref_mut().expect(HELD)
+    }
+
+    /// Copies a page to another tier and gives up the first; returns its bytes.
+    fn move_page(&mut self, to: &mut Self, id: BlockId) -> usize {
+        let page: Box<[T]> = self.page(id).into();
+        let bytes = std::mem::size_of_val(&*page);
+        to.put(id, page);
+        self.free(id);
+        bytes
     }
 
     fn copy_page(&mut self, from: BlockId, to: BlockId) {
@@ -208,7 +224,11 @@ impl<T: Copy + Default> Store<T> {
 
 impl<T> Store<T> {
     fn page(&self, id: BlockId) -> &[T] {
-        self.pages[id as usize].as_deref().expect(HELD)
+        self.find(id).expect(HELD)
+    }
+
+    fn find(&self, id: BlockId) -> Option<&[T]> {
+        self.pages.get(id as usize)?.as_deref()
     }
 
     fn held_bytes(&self) -> usize {
@@ -275,6 +295,18 @@ impl Arena {
         on!(self, s => s.free(id));
     }
 
+    /// Moves a page of exact rows to another tier; returns its bytes.
+    ///
+    /// # Panics
+    /// The pages hold codes: their type was checked.
+    pub(super) fn move_page(&mut self, to: &mut Self, id: BlockId) -> usize {
+        match (self, to) {
+            (Self::F32(from), Self::F32(to)) => from.move_page(to, id),
+            (Self::F16(from), Self::F16(to)) => from.move_page(to, id),
+            _ => unreachable!("the page type was checked"),
+        }
+    }
+
     /// Allocates the page of `to` as a copy.
     pub(super) fn copy_page(&mut self, from: BlockId, to: BlockId) {
         on!(self, s => s.copy_page(from, to));
@@ -304,19 +336,26 @@ impl Arena {
         on!(self, s => s.held_bytes())
     }
 
-    /// The pages of a lane; `nuq` is how its rows went into codes, where a calibration says that.
-    pub(super) fn pages<'a>(&'a self, lane: LaneView<'a>, nuq: Option<&'a NuqCodec>) -> Pages<'a> {
-        match self {
-            Self::Nuq(store) => {
+    /// The pages of a lane; those that are not here are in `far`, which is of the same type. `nuq` is how its rows went into
+    /// codes, where a calibration says that.
+    pub(super) fn pages<'a>(
+        &'a self,
+        far: &'a Self,
+        lane: LaneView<'a>,
+        nuq: Option<&'a NuqCodec>,
+    ) -> Pages<'a> {
+        match (self, far) {
+            (Self::Nuq(store), _) => {
                 let codec = nuq.expect("a lane of such pages has its codec");
                 Pages::Coded(CodedPages { lane, store: CodedStore::Nuq(store, codec) })
             }
-            Self::Codes(store, codec) => {
+            (Self::Codes(store, codec), _) => {
                 Pages::Coded(CodedPages { lane, store: CodedStore::Codes(store, *codec) })
             }
-            Self::Kivi(store) => Pages::Coded(CodedPages { lane, store: CodedStore::Kivi(store) }),
-            Self::F32(store) => Pages::F32(PageList { lane, store }),
-            Self::F16(store) => Pages::F16(PageList { lane, store }),
+            (Self::Kivi(store), _) => Pages::Coded(CodedPages { lane, store: CodedStore::Kivi(store) }),
+            (Self::F32(store), Self::F32(far)) => Pages::F32(PageList { lane, store, far }),
+            (Self::F16(store), Self::F16(far)) => Pages::F16(PageList { lane, store, far }),
+            _ => unreachable!(),
         }
     }
 

@@ -56,6 +56,9 @@ pub struct CacheConfig {
     pub rope: RopeMode,
     /// V of this layer and all above lives on the host tier; `None` keeps it on the device.
     pub host_v_from_layer: Option<Layer>,
+    /// Blocks may be sent to the host, K and V ([`Cache::send_to_host`](super::Cache::send_to_host)): exact pages of
+    /// layers whose V is on the device.
+    pub far_blocks: bool,
     /// Stands for the model in prefix hashes: pages are shared only under equal salts.
     pub salt: [u8; 32],
 }

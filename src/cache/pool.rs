@@ -9,11 +9,15 @@ use std::ops::Range;
 use super::config::Exhausted;
 use crate::event::{BlockId, Head};
 
-/// Where the V pages of a block live; K pages are always on the device.
+/// Where the pages of a block live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Home {
+    /// K and V on the device.
     Device = 0,
+    /// V on the host, K on the device.
     Host = 1,
+    /// K and V on the host.
+    Far = 2,
 }
 
 /// Keys or values of a block.
@@ -127,7 +131,7 @@ pub(super) struct Pool {
     holders: Vec<u32>,
     /// By [`Part`], outliers of a slot's row; as long as the last slot that ever had one.
     outliers: Vec<[u16; 2]>,
-    counts: [Count; 2],
+    counts: [Count; 3],
 }
 
 impl Pool {
@@ -149,7 +153,7 @@ impl Pool {
                 filled: 0,
                 live: 0,
                 coded: [Coded { rows: 0, filled: 0, live: 0, outliers: 0, live_outliers: 0 }; 2],
-            }; 2],
+            }; 3],
         }
     }
 
@@ -216,6 +220,17 @@ impl Pool {
         self.own(id, home);
         self.file(frame);
         id
+    }
+
+    /// The only owner moves the pages of a block; none of it is in codes.
+    pub(super) fn rehome(&mut self, id: BlockId, home: Home) {
+        let meta = &mut self.metas[id as usize];
+        debug_assert!(meta.owners == 1 && meta.coded == [0; 2], "moved while shared, or in codes");
+        let (filled, live) = (meta.filled as usize, meta.live as usize);
+        let from = &mut self.counts[std::mem::replace(&mut meta.home, home) as usize];
+        (from.blocks, from.filled, from.live) = (from.blocks - 1, from.filled - filled, from.live - live);
+        let to = &mut self.counts[home as usize];
+        (to.blocks, to.filled, to.live) = (to.blocks + 1, to.filled + filled, to.live + live);
     }
 
     fn open_frame(&mut self) -> BlockId {

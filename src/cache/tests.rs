@@ -14,6 +14,7 @@ fn config() -> CacheConfig {
         dtype: KvDtype::F32,
         rope: RopeMode::Post,
         host_v_from_layer: None,
+        far_blocks: false,
         salt: [7; 32],
     }
 }
@@ -259,6 +260,37 @@ fn a_compaction_without_room_for_its_copy_changes_nothing() {
     let (table, usage) = (cache.table(1, 0).clone(), cache.usage());
     assert!(matches!(cache.compact(1, 0), Err(CacheError::Exhausted(_))));
     assert_eq!((cache.table(1, 0), cache.usage()), (&table, usage));
+}
+
+#[test]
+fn blocks_sent_to_the_host_are_read_and_freed_there() {
+    let mut cache = Cache::new(CacheConfig { far_blocks: true, blocks: 40, ..config() }).unwrap();
+    cache.add(0);
+    feed(&mut cache, 0, 0, &ids(13)).unwrap();
+    let row_bytes = 12;
+    assert_eq!(cache.send_to_host(0, 1, 4..12), 8 * 2 * 2 * row_bytes);
+    let [device, host] = cache.usage();
+    assert_eq!(
+        (device.live_bytes, host.live_bytes),
+        ((13 * 2 * 2 * 2 - 8 * 2 * 2) * row_bytes, 8 * 2 * 2 * row_bytes)
+    );
+    assert_eq!([device, host].map(|tier| tier.allocated_bytes()), cache.held_bytes());
+    assert_eq!((host.unfilled_bytes, host.capacity_bytes), (0, 40 * 4 * 2 * row_bytes));
+    feed(&mut cache, 0, 13, &ids(2)).unwrap();
+    for (layer, head) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        let (keys, values) = cache.pages(0, layer, head);
+        for position in 0..13 {
+            let token = 100 + position as u32;
+            for (pages, is_v) in [(keys, false), (values, true)] {
+                let want: Vec<f32> =
+                    (0..3).map(|d| element(token, position as u32, layer, head, is_v, d)).collect();
+                assert_eq!(row(pages, position), want, "layer {layer}, head {head}, position {position}");
+            }
+        }
+    }
+    cache.remove(0);
+    assert_eq!(cache.held_bytes(), [0, 0]);
+    assert_eq!(cache.usage().map(|t| t.allocated_bytes()), [0, 0]);
 }
 
 #[test]

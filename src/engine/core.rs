@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::decide::Decided;
 use super::lanes::Staging;
+use super::memory::LayerMemory;
 use super::sequence::{Script, Sequence, Work};
 use super::setup::Plan;
 use super::teacher::Teacher;
@@ -69,7 +70,7 @@ impl Engine {
     /// Settings that are wrong, or do not fit the model or the prompt: one clear line.
     pub fn new(model: Arc<Model>, settings: &Settings, prompt: &Prompt) -> Result<Self, EngineError> {
         let plan = Plan::new(&model, settings, prompt)?;
-        let (needs, rope) = (kept(&plan.policy, plan.merge.as_ref()), rope_mode(&plan.policy, plan.dtype));
+        let (needs, rope) = (kept(&plan.policy, plan.merge.as_ref()), rope_mode(&plan.policy, plan.read.as_ref(), plan.dtype));
         Self::keeping(model, plan, needs, rope)
     }
 
@@ -90,6 +91,7 @@ impl Engine {
             dtype: plan.dtype,
             rope,
             host_v_from_layer: host_v_from_layer(plan.read.as_ref(), layers),
+            far_blocks: plan.read.as_ref().is_some_and(|read| read.rule().memory().is_some()),
             salt: salt(&plan.info),
         })?;
         let shape = Shape::new(config.heads, kv_heads, config.head_dim)
@@ -121,6 +123,7 @@ impl Engine {
                     bounds: vec![PageBounds::default(); layers * kv_heads],
                     shares: None,
                     memory: vec![Memory::default(); layers],
+                    far: vec![LayerMemory::default(); layers],
                 }
             })
             .collect();
@@ -285,10 +288,12 @@ impl Engine {
     }
 
     /// Prefixes are shared where nothing of a page depends on more than its tokens, no policy needs the attention that
-    /// the skipped queries would have paid or the queries themselves, no page goes into codes and no row is altered.
+    /// the skipped queries would have paid or the queries themselves, no page goes into codes or leaves the device as a
+    /// whole, and no row is altered.
     fn shares_prefixes(&self) -> bool {
         let observes = self.needs.attention() || self.needs.queries.is_some();
-        let alters = self.merge.is_some() || self.cache.config().dtype.is_coded();
+        let config = self.cache.config();
+        let alters = self.merge.is_some() || config.dtype.is_coded() || config.far_blocks;
         self.sequences.len() > 1 && !observes && !alters
     }
 
@@ -318,10 +323,11 @@ impl Engine {
     }
 }
 
-/// How keys are kept under a policy, in pages of a type.
-pub(super) fn rope_mode(policy: &Policy, dtype: KvDtype) -> RopeMode {
+/// How keys are kept under a policy and a read set, in pages of a type.
+pub(super) fn rope_mode(policy: &Policy, read: Option<&ReadSet>, dtype: KvDtype) -> RopeMode {
+    let turned_later = dtype.keeps_keys_before_rope() || read.is_some_and(|read| read.rule().memory().is_some());
     match policy.rope() {
-        policy::Rope::Post if !dtype.keeps_keys_before_rope() => RopeMode::Post,
+        policy::Rope::Post if !turned_later => RopeMode::Post,
         policy::Rope::Pre | policy::Rope::Post => RopeMode::Pre,
     }
 }

@@ -7,7 +7,7 @@ use super::accumulate::{RowsInto, class};
 use super::core::{Engine, Observe, rotation};
 use super::lanes::{Lanes, StagedPages, Staging};
 use super::sequence::Work;
-use crate::attention::{HeadLane, Queries, RowSink, Selection, Wants, observe};
+use crate::attention::{HeadLane, PrefillTime, Queries, RowSink, Selection, Wants, observe};
 use crate::cache::{Cache, RopeMode};
 use crate::event::{
     AttentionGroup, AttentionMap, Fed, Finish, Head, Layer, LayerTraffic, PHASES, Phase, Position, ProbeCost,
@@ -15,6 +15,7 @@ use crate::event::{
 };
 use crate::model::{self, Qkv};
 use crate::policy::{Kcache, ReadRule, When};
+use crate::probe::PhaseTimer;
 
 /// What one sequence's step gathers while the layers run.
 #[derive(Default)]
@@ -59,6 +60,7 @@ impl Engine {
             parts.push(self.close(w, gathered)?);
         }
         parts.sort_by_key(|p| p.seq);
+        self.staged_bytes += self.copies_bytes();
         self.cache.note_copies(Tier::Device, self.staged_bytes);
         self.timer.lap(None, Phase::Policy);
         let mut step = Step {
@@ -157,6 +159,9 @@ impl Engine {
         match (w.stage, rule) {
             (Stage::Decode, Some(ReadRule::Quest(quest))) if !quest.is_dense(layer as Layer) => {
                 self.decode_by_pages(layer, w, quest, queries, out, gathered);
+            }
+            (_, Some(ReadRule::Infllm(infllm))) => {
+                self.attend_with_memory(layer, w, infllm, queries, out, gathered);
             }
             (Stage::Decode, _) => self.decode(layer, w, kcache, queries, out, gathered),
             (Stage::Prefill, _) => self.prefill(layer, w, kcache.is_some(), queries, out, gathered),
@@ -264,13 +269,8 @@ impl Engine {
             self.attention.prefill(queries, &lanes, wants, &mut [], out)
         };
         self.timer.lap(at, Phase::Score);
-        // The parts were clocked per KV head, on as many threads as worked: they divide the wall time.
-        let all = (time.score_ns + time.weighted_sum_ns + time.probe_ns).max(1);
-        let wall = self.timer.layers()[layer][Phase::Score as usize];
-        let share = |ns: u64| (u128::from(wall) * u128::from(ns) / u128::from(all)) as u64;
-        self.timer.shift(at, Phase::Score, Phase::WeightedSum, share(time.weighted_sum_ns));
         let extra = if needs.attention() { Phase::Policy } else { Phase::Probe };
-        self.timer.shift(at, Phase::Score, extra, share(time.probe_ns));
+        share_out(&mut self.timer, layer, &time, extra);
         if level != ScoreLevel::Off {
             let probabilities = self.attention.probabilities();
             gathered.groups.extend(observe(level, layer as Layer, probabilities, None, &lanes));
@@ -309,7 +309,7 @@ impl Engine {
         match self.read.as_ref().map(|read| read.rule()) {
             None => false,
             Some(ReadRule::Kcache(_)) => true,
-            Some(ReadRule::Quest(_)) => self.picture_level() != ScoreLevel::Off,
+            Some(ReadRule::Quest(_) | ReadRule::Infllm(_)) => self.picture_level() != ScoreLevel::Off,
         }
     }
 
@@ -478,6 +478,16 @@ fn common(a: &[Position], b: &[Position]) -> u64 {
             rest.first() == Some(&p)
         })
         .count() as u64
+}
+
+/// Shares the wall time of a prefill out over its parts, which were clocked per KV head on as many threads as worked.
+pub(super) fn share_out(timer: &mut PhaseTimer, layer: usize, time: &PrefillTime, extra: Phase) {
+    let all = (time.score_ns + time.weighted_sum_ns + time.probe_ns).max(1);
+    let wall = timer.layers()[layer][Phase::Score as usize];
+    let share = |ns: u64| (u128::from(wall) * u128::from(ns) / u128::from(all)) as u64;
+    let at = Some(layer as Layer);
+    timer.shift(at, Phase::Score, Phase::WeightedSum, share(time.weighted_sum_ns));
+    timer.shift(at, Phase::Score, extra, share(time.probe_ns));
 }
 
 /// The mass that each KV head's query heads did not read, their mean.

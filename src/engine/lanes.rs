@@ -1,10 +1,14 @@
 //! From the cache's pages to what attention reads, and the staging that V rows are pulled into.
 
+use std::ops::Range;
+
 use half::f16;
 
+use super::memory::{BlockCopy, LayerMemory};
 use crate::attention::{self, HeadLane, Rotation, Rows};
 use crate::cache::{self, Cache, LaneView};
-use crate::event::{Head, Layer, SeqId};
+use crate::event::{Head, Layer, Position, SeqId};
+use crate::policy::Infllm;
 use crate::quant::{CodedRows, StoredRows};
 
 /// Pages of one KV head in table order.
@@ -23,6 +27,32 @@ impl<'a> PageSlices<'a> {
         }
     }
 
+    /// Pages where they lie (`None`), as a copy has them, or not at all.
+    fn recalled(
+        pages: &cache::Pages<'a>,
+        copy: impl Fn(usize) -> Option<Option<(&'a Copied, usize)>>,
+    ) -> Self {
+        match pages {
+            cache::Pages::F32(list) => {
+                let page = |i| match copy(i) {
+                    None => list.page(i),
+                    Some(Some((Copied::F32(rows), place))) => part(rows, place, list.page(i).len()),
+                    Some(_) => &[],
+                };
+                Self::F32((0..list.len()).map(page).collect())
+            }
+            cache::Pages::F16(list) => {
+                let page = |i| match copy(i) {
+                    None => list.page(i),
+                    Some(Some((Copied::F16(rows), place))) => part(rows, place, list.page(i).len()),
+                    Some(_) => &[],
+                };
+                Self::F16((0..list.len()).map(page).collect())
+            }
+            cache::Pages::Coded(_) => Self::of(pages),
+        }
+    }
+
     fn view(&self) -> attention::Pages<'_> {
         match self {
             Self::F32(pages) => attention::Pages::F32(pages),
@@ -30,6 +60,11 @@ impl<'a> PageSlices<'a> {
             Self::Coded(pages) => attention::Pages::Coded(pages),
         }
     }
+}
+
+/// The page at a place of a copied block, whose rows lie in one piece.
+fn part<T>(rows: &[T], place: usize, len: usize) -> &[T] {
+    &rows[place * len..][..len]
 }
 
 /// Rows of these slots in full precision, `[slot][head_dim]`.
@@ -173,5 +208,86 @@ impl<'a> StagedPages<'a> {
     /// The lanes with V as staged.
     pub(super) fn lanes<'s>(&'s self, lanes: &'s Lanes<'_>, rotation: Rotation<'s>) -> Vec<HeadLane<'s>> {
         lanes.with_values(rotation, |h| self.0[h].view())
+    }
+}
+
+/// Rows of a block of a memory, copied to the device.
+#[derive(Clone, Debug)]
+pub(super) enum Copied {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+}
+
+impl Copied {
+    /// Copies the rows of these slots.
+    ///
+    /// # Panics
+    /// They are in codes: the page type was checked.
+    pub(super) fn rows(pages: &cache::Pages<'_>, mut slots: Range<usize>) -> Self {
+        match pages {
+            cache::Pages::F32(list) => Self::F32(slots.flat_map(|slot| list.row(slot)).copied().collect()),
+            cache::Pages::F16(list) => Self::F16(slots.flat_map(|slot| list.row(slot)).copied().collect()),
+            cache::Pages::Coded(_) => unreachable!("row {:?} is in codes", slots.next()),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        (match self {
+            Self::F32(rows) => size_of_val(&**rows),
+            Self::F16(rows) => size_of_val(&**rows),
+        }) as u64
+    }
+}
+
+/// All KV heads of one (sequence, layer) as a step reads them: pages on the device where they lie, blocks of the memory
+/// as they were copied, nothing where a block was not retrieved.
+pub(super) struct RecalledLanes<'a> {
+    block_size: usize,
+    keys: Vec<PageSlices<'a>>,
+    values: Vec<PageSlices<'a>>,
+}
+
+impl<'a> RecalledLanes<'a> {
+    pub(super) fn of(
+        cache: &'a Cache,
+        (seq, layer): (SeqId, Layer),
+        infllm: Infllm,
+        memory: &'a LayerMemory,
+    ) -> Self {
+        let block_size = cache.config().block_size as usize;
+        // The block of the memory in which a page lies, and its place there.
+        let place = |page: usize| {
+            let slot = (page * block_size).checked_sub(infllm.init as usize)?;
+            let (block, place) = (slot / infllm.block as usize, slot % infllm.block as usize / block_size);
+            (block < memory.blocks()).then_some((block, place))
+        };
+        let (keys, values) = (0..cache.table(seq, layer).heads())
+            .map(|h| {
+                let (keys, values) = cache.pages(seq, layer, h);
+                let copy = |page, rows: fn(&BlockCopy) -> &[Copied]| {
+                    place(page).map(|(block, place)| {
+                        memory.copy_of(block).map(|copy| (&rows(copy)[usize::from(h)], place))
+                    })
+                };
+                (
+                    PageSlices::recalled(&keys, |page| copy(page, |c| &c.keys)),
+                    PageSlices::recalled(&values, |page| copy(page, |c| &c.values)),
+                )
+            })
+            .unzip();
+        Self { block_size, keys, values }
+    }
+
+    /// The lanes with `slots`, all heads alike.
+    pub(super) fn lanes<'s>(&'s self, slots: &'s [Position], rotation: Rotation<'s>) -> Vec<HeadLane<'s>> {
+        let pages = self.keys.iter().zip(&self.values);
+        let lane = |(k, v): (&'s PageSlices<'a>, &'s PageSlices<'a>)| HeadLane {
+            slots,
+            block_size: self.block_size,
+            k: k.view(),
+            v: v.view(),
+            rotation,
+        };
+        pages.map(lane).collect()
     }
 }

@@ -72,11 +72,16 @@ impl Engine {
         }
         drop(lanes);
         drop(pages);
-        match self.reads.iter_mut().find(|sum| sum.layer == reads.layer) {
-            Some(sum) => sum.add(&reads),
-            None => self.reads.push(reads),
-        }
+        self.add_reads(&reads);
         self.timer.lap(at, Phase::Probe);
+    }
+
+    /// Counts what was read of a layer, sequences added up.
+    pub(super) fn add_reads(&mut self, reads: &LayerReads) {
+        match self.reads.iter_mut().find(|sum| sum.layer == reads.layer) {
+            Some(sum) => sum.add(reads),
+            None => self.reads.push(*reads),
+        }
     }
 
     /// What the latest choice of pages reads of one (sequence, layer).

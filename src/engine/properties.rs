@@ -1,6 +1,7 @@
 //! What holds for every shape, policy and setting: runs of small random models, checked from their steps alone where
 //! that is possible.
 
+mod memory;
 mod pages;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::lanes::rows_bytes;
 use super::merging::tests::check_merges;
 use super::{Engine, EngineError, Prompt};
 use crate::event::{Finish, Layer, Position, ScoreLevel, SeqId, SeqStep, Settings, Stage, Step, Tier};
@@ -282,16 +284,12 @@ fn wild_cases() -> impl Strategy<Value = Case> {
                 }
             }
             // Quest takes keys as they lie, and refuses policies that rotate them at read.
-            if case.settings.read.starts_with("quest") && keeps_keys_unrotated(&case.settings.policy) {
+            if case.settings.read.starts_with("quest") && pages::keeps_keys_unrotated(&case.settings.policy) {
                 case.settings.policy = "full".into();
             }
             Case { tunes, ..case }
         },
     )
-}
-
-fn keeps_keys_unrotated(policy: &str) -> bool {
-    crate::policy::parse_policy(policy).unwrap().rope() == crate::policy::Rope::Pre
 }
 
 /// Who is resident and who was lost, per (sequence, layer, KV head), from the steps alone.
@@ -379,15 +377,6 @@ fn check_protected(engine: &Engine, lane: &Lane, victims: &[Position]) {
     assert_eq!(kept, budget as usize, "a decision takes what is above the budget, no more");
 }
 
-fn row_bytes(pages: crate::cache::Pages<'_>, slot: usize) -> u64 {
-    use crate::cache::Pages;
-    (match pages {
-        Pages::F32(list) => size_of_val(list.row(slot)),
-        Pages::F16(list) => size_of_val(list.row(slot)),
-        Pages::Coded(list) => list.row(slot).bytes(),
-    }) as u64
-}
-
 /// Bytes by tier against what the arenas hold and what the tables say, shared rows counted once.
 fn check_tiers(engine: &Engine, step: &Step) {
     let cache = &engine.cache;
@@ -398,6 +387,7 @@ fn check_tiers(engine: &Engine, step: &Step) {
     for seq in 0..engine.sequences.len() as SeqId {
         for layer in 0..config.shape.layers {
             let v_tier = usize::from(config.v_on_host(layer));
+            let memory = engine.read.as_ref().and_then(|read| read.rule().memory());
             let table = cache.table(seq, layer);
             for head in 0..table.heads() {
                 let lane = table.lane(head);
@@ -405,12 +395,15 @@ fn check_tiers(engine: &Engine, step: &Step) {
                 for (slot, &p) in lane.slots.iter().enumerate() {
                     let width = lane.block_size as usize;
                     let row = (lane.block(slot / width), slot % width);
-                    let (k_bytes, v_bytes) = (row_bytes(keys, slot), row_bytes(values, slot));
+                    let bytes = |pages| rows_bytes(pages, std::iter::once(slot));
+                    let (k_bytes, v_bytes) = (bytes(&keys), bytes(&values));
+                    let far = memory.is_some_and(|m| m.on_host(p, lane.slots.len() as u32));
+                    let (k_tier, v_tier) = if far { (1, 1) } else { (0, v_tier) };
                     if p == crate::cache::HOLE {
-                        stranded[0] += k_bytes;
+                        stranded[k_tier] += k_bytes;
                         stranded[v_tier] += v_bytes;
                     } else if rows.insert(row) {
-                        live[0] += k_bytes;
+                        live[k_tier] += k_bytes;
                         live[v_tier] += v_bytes;
                     }
                 }
@@ -440,6 +433,7 @@ fn check_traffic(engine: &Engine, step: &Step, evicts: bool) {
     let kcache = match read.rule() {
         ReadRule::Kcache(kcache) => kcache,
         ReadRule::Quest(quest) => return pages::check(engine, step, quest, evicts),
+        ReadRule::Infllm(infllm) => return memory::check(engine, step, infllm),
     };
     assert!(step.reads.is_empty());
     let config = engine.model.decoder.config();

@@ -1,5 +1,6 @@
 //! One sequence of the run: where it stands and what it feeds next.
 
+use super::memory::LayerMemory;
 use crate::attention::PageBounds;
 use crate::event::{Finish, Origin, Position, SeqId, Stage};
 use crate::model::Sampler;
@@ -29,6 +30,8 @@ pub(super) struct Sequence {
     pub(super) shares: Option<Vec<f32>>,
     /// What the merge rule remembers, per layer.
     pub(super) memory: Vec<Memory>,
+    /// Per layer what a memory on the host keeps; nothing is in them under any other read set.
+    pub(super) far: Vec<LayerMemory>,
 }
 
 /// What one sequence feeds in one step.

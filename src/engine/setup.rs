@@ -48,7 +48,7 @@ impl Plan {
         let read = if settings.read.is_empty() { None } else { Some(parse_read(&settings.read)?) };
         let dtype = page_type(settings, card, &policy)?;
         if let Some(read) = &read {
-            check_read(read, &policy, dtype)?;
+check_read(read, &policy, dtype, settings.block_size)?;
         }
         let merge = merge_rule(settings, card, &policy, dtype)?;
 
@@ -106,7 +106,27 @@ impl Plan {
 }
 
 /// Whether a read set goes with the policy and the pages.
-fn check_read(read: &ReadSet, policy: &Policy, dtype: KvDtype) -> Result<(), EngineError> {
+fn check_read(read: &ReadSet, policy: &Policy, dtype: KvDtype, block_size: u32) -> Result<(), EngineError> {
+    if let Some(memory) = read.rule().memory() {
+        if policy.spec().entry().name != "full" {
+            return refuse(format!(
+                "--read {read} cuts the context into blocks by position, policy '{policy}' takes positions out: use \
+                 --policy full"
+            ));
+        }
+        if !matches!(dtype, KvDtype::F32 | KvDtype::F16) {
+            return refuse(format!(
+                "--read {read} moves exact rows, not {dtype} pages: use --kv-dtype f32 or f16"
+            ));
+        }
+        let whole = |tokens: u32| tokens.is_multiple_of(block_size);
+        if !whole(memory.init) || !whole(memory.block) {
+            return refuse(format!(
+                "--read {read} moves whole blocks of the cache: use init and block that are multiples of {block_size}, \
+                 or another --block-size"
+            ));
+        }
+    }
     if read.rule().needs_rotated_keys() && dtype.keeps_keys_before_rope() {
         return refuse(format!(
             "--read {read} bounds keys after RoPE, {dtype} pages keep them before: use f16, int8 or int4"

@@ -18,6 +18,8 @@ struct Stem {
     settings: Settings,
     rope: RopeMode,
     host_v_from_layer: Option<Layer>,
+    /// A read set that acts in the prompt.
+    read_in_prompt: Option<String>,
 }
 
 /// A prompt fed with everything kept, where every run that [branches](Self::branch) off makes its first decision.
@@ -46,7 +48,8 @@ impl Branch {
         let layers = model.decoder.config().layers;
         Ok(Self {
             stem: Stem {
-                rope: rope_mode(&policy, dtype),
+                rope: rope_mode(&policy, read.as_ref(), dtype),
+                read_in_prompt: read.filter(|read| read.rule().memory().is_some()).map(|read| read.to_string()),
                 host_v_from_layer: host_v_from_layer(read.as_ref(), layers),
                 settings: Settings {
                     policy: String::new(),

@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::Layer;
 
-/// Pages of K and V read for one layer in one step, all sequences together (Quest, arXiv 2406.10774).
+/// Pages of K and V read for one layer in one step, all sequences together: pages that heads chose by their bounds
+/// (Quest, arXiv 2406.10774), or blocks of a memory that a layer retrieved (InfLLM, arXiv 2402.04617), which are counted
+/// once for all KV heads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerReads {
     /// Decoder layer.
@@ -15,13 +17,16 @@ pub struct LayerReads {
     pub read: u64,
     /// Pages that the query heads picked, before the union (measured).
     pub asked: u64,
+    /// Of those read, pages that had to be copied to the device (measured).
+    #[serde(default)]
+    pub loaded: u64,
     /// Bytes of K and V of the live rows in the pages read (measured).
     pub read_bytes: u64,
     /// Bytes of K and V of all live rows: what reading everything reads (measured).
     pub dense_bytes: u64,
     /// Bytes of K among `dense_bytes` (measured).
     pub key_bytes: u64,
-    /// Bytes kept beside K and V to choose by, and read for it: the pages' bounds (measured).
+    /// Bytes kept beside K and V to choose by, and read for it: bounds or representatives (measured).
     pub index_bytes: u64,
     /// Largest exact probabilities looked up, query heads added up; 0 in a step without a picture (sampled).
     pub top: u64,
@@ -37,6 +42,7 @@ impl LayerReads {
             &mut self.pages,
             &mut self.read,
             &mut self.asked,
+            &mut self.loaded,
             &mut self.read_bytes,
             &mut self.dense_bytes,
             &mut self.key_bytes,
@@ -52,11 +58,12 @@ impl LayerReads {
     }
 
     /// Every count, in the order of the fields; the last two depend on the picture, the others do not.
-    pub const fn counts(&self) -> [u64; 9] {
+    pub const fn counts(&self) -> [u64; 10] {
         [
             self.pages,
             self.read,
             self.asked,
+            self.loaded,
             self.read_bytes,
             self.dense_bytes,
             self.key_bytes,

@@ -338,7 +338,8 @@ impl TierUse {
     }
 }
 
-/// Rows of V moved between tiers for one layer in one step, all sequences together.
+/// Rows moved between tiers for one layer in one step, all sequences together: V alone (KCache), or K and V of whole
+/// blocks (InfLLM), whose rows count once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerTraffic {
     /// Decoder layer.

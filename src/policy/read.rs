@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::infllm::Infllm;
 use super::kcache::Kcache;
 use super::quest::Quest;
 use super::registry::{Entry, Kind};
@@ -15,6 +16,8 @@ pub enum ReadRule {
     Kcache(Kcache),
     /// The pages of K and V whose keys could score highest, per query head.
     Quest(Quest),
+    /// The first tokens, a window, and the blocks between that fit the queries; blocks live on the host.
+    Infllm(Infllm),
 }
 
 impl ReadRule {
@@ -22,7 +25,15 @@ impl ReadRule {
     pub const fn host_v_from_layer(self) -> Option<u32> {
         match self {
             Self::Kcache(kcache) => Some(kcache.exempt_layers),
-            Self::Quest(_) => None,
+            Self::Quest(_) | Self::Infllm(_) => None,
+        }
+    }
+
+    /// The memory behind the window, where a position's K and V may both live on the host.
+    pub const fn memory(self) -> Option<Infllm> {
+        match self {
+            Self::Infllm(infllm) => Some(infllm),
+            Self::Kcache(_) | Self::Quest(_) => None,
         }
     }
 

@@ -9,7 +9,7 @@ use super::param::Param;
 use super::read::ReadRule;
 use super::spec::Part;
 use super::{
-    EvictPolicy, adakv, buzz, cam, crush, d2o, expected, fastgen, full, h2o, kcache, keydiff, keyformer,
+    EvictPolicy, adakv, buzz, cam, crush, d2o, expected, fastgen, full, h2o, infllm, kcache, keydiff, keyformer,
     knorm, lm_infinite, minicache, nacl, pyramidkv, quest, random, roco, scissorhands, snapkv, streaming,
     tova,
 };
@@ -38,6 +38,7 @@ pub static REGISTRY: &[Entry] = &[
     crush::ENTRY,
     kcache::ENTRY,
     quest::ENTRY,
+    infllm::ENTRY,
     cam::ENTRY,
     d2o::merge::ENTRY,
     minicache::ENTRY,

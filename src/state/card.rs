@@ -79,6 +79,8 @@ impl State {
         s.tokens.get(position as usize)?;
         let kv_heads = self.run.model.kv_heads as usize;
         let host_from = self.host_v_from_layer();
+        let memory = self.read_rule().and_then(crate::policy::ReadRule::memory);
+        let is_far = memory.is_some_and(|memory| memory.on_host(position, s.tokens.len() as u32));
         let mut fates = vec![HeadFate::Forgotten; self.lanes()];
         for (decision, i) in self.evictions.of(seq, position) {
             let e = &decision.eviction;
@@ -102,7 +104,8 @@ impl State {
             }
         }
         for (l, table) in s.layers.iter().enumerate() {
-            let v_tier = if host_from.is_some_and(|from| l >= from) { Tier::Host } else { Tier::Device };
+            let on_host = is_far || host_from.is_some_and(|from| l >= from);
+            let v_tier = if on_host { Tier::Host } else { Tier::Device };
             for h in 0..kv_heads {
                 if let Some(slot) = table.slot_of(h as Head, position) {
                     let bs = table.block_size() as usize;
@@ -119,8 +122,12 @@ impl State {
 
     /// First layer whose V rows live on the host tier, from the read set's declaration.
     pub fn host_v_from_layer(&self) -> Option<usize> {
-        let read = crate::policy::parse_read(&self.run.settings.read).ok()?;
-        read.rule().host_v_from_layer().map(|layer| layer as usize)
+        self.read_rule()?.host_v_from_layer().map(|layer| layer as usize)
+    }
+
+    /// The read set as the run began with it.
+    fn read_rule(&self) -> Option<crate::policy::ReadRule> {
+        Some(crate::policy::parse_read(&self.run.settings.read).ok()?.rule())
     }
 
     fn readers(&self, seq: SeqId, position: Position) -> Vec<Reader> {

@@ -67,7 +67,7 @@ impl StateHash {
         // What a picture looked up is left out.
         for r in &step.reads {
             h.number(r.layer.into());
-            r.counts()[..7].iter().for_each(|&n| h.number(n));
+            r.counts()[..8].iter().for_each(|&n| h.number(n));
         }
         for t in &step.tuning {
             for text in [&t.name, &t.from, &t.to] {

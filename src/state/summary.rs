@@ -90,11 +90,13 @@ pub struct ReadsSummary {
     pub pages: u64,
     /// Pages read.
     pub read: u64,
-    /// Bytes of their K and V.
+    /// Of those, pages that had to be copied to the device.
+    pub loaded: u64,
+    /// Bytes of K and V read; under InfLLM with the window and the first tokens.
     pub read_bytes: u64,
     /// Bytes of all K and V: what reading everything reads.
     pub dense_bytes: u64,
-    /// Bytes of the pages' bounds, which each step reads to choose by.
+    /// Bytes of bounds or representatives, which each step reads to choose by.
     pub index_bytes: u64,
     /// Largest exact probabilities looked up for pictures (sampled).
     pub top: u64,
@@ -107,6 +109,7 @@ impl ReadsSummary {
         Self {
             pages: sum.pages,
             read: sum.read,
+            loaded: sum.loaded,
             read_bytes: sum.read_bytes,
             dense_bytes: sum.dense_bytes,
             index_bytes: sum.index_bytes,

@@ -45,10 +45,14 @@ fn numbers_that_cannot_be() {
     refused(&["--policy", "h2o:budget=0"], &["budget", "'0'", "at least 1"]);
     refused(&["--policy", "h2o:budget"], &["h2o", "'budget'"]);
     refused(&["--kcache", "n=0"], &["kcache", "'0'", "from 1"]);
-    refused(&["--read", "nope"], &["'nope'", "kcache, quest"]);
+    refused(&["--read", "nope"], &["'nope'", "kcache, quest, infllm"]);
     refused(&["--read", "quest:page=0"], &["page", "'0'", "from 1 to 1024"]);
     refused(&["--read", "quest:budget=0"], &["budget", "'0'", "from 1"]);
     refused(&["--read", "quest:n=4"], &["no parameter 'n'", "budget, page, dense, min"]);
+    refused(&["--read", "infllm:local=0"], &["local", "'0'", "from 1"]);
+    refused(&["--read", "infllm", "--policy", "h2o:budget=25%"], &["infllm", "h2o", "--policy full"]);
+    refused(&["--read", "infllm", "--kv-dtype", "int8"], &["infllm", "int8", "f32 or f16"]);
+    refused(&["--read", "infllm:block=24"], &["infllm", "multiples of 16", "--block-size"]);
     refused(&["--policy", "quest"], &["quest is a read set", "--read"]);
     refused(
         &["--read", "quest", "--policy", "streaming:budget=32,reposition=true"],

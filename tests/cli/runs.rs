@@ -97,6 +97,7 @@ fn a_replay_prints_the_very_same_lines() {
         &[][..],
         &["--policy", "full", "--kcache", "n=8,l=1"],
         &["--policy", "h2o:budget=25%", "--read", "quest:budget=64,page=8"],
+        &["--read", "infllm:local=64,init=16,block=32,topk=2,cache=4"],
         &["--batch", "2", "--scores", "top:4"],
         &["--kv-dtype", "int2"],
         &["--kv-dtype", "nuq3:calibrate=32"],
@@ -195,6 +196,22 @@ fn quest_reads_less_and_says_how_much() {
     assert_eq!((&blind["mass_dropped"], bytes(&blind, "top")), (&Value::Null, 0));
     assert_eq!(blind["token_ids"], some["token_ids"]);
     assert_eq!(blind["state_hash"], some["state_hash"]);
+}
+
+#[test]
+fn infllm_moves_blocks_to_the_host_and_back() {
+    let full = demo(&[]);
+    let all = demo(&["--read", "infllm:local=4096,init=0"]);
+    assert_eq!(all["token_ids"], full["token_ids"]);
+    assert_eq!((&all["traffic_bytes"]["host_to_device"], &all["mass_dropped"]), (&0.into(), &0.0.into()));
+    let some = demo(&["--read", "infllm:local=128,init=16,block=32,topk=4,cache=6"]);
+    let bytes = |tier: &str, what: &str| some["resident_bytes"][tier][what].as_u64().unwrap();
+    assert!(bytes("host", "live") > 0 && bytes("device", "copies") > 0, "{some:?}");
+    assert_eq!(bytes("host", "live"), some["traffic_bytes"]["device_to_host"].as_u64().unwrap());
+    assert!(some["traffic_bytes"]["host_to_device"].as_u64().unwrap() > 0);
+    let reads = |what: &str| some["reads"][what].as_u64().unwrap();
+    assert!(reads("read") < reads("pages") && reads("loaded") < reads("read"), "{some:?}");
+    assert!(some["mass_dropped"].as_f64().unwrap() > 0.0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{Case, cases, keeps_keys_unrotated, wild_cases};
+use super::{Case, cases, wild_cases};
 use crate::attention::{PageBounds, Rotation};
 use crate::cache::KvDtype;
 use crate::engine::Engine;
@@ -14,6 +14,11 @@ pub(super) fn quests() -> impl Strategy<Value = String> {
     (1..=40u32, 1..=40u32, 0..=2u32, 0..=3u32).prop_map(|(budget, page, dense, min)| {
         format!("quest:budget={budget},page={page},dense={dense},min={min}")
     })
+}
+
+/// Whether a policy rotates keys at read, which Quest and KIVI's pages refuse.
+pub(super) fn keeps_keys_unrotated(policy: &str) -> bool {
+    crate::policy::parse_policy(policy).unwrap().rope() == crate::policy::Rope::Pre
 }
 
 /// Pages, bytes and mass of a step under Quest.

@@ -142,13 +142,14 @@ fn quest_shows_pages_read_in_place_of_rows_moved() {
     settings(&mut app, |s| s.read = "quest:budget=8,page=4,dense=1".into());
     press(&mut app, "5");
     let prompt = words(&app, 80, 24);
-    assert!(prompt.contains("2 pages of 4 and the newest") && prompt.contains("dense"), "{prompt}");
+    assert!(prompt.contains("3 pages of 4 and the newest") && prompt.contains("dense"), "{prompt}");
     assert!(!prompt.contains("to dev") && prompt.contains("the prompt reads everything"), "{prompt}");
     let reads = LayerReads {
         layer: 1,
         pages: 20,
         read: 5,
         asked: 8,
+        loaded: 0,
         read_bytes: 1024,
         dense_bytes: 4096,
         key_bytes: 2048,
@@ -163,6 +164,32 @@ fn quest_shows_pages_read_in_place_of_rows_moved() {
         for figure in ["5/20", "25.0%", "75.0%", "1.0 KiB", "of K"] {
             assert!(shown.contains(figure), "{figure}: {shown}");
         }
+    }
+}
+
+#[test]
+fn infllm_shows_blocks_read_and_what_moved_for_them() {
+    let mut app = app(STEPS);
+    settings(&mut app, |s| s.read = "infllm:local=64,init=16,block=16,topk=4,cache=8".into());
+    press(&mut app, "5");
+    let reads = LayerReads {
+        pages: 20,
+        read: 4,
+        asked: 4,
+        loaded: 1,
+        read_bytes: 1024,
+        dense_bytes: 4096,
+        key_bytes: 2048,
+        index_bytes: 512,
+        ..LayerReads::default()
+    };
+    state(&mut app).reads = Reads { last: vec![reads; 2], total: vec![reads; 2] };
+    for (width, height) in [(80, 24), (200, 60)] {
+        let shown = words(&app, width, height);
+        for figure in ["16 first, 4 blocks of 16", "4/20", "25.0%", "to dev", "to host"] {
+            assert!(shown.contains(figure), "{figure}: {shown}");
+        }
+        assert!(!shown.contains("top10") && !shown.contains("V home"), "{shown}");
     }
 }
 

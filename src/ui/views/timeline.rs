@@ -139,7 +139,7 @@ fn worth_drawing(series: Series, scene: &Scene<'_>) -> bool {
     match series {
         Series::Pulled => scene.state().is_some_and(|s| s.traffic.any()),
         Series::Dropped => scene.read_set().is_some_and(|read| {
-            !matches!(read.rule(), ReadRule::Quest(_))
+            matches!(read.rule(), ReadRule::Kcache(_))
                 || scene.run().is_some_and(|run| run.has.rows != ScoreLevel::Off)
         }),
         _ => true,

@@ -36,12 +36,12 @@ pub(super) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
 
 fn layers_pane(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let (Some(state), Some(run)) = (scene.state(), scene.run()) else { return };
-    if let Some(ReadRule::Quest(quest)) = scene.read_set().map(|read| read.rule()) {
-        let inner =
-            pane(buf, area, scene, "pages read by layer", "nothing moves between tiers", Some(LAYERS));
+    if let Some(rule) = scene.read_set().and_then(|read| pages::Rule::of(read.rule())) {
+        let title = format!("{} read by layer", rule.units());
+        let inner = pane(buf, area, scene, &title, rule.note(), Some(LAYERS));
         let (facts, rest) = split_top(inner, u16::from(inner.height >= 6));
-        pages::totals(&mut Pen::new(buf, facts, scene.styles), scene, quest);
-        let used = pages::render(buf, rest, scene, quest);
+        pages::totals(&mut Pen::new(buf, facts, scene.styles), scene, rule);
+        let used = pages::render(buf, rest, scene, rule);
         return not_read_below(buf, rest, used, scene);
     }
     let note = format!("link and stall at --link {} GB/s ~", run.settings.link_gbps);

@@ -243,10 +243,11 @@ pub(super) fn not_read(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
 /// Why there is no mass to show.
 fn nobody_knows(scene: &Scene<'_>) -> &'static str {
     let decodes = scene.seq().is_some_and(|seq| seq.stage == Stage::Decode);
-    if decodes {
-        "only a step with a picture scores what was not read: use --scores"
-    } else {
-        "the shown step read everything: the prompt always does"
+    let remembers = scene.read_set().is_some_and(|read| read.rule().memory().is_some());
+    match (decodes, remembers) {
+        (true, _) => "only a step with a picture scores what was not read: use --scores",
+        (false, true) => "what a chunk of the prompt did not read is not scored",
+        (false, false) => "the shown step read everything: the prompt always does",
     }
 }
 
