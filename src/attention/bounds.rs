@@ -4,6 +4,7 @@
 //! `u = sum_c max(q_c * m_c, q_c * M_c)` is at least `q . k` for every key `k` of the page.
 
 use crate::event::Position;
+use crate::quant::CodedRows;
 
 use super::kernel::upper_bound;
 use super::lane::{HOLE, HeadLane, Pages};
@@ -111,7 +112,7 @@ fn widen(bounds: &mut [f32], key: &[f32]) {
 /// Leading slots whose keys are in codes: pages are so from the front of the lane on, the last of them in part.
 fn in_codes(lane: &HeadLane<'_>) -> usize {
     match lane.k {
-        Pages::Coded(pages) => pages.iter().map(|page| page.coded_rows()).sum(),
+        Pages::Coded(pages) => pages.iter().map(CodedRows::coded_rows).sum(),
         Pages::F32(_) | Pages::F16(_) => 0,
     }
 }

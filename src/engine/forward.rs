@@ -14,7 +14,7 @@ use crate::event::{
     Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
 };
 use crate::model::{self, Qkv};
-use crate::policy::{Kcache, ReadRule, When};
+use crate::policy::{Kcache, ReadRule, ReadSet, When};
 use crate::probe::PhaseTimer;
 
 /// What one sequence's step gathers while the layers run.
@@ -151,7 +151,7 @@ impl Engine {
     /// Attention of one sequence in one layer: output, accumulators, the read set's traffic, the picture.
     fn attend(&mut self, layer: usize, w: &Work, q: &[f32], out: &mut [f32], gathered: &mut Gathered) {
         let queries = Queries { rows: q, first: w.first_computed() };
-        let rule = self.read.as_ref().map(|read| read.rule());
+        let rule = self.read.as_ref().map(ReadSet::rule);
         let kcache = match rule {
             Some(ReadRule::Kcache(kcache)) if !kcache.is_exempt(layer as Layer) => Some(kcache),
             _ => None,
@@ -306,7 +306,7 @@ impl Engine {
     /// Whether a decode step can say what mass was not read, in the layers that read everything too: under Quest only
     /// a picture scores the pages that were not read.
     fn knows_dropped(&self) -> bool {
-        match self.read.as_ref().map(|read| read.rule()) {
+        match self.read.as_ref().map(ReadSet::rule) {
             None => false,
             Some(ReadRule::Kcache(_)) => true,
             Some(ReadRule::Quest(_) | ReadRule::Infllm(_)) => self.picture_level() != ScoreLevel::Off,

@@ -7,7 +7,7 @@ use super::sequence::Work;
 use crate::attention::{HeadLane, Queries, Rotation, observe};
 use crate::cache::HOLE;
 use crate::event::{Head, Layer, LayerReads, Phase, ScoreLevel, SeqId};
-use crate::policy::{Quest, ReadRule};
+use crate::policy::{Quest, ReadRule, ReadSet};
 
 /// Largest exact probabilities per query head that the choice of pages is held against: the count of Quest's figures.
 const TOP: usize = 10;
@@ -15,7 +15,7 @@ const TOP: usize = 10;
 impl Engine {
     /// Brings the bounds of a layer's pages up to date with the keys just written, before they are used.
     pub(super) fn follow_keys(&mut self, layer: usize, w: &Work) {
-        let Some(ReadRule::Quest(quest)) = self.read.as_ref().map(|read| read.rule()) else { return };
+        let Some(ReadRule::Quest(quest)) = self.read.as_ref().map(ReadSet::rule) else { return };
         if quest.is_dense(layer as Layer) {
             return;
         }

@@ -97,7 +97,7 @@ fn a_replay_prints_the_very_same_lines() {
         &[][..],
         &["--policy", "full", "--kcache", "n=8,l=1"],
         &["--policy", "h2o:budget=25%", "--read", "quest:budget=64,page=8"],
-        &["--read", "infllm:local=64,init=16,block=32,topk=2,cache=4"],
+        &["--policy", "full", "--read", "infllm:local=8,init=0,block=16,topk=1,cache=2"],
         &["--batch", "2", "--scores", "top:4"],
         &["--kv-dtype", "int2"],
         &["--kv-dtype", "nuq3:calibrate=32"],

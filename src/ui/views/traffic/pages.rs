@@ -188,7 +188,7 @@ impl Rule {
     pub(super) const fn note(self) -> &'static str {
         match self {
             Self::Quest(_) => "nothing moves between tiers",
-            Self::Infllm(_) => "blocks live on the host, a step's are copied to the device",
+            Self::Infllm(_) => "blocks live on the host",
         }
     }
 
@@ -252,18 +252,18 @@ pub(super) fn totals(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, rule: Rule) {
     let symbols = scene.symbols();
     let (last, sum) = (state.reads.last_sum(), state.reads.sum());
     pen.put(&rule.words(), Role::Pulled);
+    if let Rule::Infllm(_) = rule {
+        let (moved, copies) = (state.traffic.sum(), copies_bytes(state));
+        fact(pen, "to device", &number::bytes(moved.h2d_bytes), Provenance::Measured);
+        fact(pen, "to host", &number::bytes(moved.d2h_bytes), Provenance::Measured);
+        fact(pen, "copies", &number::bytes(copies), Provenance::Measured);
+    }
     fact(pen, "read", &number::bytes(sum.read_bytes), Provenance::Measured);
     fact(pen, "of", &number::bytes(sum.dense_bytes), Provenance::Measured);
     if last.key_bytes > 0 {
         fact(pen, rule.index(), &number::bytes(last.index_bytes), Provenance::Measured);
         let share = last.index_bytes as f64 / last.key_bytes as f64;
         fact(pen, "of K", &number::percent(share, symbols), Provenance::Derived);
-    }
-    if let Rule::Infllm(_) = rule {
-        let (moved, copies) = (state.traffic.sum(), copies_bytes(state));
-        fact(pen, "to device", &number::bytes(moved.h2d_bytes), Provenance::Measured);
-        fact(pen, "to host", &number::bytes(moved.d2h_bytes), Provenance::Measured);
-        fact(pen, "copies", &number::bytes(copies), Provenance::Measured);
     }
     if let Some(mass) = state.mass_dropped() {
         fact(pen, "not read", &number::percent(mass.into(), symbols), Provenance::Derived);
