@@ -10,6 +10,7 @@ mod footprint;
 mod headless;
 mod json;
 mod look;
+mod memory;
 mod player;
 mod screen;
 mod setup;

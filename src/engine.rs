@@ -6,6 +6,7 @@
 //!   falls behind loses steps, is told so, and goes on from a whole [`State`](crate::state::State).
 //! * [`Told`] is how a model took a text that it was made to say ([`Engine::teach`]).
 //! * [`Trunk`] is a prompt fed once, for runs that differ in what becomes of its cache.
+//! * A full-cache twin may follow the run and tell what it costs (`--shadow`).
 //! * [`recorder`] is a listener that writes a file.
 
 mod accumulate;
@@ -33,6 +34,7 @@ mod quantised;
 pub mod recorder;
 mod sequence;
 mod setup;
+mod shadow;
 mod teacher;
 mod trunk;
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod ids;
 pub mod merge;
 pub mod reads;
 pub mod run;
+pub mod shadow;
 pub mod step;
 pub mod units;
 
@@ -25,6 +26,7 @@ pub use ids::{BlockId, Head, Layer, Position, SeqId, StepId};
 pub use merge::{Drift, Merge, MergeArc};
 pub use reads::LayerReads;
 pub use run::{Has, ModelCard, RunInfo, Settings};
+pub use shadow::{Judged, LaneRegret, Shadow};
 pub use step::{
     CodingError, Fed, Finish, LayerCoding, LayerTraffic, MAX_CHANNELS, Origin, PHASES, Phase, Piece,
     ProbeCost, Sampled, SeqStep, Stage, Step, TableOps, Tier, TierUse, Tuning,

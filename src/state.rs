@@ -23,6 +23,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 mod traffic;
+mod twin;
 
 use std::sync::Arc;
 
@@ -40,8 +41,9 @@ pub use latency::{Latency, PhaseHistograms, Quote};
 pub use merging::{MergeLog, MergeSummary, MergedLayer, MergedPart, MergedVictim};
 pub use reads::Reads;
 pub use sequence::{Pending, SeqState, Token};
-pub use summary::{CodedPart, Summary};
+pub use summary::{CodedPart, ShadowSummary, Summary};
 pub use traffic::Traffic;
+pub use twin::{LastDraw, SeqTwin, Tally, Twin};
 
 use crate::cache::Compacted;
 use crate::event::{RunInfo, SeqId, Step, StepId, TierUse, Tuning};
@@ -118,6 +120,9 @@ pub struct State {
     /// What compaction has moved so far, all sequences together. Behind the other fields in a keyframe, too.
     #[serde(skip)]
     pub compacted: Compacted,
+    /// What a full-cache twin told. The last part of a keyframe.
+    #[serde(skip)]
+    pub twin: Twin,
     /// One line per step, for time axes.
     pub history: History,
     /// Who was evicted, when, why.
@@ -161,6 +166,7 @@ impl State {
             merging: MergeLog::default(),
             crush: CrushPictures::default(),
             compacted: Compacted::default(),
+            twin: Twin::default(),
             run,
             step: None,
             at_ns: 0,
@@ -214,6 +220,7 @@ impl State {
         self.coding.fold(step, &self.run.model)?;
         self.reads.fold(step, self.run.model.layers as usize)?;
         self.merging.fold(step, &self.run.model)?;
+        self.twin.fold(step, &self.seqs)?;
         self.tuning.extend(step.tuning.iter().map(|t| (step.step, t.clone())));
         if self.tuning.len() > MAX_TUNING {
             self.tuning.drain(..self.tuning.len() - MAX_TUNING);

@@ -53,7 +53,7 @@ mod schema_tests;
 
 pub use attention::{decode_attention, encode_attention};
 pub use error::TraceError;
-pub use evict::{decode_evict, encode_evict};
+pub use evict::{Evicted, decode_evict, encode_evict};
 pub use index::Gap;
 pub use latency::{decode_latency, encode_latency};
 pub use layout::Ending;

@@ -238,11 +238,12 @@ pub fn payloads(packed: &[u8], topic: &str) -> Vec<Vec<u8>> {
 
 pub fn evict(bytes: &[u8]) -> bool {
     match trace::decode_evict(bytes) {
-        Ok((seq, evictions)) => {
-            let again = trace::encode_evict(seq, &evictions).expect("what was read can be written");
-            let (seq_again, evictions_again) =
-                trace::decode_evict(&again).expect("what was written can be read");
-            assert_eq!((seq, evictions.len()), (seq_again, evictions_again.len()));
+        Ok(told) => {
+            let again = trace::encode_evict(told.seq, &told.evictions, &told.regrets)
+                .expect("what was read can be written");
+            let back = trace::decode_evict(&again).expect("what was written can be read");
+            assert_eq!((told.seq, told.evictions.len()), (back.seq, back.evictions.len()));
+            assert_eq!(told.regrets, back.regrets);
             true
         }
         Err(error) => refused(&error),

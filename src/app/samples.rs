@@ -111,6 +111,7 @@ fn step(i: usize, count: usize, tables: &mut [LayerTable], next_block: &mut u32)
         finish: (i + 1 == count).then_some(Finish::MaxTokens),
         crush: Vec::new(),
         merges: Vec::new(),
+        shadow: None,
         evictions,
         attention: None,
     };

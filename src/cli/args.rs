@@ -153,6 +153,12 @@ pub(crate) struct RunArgs {
     /// Attention pictures: off, blocks, top:K or full.
     #[arg(long, value_name = "LEVEL", default_value_t = ScoreLevel::Full)]
     pub(crate) scores: ScoreLevel,
+    /// Let a twin with the full cache follow the run: divergence, agreement and perplexity of every draw, regret of every
+    /// victim. It takes as long as the run again and its memory. `every:K` judges each Kth draw: the twin then takes K
+    /// tokens in at once, and what it says of draws is sampled.
+    #[arg(long, value_name = "every:K", num_args = 0..=1, require_equals = true, default_missing_value = "every:1",
+        value_parser = shadow_every)]
+    pub(crate) shadow: Option<u32>,
     /// Steps per second, so that a person can watch. 0 is as fast as it goes, the default headless; in
     /// the UI it is 8.
     #[arg(long, value_name = "TOK/S")]
@@ -169,6 +175,12 @@ pub(crate) struct RunArgs {
     /// Headless, plain lines that are only ever appended: for screen readers and logs.
     #[arg(long)]
     pub(crate) plain: bool,
+}
+
+/// The K of `every:K`.
+fn shadow_every(text: &str) -> Result<u32, String> {
+    let every = text.strip_prefix("every:").and_then(|every| every.parse().ok()).filter(|&every| every > 0);
+    every.ok_or_else(|| "use --shadow, or --shadow=every:K with K of 1 or more".to_owned())
 }
 
 impl RunArgs {

@@ -9,10 +9,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::RunArgs;
 use super::setup::{self, Setup};
-use super::{Failure, json, output, remark};
+use super::{Failure, json, memory, output, remark};
 use crate::engine::{Engine, Feed, Recorded, Recorder};
 use crate::event::{Origin, SeqStep, Step};
-use crate::state::{CodedPart, MergedPart, State, Summary};
+use crate::state::{CodedPart, MergedPart, ShadowSummary, State, Summary};
 use crate::ui::number;
 use crate::ui::text;
 use crate::ui::theme::Symbols;
@@ -42,6 +42,9 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
     let interrupted = interrupt_flag()?;
     let model = Arc::new(model.load().map_err(|e| setup::failure(&e))?);
     let mut engine = Engine::new(model, &settings, &prompt).map_err(|e| setup::failure(&e))?;
+    if let Some(free_bytes) = memory::free_bytes() {
+        engine.check_memory(free_bytes).map_err(|e| setup::failure(&e))?;
+    }
     let mut feed = Feed::default();
     let recorder = match &args.record {
         Some(path) => {
@@ -210,6 +213,31 @@ fn plain_part(part: &SeqStep) -> String {
     facts.join(", ")
 }
 
+/// What the twin said, and what it took.
+fn twin_facts(s: &ShadowSummary) -> [String; 2] {
+    let figure = |x: Option<f64>| {
+        x.map_or_else(|| "-".into(), |x| number::decimal(x, Symbols::Ascii).trim().to_owned())
+    };
+    let share = s.agreement.map_or_else(|| "-".into(), |x| format!("{:.1} %", x * 100.0));
+    [
+        format!(
+            "beside the full cache: mean KL {} nats, same likeliest token {share}, perplexity {} against {} ({}, {} draws), \
+             regret {} (measured)",
+            figure(s.mean_kl),
+            figure(s.perplexity),
+            figure(s.twin_perplexity),
+            s.provenance.word(),
+            s.judged,
+            figure(Some(s.regret))
+        ),
+        format!(
+            "its twin (measured): {}, {}, in none of the other figures but the wall clock's",
+            number::duration(s.twin_ns, Symbols::Ascii).trim(),
+            number::bytes(s.twin_bytes).trim()
+        ),
+    ]
+}
+
 /// The summary in lines.
 fn facts(s: &Summary) -> Vec<String> {
     let mut lines = Vec::new();
@@ -268,6 +296,9 @@ fn facts(s: &Summary) -> Vec<String> {
             number::bytes(s.traffic_bytes.host_to_device).trim(),
             dropped * 100.0
         ));
+    }
+    if let Some(shadow) = &s.shadow {
+        lines.extend(twin_facts(shadow));
     }
     let l = &s.latency_ns;
     lines.push(format!(

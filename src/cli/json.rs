@@ -20,6 +20,12 @@ pub(super) fn print_step(out: &mut impl Write, step: &Step) -> Result<(), Failur
                 let evictions = serde_json::to_value(&seq.evictions).map_err(Failure::fault)?;
                 fields.insert("evictions".into(), evictions);
             }
+            if let (Some(Value::Object(shadow)), Some(told)) = (part.get_mut("shadow"), &seq.shadow)
+                && !told.victims.is_empty()
+            {
+                let victims = serde_json::to_value(&told.victims).map_err(Failure::fault)?;
+                shadow.insert("victims".into(), victims);
+            }
         }
     }
     print(out, &serde_json::json!({ "step": value }))

@@ -19,7 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::args::{Look, RunArgs};
 use super::look::{self, Appearance};
 use super::setup::{self, Setup};
-use super::{Failure, player};
+use super::{Failure, memory, player};
 use crate::app::{App, Effect, ExportKind, Launch, Msg, View};
 use crate::engine::live::{self, Live, Start};
 use crate::engine::{Command, Fault, Item, Status};
@@ -72,7 +72,14 @@ fn start(setup: Setup, pace: Option<f64>, record: Option<PathBuf>, look: &Look) 
         keymap: appearance.config.keymap().map_err(Failure::Input)?,
     };
     let app = App::live(launch);
-    let start = Start { settings: setup.settings, prompt: setup.prompt, pace, pause_at_decode: true, record };
+    let start = Start {
+        settings: setup.settings,
+        prompt: setup.prompt,
+        pace,
+        pause_at_decode: true,
+        record,
+        free_bytes: memory::free_bytes,
+    };
     let model = setup.model;
     let (live, items) = live::spawn(move || model.load(), start).map_err(Failure::fault)?;
     show(app, appearance, Some((live, items)))

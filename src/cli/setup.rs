@@ -95,6 +95,7 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
         threads,
         batch: args.batch,
         compact: args.compact,
+        shadow: args.shadow.unwrap_or(0),
     };
     Ok(Setup { model, settings, prompt })
 }

@@ -7,6 +7,7 @@ use super::lanes::Staging;
 use super::memory::LayerMemory;
 use super::sequence::{Script, Sequence, Work};
 use super::setup::Plan;
+use super::shadow::Shadow;
 use super::teacher::Teacher;
 use super::{EngineError, Prompt};
 use crate::attention::cpu::CpuAttention;
@@ -59,6 +60,7 @@ pub struct Engine {
     /// What a read set by pages read in the present step, in the order it was read.
     pub(super) reads: Vec<LayerReads>,
     pub(super) teacher: Teacher,
+    pub(super) shadow: Option<Shadow>,
     #[cfg(test)]
     pub(super) witness: super::witness::Witness,
 }
@@ -131,6 +133,7 @@ impl Engine {
             attention: Box::new(CpuAttention::new(shape)),
             rope: Rope::new(config.head_dim, config.rope_theta, config.context),
             timer: PhaseTimer::new(Clock::new(), layers),
+            shadow: Shadow::new(&model, &plan.info)?,
             staging: (0..kv_heads).map(|_| Staging::default()).collect(),
             info: Arc::new(plan.info),
             policy: plan.policy,
@@ -229,7 +232,7 @@ impl Engine {
             .collect();
         let step = self.forward(&[], parts)?;
         self.step += 1;
-        Ok(Some(step))
+        self.shadowed(step).map(Some)
     }
 
     /// One forward over every sequence that goes on. `None` once all have ended.
@@ -252,7 +255,7 @@ impl Engine {
         }
         let step = self.forward(&work, starved)?;
         self.step += 1;
-        Ok(Some(step))
+        self.shadowed(step).map(Some)
     }
 
     /// Reserves room for what a sequence feeds next.

@@ -210,6 +210,7 @@ impl Engine {
             finish: s.finish,
             crush: decided.crush,
             merges: decided.merges,
+            shadow: None,
             evictions: decided.evictions,
             attention: None,
         }

@@ -350,6 +350,9 @@ impl Engine {
                 margin: drawn.margin,
             });
         }
+        if let Some(shadow) = &mut self.shadow {
+            shadow.take_logits(logits);
+        }
         self.timer.lap(None, Phase::Sample);
         Ok(())
     }
@@ -404,6 +407,7 @@ impl Engine {
             finish,
             crush: decided.crush,
             merges: decided.merges,
+            shadow: None,
             evictions: decided.evictions,
             attention,
         })

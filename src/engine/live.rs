@@ -37,6 +37,8 @@ pub struct Start {
     pub pause_at_decode: bool,
     /// Record from the first step.
     pub record: Option<PathBuf>,
+    /// Bytes of memory that are free, where that can be known: what a full-cache twin must fit into.
+    pub free_bytes: fn() -> Option<u64>,
 }
 
 /// The engine's thread, seen from outside.
@@ -81,6 +83,7 @@ pub fn spawn(
             pause_at_decode: start.pause_at_decode,
             recording: None,
             reference: None,
+            free_bytes: start.free_bytes,
         };
         let outcome = catch_unwind(AssertUnwindSafe(|| live.run(load, &start)));
         let result = match outcome {
@@ -128,6 +131,7 @@ struct Loop {
     recording: Option<(ListenerId, Recorder)>,
     /// The full-cache answer, and what it is the answer to.
     reference: Option<(Question, Reference)>,
+    free_bytes: fn() -> Option<u64>,
 }
 
 /// What decides a full-cache answer.
@@ -148,6 +152,7 @@ impl Question {
             batch: 1,
             blocks: 0,
             blocks_given: false,
+            shadow: 0,
             ..settings.clone()
         };
         Self { prompt: prompt.clone(), settings }
@@ -272,6 +277,11 @@ impl Loop {
             Ok(engine) => engine,
             Err(error) => return self.fail(&error),
         };
+        if let Some(free_bytes) = (self.free_bytes)()
+            && let Err(error) = engine.check_memory(free_bytes)
+        {
+            return self.fail(&error);
+        }
         if let Err(error) = self.feed.begin(engine.info()) {
             return self.fail(&error.into());
         }
@@ -500,8 +510,14 @@ mod tests {
             max_tokens: 12,
             ..Settings::default()
         };
-        let start =
-            Start { settings: settings.clone(), prompt: prompt.clone(), pace: None, pause_at_decode, record };
+        let start = Start {
+            settings: settings.clone(),
+            prompt: prompt.clone(),
+            pace: None,
+            pause_at_decode,
+            record,
+            free_bytes: || None,
+        };
         let (live, items) = spawn(|| Ok(demo::load()?), start).unwrap();
         let ear = Ear { items, state: None, info: None, reference: None, statuses: Vec::new() };
         (live, ear, prompt, settings)

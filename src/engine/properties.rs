@@ -257,20 +257,20 @@ fn cases() -> impl Strategy<Value = Case> {
 fn wild_cases() -> impl Strategy<Value = Case> {
     let policy = prop_oneof![1 => Just("full".to_owned()), 4 => evictors()];
     let read = prop_oneof![2 => Just(String::new()), 1 => reads()];
-    let sampler = (1..=3u32, select(vec![0.0, 0.8]), any::<u64>());
+    let sampler = (1..=3u32, select(vec![0.0, 0.8]), any::<u64>(), select(vec![0, 0, 1, 3]));
     let tunes = prop::collection::vec((0..24u64, 0..TUNES.len()), 0..5);
     let kivi = vec!["int2", "int4", "int4:residual=64"];
     let nuq = vec!["nuq4", "nuq3:outliers=0,first=0,calibrate=32", "nuq2:outliers=0.1,first=3,calibrate=37"];
     let codes = prop_oneof![3 => Just(None), 1 => select([kivi, nuq].concat()).prop_map(Some)];
     let merge = prop_oneof![3 => Just(""), 1 => select(vec!["cam:m=3", "d2o", "minicache:from=0"])];
     (cases(), policy, read, sampler, tunes, codes, merge).prop_map(
-        |(case, policy, read, (batch, temperature, seed), tunes, codes, merge)| {
+        |(case, policy, read, (batch, temperature, seed, shadow), tunes, codes, merge)| {
             let pairs = merge.starts_with("minicache");
             let merges = codes.is_none() && if pairs { case.config.layers > 1 } else { policy != "full" };
             let mut case = case.with(|s| {
                 (s.policy, s.read) = (policy, read);
                 s.merge = if merges { merge.into() } else { String::new() };
-                (s.batch, s.temperature, s.seed) = (batch, temperature, seed);
+                (s.batch, s.temperature, s.seed, s.shadow) = (batch, temperature, seed, shadow);
             });
             if let Some(dtype) = codes {
                 case.config.head_dim = 32;

@@ -213,6 +213,9 @@ fn check_numbers(s: &Settings) -> Result<(), EngineError> {
             "--blocks 0: use at least 1, or leave it out for enough blocks for the model's context",
         );
     }
+    if s.shadow > MAX_CHUNK {
+        return refuse(format!("--shadow=every:{}: use 1 to {MAX_CHUNK} tokens", s.shadow));
+    }
     if s.max_tokens == 0 {
         return refuse("--max-tokens 0: use at least 1");
     }

@@ -78,6 +78,9 @@ pub struct Settings {
     pub batch: u32,
     /// A layer's survivors are moved together when more than this share of its slots is stranded; 1 is never.
     pub compact: f64,
+    /// A full-cache twin follows the run and judges every so many draws (1: each of them); 0 is none.
+    #[serde(default)]
+    pub shadow: u32,
 }
 
 impl Default for Settings {
@@ -103,6 +106,7 @@ impl Default for Settings {
             threads: 1,
             batch: 1,
             compact: 1.0,
+            shadow: 0,
         }
     }
 }
@@ -217,6 +221,12 @@ impl RunInfo {
         if s.compact != d.compact {
             arg("compact", &s.compact.to_string());
         }
+        match s.shadow {
+            0 => {}
+            1 => arg("shadow", ""),
+            // One word: what stands behind a blank would be the prompt.
+            every => arg(&format!("shadow=every:{every}"), ""),
+        }
         line
     }
 }
@@ -258,6 +268,15 @@ mod tests {
     #[test]
     fn a_default_run_is_just_the_verb() {
         assert_eq!(RunInfo::default().command(), "kvista run");
+    }
+
+    #[test]
+    fn the_twin_is_in_the_line() {
+        let mut info = RunInfo::default();
+        info.settings.shadow = 1;
+        assert_eq!(info.command(), "kvista run --shadow");
+        info.settings.shadow = 8;
+        assert_eq!(info.command(), "kvista run --shadow=every:8");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::evict::Eviction;
 use super::ids::{BlockId, Head, Layer, Position, SeqId, StepId};
 use super::merge::Merge;
 use super::reads::LayerReads;
+use super::shadow::Shadow;
 use super::units::Provenance;
 
 /// Where the time of a step goes. The order is the order of the arrays in a [`Step`] and of every picture.
@@ -275,6 +276,9 @@ pub struct SeqStep {
     /// What a merge rule altered, layers ascending and heads within them; victims that are not in here are lost.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub merges: Vec<Merge>,
+    /// What the full-cache twin tells of the step; absent without `--shadow`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Shadow>,
     /// Decisions of the step; on the recording's `/evict` channel.
     #[serde(skip)]
     pub evictions: Vec<Eviction>,
@@ -518,7 +522,7 @@ impl Step {
 }
 
 /// f32 in JSON, with the non-finite values spelled (`"NaN"`, `"inf"`, `"-inf"`).
-mod spelled {
+pub(super) mod spelled {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     #[derive(Serialize, Deserialize)]
@@ -546,11 +550,11 @@ mod spelled {
 
     // The signature is serde's.
     #[allow(clippy::trivially_copy_pass_by_ref)]
-    pub(super) fn serialize<S: Serializer>(x: &f32, s: S) -> Result<S::Ok, S::Error> {
+    pub(in crate::event) fn serialize<S: Serializer>(x: &f32, s: S) -> Result<S::Ok, S::Error> {
         Spelled::from(*x).serialize(s)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<f32, D::Error> {
+    pub(in crate::event) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<f32, D::Error> {
         Spelled::deserialize(d)?.try_into().map_err(serde::de::Error::custom)
     }
 }
@@ -575,6 +579,7 @@ mod spelled_vec {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::super::shadow::Judged;
     use super::*;
 
     /// A small step with every optional part in use, for tests in other rooms.
@@ -600,6 +605,13 @@ pub(crate) mod tests {
                 finish: Some(Finish::MaxTokens),
                 crush: Vec::new(),
                 merges: Vec::new(),
+                shadow: Some(Shadow {
+                    ns: 40,
+                    bytes: 4_096,
+                    judged: Some(Judged { kl: f32::INFINITY, agrees: true, logprob: -0.5 }),
+                    regret: 0.1,
+                    victims: Vec::new(),
+                }),
                 evictions: Vec::new(),
                 attention: None,
             }],
@@ -642,6 +654,7 @@ pub(crate) mod tests {
                 finish: None,
                 crush: Vec::new(),
                 merges: Vec::new(),
+                shadow: None,
                 evictions: Vec::new(),
                 attention: None,
             }],

@@ -33,7 +33,7 @@ pub enum KeyframeError {
     Shape(#[from] FoldError),
 }
 
-/// What stands at the end, as JSON: its parts have fields that are left out where they are empty.
+/// What stands behind the codes, as JSON: its parts have fields that are left out where they are empty.
 #[derive(Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 struct Tail {
@@ -59,6 +59,7 @@ impl State {
             !self.coding.layers.is_empty(),
             !self.reads.total.is_empty(),
             !self.merging.is_empty(),
+            !self.twin.seqs.is_empty(),
             !tail.is_empty(),
         ];
         let last = behind.iter().rposition(|&has| has);
@@ -72,6 +73,9 @@ impl State {
             bytes = postcard::to_extend(&self.merging, bytes).expect("every field is serialisable");
         }
         if last >= Some(3) {
+            bytes = postcard::to_extend(&self.twin, bytes).expect("every field is serialisable");
+        }
+        if last >= Some(4) {
             serde_json::to_writer(&mut bytes, &tail).expect("a vector takes everything");
         }
         bytes
@@ -94,6 +98,9 @@ impl State {
         }
         if !behind.is_empty() {
             (state.merging, behind) = postcard::take_from_bytes(behind).map_err(damaged)?;
+        }
+        if !behind.is_empty() {
+            (state.twin, behind) = postcard::take_from_bytes(behind).map_err(damaged)?;
         }
         if !behind.is_empty() {
             let tail: Tail =
@@ -154,6 +161,9 @@ impl State {
         let in_order = self.seqs.iter().enumerate().all(|(i, s)| s.seq as usize == i);
         if self.seqs.len() > MAX_SEQS || !in_order || !self.seqs.iter().all(|s| s.is_sound(&self.run)) {
             return Err(wrong("sequences"));
+        }
+        if !self.twin.is_sound(&self.seqs) {
+            return Err(wrong("regrets"));
         }
         let tokens = |seq| self.seq(seq).map_or(0, |s| s.tokens.len());
         if !self.evictions.is_sound(tokens) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{ChannelError, MergeSummary, Quote, State};
-use crate::event::{CodingError, LayerReads, Origin, Phase, SeqId, Tier};
+use crate::event::{CodingError, LayerReads, Origin, Phase, Provenance, SeqId, Tier};
 
 /// What `run --headless --json` and `replay --headless --format json` end with. Times are engine time in ns.
 #[derive(Clone, Debug, Serialize)]
@@ -41,6 +41,9 @@ pub struct Summary {
     /// What putting rows into codes cost; absent where none did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coding: Option<CodingSummary>,
+    /// What the full-cache twin says of the run; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowSummary>,
     /// What the merge rule did; absent without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub merging: Option<MergeSummary>,
@@ -166,6 +169,31 @@ impl CodedPart {
     }
 }
 
+/// The run beside a full-cache twin that was fed its tokens, all sequences together.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ShadowSummary {
+    /// One draw in so many was judged.
+    pub every: u32,
+    /// Draws judged (measured).
+    pub judged: u64,
+    /// `derived`, or `sampled` where not every draw was judged: what the next four are.
+    pub provenance: Provenance,
+    /// Mean of KL(twin ‖ run), nats.
+    pub mean_kl: Option<f64>,
+    /// Share of the draws where both find the same token likeliest.
+    pub agreement: Option<f64>,
+    /// Of the tokens judged, under the run.
+    pub perplexity: Option<f64>,
+    /// Of the same tokens, under the twin.
+    pub twin_perplexity: Option<f64>,
+    /// Attention that the victims would have drawn, over all (layer, KV head) and queries (measured).
+    pub regret: f64,
+    /// Time of the twin, in no other time (measured).
+    pub twin_ns: u64,
+    /// Bytes of the twin at the end, in no tier (measured).
+    pub twin_bytes: u64,
+}
+
 /// Bytes moved between tiers since the run began.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct TrafficBytes {
@@ -242,6 +270,7 @@ impl State {
             coding: self.coding_summary(),
             reads: (!self.reads.total.is_empty()).then(|| ReadsSummary::of(&self.reads.sum())),
             merging: self.merging.summary(&self.run.settings.merge),
+            shadow: self.shadow_summary(),
             mass_dropped: self.mass_dropped(),
             victims: self.evictions.total_victims(),
             latency_ns: Latencies {
@@ -257,6 +286,22 @@ impl State {
             gap_steps: self.gap_steps,
             state_hash: self.hash.to_string(),
         }
+    }
+
+    fn shadow_summary(&self) -> Option<ShadowSummary> {
+        let told = self.twin.sum()?;
+        Some(ShadowSummary {
+            every: self.run.settings.shadow,
+            judged: told.judged,
+            provenance: self.twin_provenance(),
+            mean_kl: told.mean_kl(),
+            agreement: told.agreement(),
+            perplexity: told.perplexity(),
+            twin_perplexity: told.twin_perplexity(),
+            regret: told.regret,
+            twin_ns: told.ns,
+            twin_bytes: self.twin.bytes(),
+        })
     }
 
     fn coding_summary(&self) -> Option<CodingSummary> {

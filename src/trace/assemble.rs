@@ -115,8 +115,14 @@ impl Assembler {
                 None => Err(format!("{}: sequence {seq} was not in the step", topic.name())),
             };
             if *topic == Topic::Evict {
-                let (seq, evictions) = evict::decode_within(data, &mut budget).map_err(wrong)?;
-                step.seqs[home(seq)?].evictions.extend(evictions);
+                let told = evict::decode_within(data, &mut budget).map_err(wrong)?;
+                let part = &mut step.seqs[home(told.seq)?];
+                part.evictions.extend(told.evictions);
+                match &mut part.shadow {
+                    Some(shadow) => shadow.victims.extend(told.regrets),
+                    None if told.regrets.is_empty() => {}
+                    None => return Err("/evict: there are regrets, and no twin that tells them".into()),
+                }
             } else {
                 let (seq, map) = attention::decode_within(data, &mut budget).map_err(wrong)?;
                 step.seqs[home(seq)?].attention = Some(map);

@@ -1,12 +1,14 @@
-//! `kvista.evict.v1`: the decisions of one sequence in one step.
+//! `kvista.evict.v1`: the decisions of one sequence in one step, and what a full-cache twin tells of its victims.
 //!
 //! ```text
-//! u8 version = 1 · varint sequence · varint decisions, each:
+//! u8 version = 1, or 2 with regrets · varint sequence · varint decisions, each:
 //!   varint layer · varint KV head + 1 (0: the whole layer) · u8 reason · u8 form · [f32 cutoff] · varint kept
 //!   positions: varint n, then per position its distance from the smallest possible one
 //!          or: ranges (number, then distance and length less one)
 //!   scores:    none · or f16 bits each · or varint m, then m × (distance between indices, f16 bits)
 //! form: bit 0 has a cutoff · bit 1 positions are ranges · bits 2–3 scores: 0 none, 1 all, 2 those that are not NaN
+//! version 2 goes on: varint lanes, each:
+//!   varint layer · varint KV head · varint n, then n × (distance from the smallest possible position, f32 regret)
 //! ```
 //!
 //! Whichever form of the positions is shorter is written. Scores are kept bit for bit; only the plain NaN, which stands
@@ -16,9 +18,11 @@ use half::f16;
 
 use super::limits::{Budget, MAX_POSITION};
 use super::wire::{CodecError, Wire, put_ranges, put_varint, varint_len};
-use crate::event::{Eviction, Position, Reason, SeqId};
+use crate::event::{Eviction, LaneRegret, Position, Reason, SeqId};
 
 const VERSION: u8 = 1;
+/// Of a message with regrets.
+const WITH_REGRETS: u8 = 2;
 const HAS_CUTOFF: u8 = 1;
 const AS_RANGES: u8 = 1 << 1;
 const SCORES_ALL: u8 = 1 << 2;
@@ -26,34 +30,75 @@ const SCORES_SPARSE: u8 = 2 << 2;
 const SCORES: u8 = 3 << 2;
 /// Layer, head, reason, form, kept, number of positions.
 const SMALLEST_DECISION: usize = 6;
+/// Layer, head, number of positions.
+const SMALLEST_LANE: usize = 3;
+
+/// What a message holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Evicted {
+    /// Whose it is.
+    pub seq: SeqId,
+    /// Decisions.
+    pub evictions: Vec<Eviction>,
+    /// What is added to the regret of victims.
+    pub regrets: Vec<LaneRegret>,
+}
 
 /// Encodes the decisions of one sequence.
 ///
 /// # Errors
 /// Positions that do not ascend or reach [`MAX_POSITION`](super::limits::MAX_POSITION), a number of scores that is
 /// neither 0 nor the number of positions, and more victims than a step may hold.
-pub fn encode_evict(seq: SeqId, evictions: &[Eviction]) -> Result<Vec<u8>, CodecError> {
-    encode_within(seq, evictions, &mut Budget::of_a_step())
+pub fn encode_evict(
+    seq: SeqId,
+    evictions: &[Eviction],
+    regrets: &[LaneRegret],
+) -> Result<Vec<u8>, CodecError> {
+    encode_within(seq, evictions, regrets, &mut Budget::of_a_step())
 }
 
 /// Decodes [`encode_evict`]; safe on any bytes.
-pub fn decode_evict(bytes: &[u8]) -> Result<(SeqId, Vec<Eviction>), CodecError> {
+pub fn decode_evict(bytes: &[u8]) -> Result<Evicted, CodecError> {
     decode_within(bytes, &mut Budget::of_a_step())
 }
 
 pub(super) fn encode_within(
     seq: SeqId,
     evictions: &[Eviction],
+    regrets: &[LaneRegret],
     budget: &mut Budget,
 ) -> Result<Vec<u8>, CodecError> {
-    let mut out = vec![VERSION];
+    let mut out = vec![if regrets.is_empty() { VERSION } else { WITH_REGRETS }];
     put_varint(&mut out, u64::from(seq));
     put_varint(&mut out, evictions.len() as u64);
     for eviction in evictions {
         budget.spend(eviction.positions.len())?;
         put_decision(&mut out, eviction)?;
     }
+    if !regrets.is_empty() {
+        put_varint(&mut out, regrets.len() as u64);
+        for lane in regrets {
+            budget.spend(lane.told.len())?;
+            put_regrets(&mut out, lane)?;
+        }
+    }
     Ok(out)
+}
+
+fn put_regrets(out: &mut Vec<u8>, lane: &LaneRegret) -> Result<(), CodecError> {
+    if !lane.is_sound() || lane.told.last().is_some_and(|t| t.0 >= MAX_POSITION) {
+        return Err(CodecError::Malformed("regrets are not ascending by position, too far, or no sums"));
+    }
+    put_varint(out, u64::from(lane.layer));
+    put_varint(out, u64::from(lane.head));
+    put_varint(out, lane.told.len() as u64);
+    let mut smallest = 0;
+    for &(position, regret) in &lane.told {
+        put_varint(out, u64::from(position - smallest));
+        out.extend_from_slice(&regret.to_le_bytes());
+        smallest = position + 1;
+    }
+    Ok(())
 }
 
 fn put_decision(out: &mut Vec<u8>, eviction: &Eviction) -> Result<(), CodecError> {
@@ -142,11 +187,11 @@ fn ranges_are_shorter(positions: &[Position]) -> bool {
     ranged < listed
 }
 
-pub(super) fn decode_within(bytes: &[u8], budget: &mut Budget) -> Result<(SeqId, Vec<Eviction>), CodecError> {
+pub(super) fn decode_within(bytes: &[u8], budget: &mut Budget) -> Result<Evicted, CodecError> {
     let mut wire = Wire::new(bytes);
-    match wire.byte()? {
-        VERSION => {}
-        other => return Err(CodecError::Version(other)),
+    let version = wire.byte()?;
+    if ![VERSION, WITH_REGRETS].contains(&version) {
+        return Err(CodecError::Version(version));
     }
     let seq = wire.narrow()?;
     let count = wire.count(SMALLEST_DECISION)?;
@@ -154,8 +199,28 @@ pub(super) fn decode_within(bytes: &[u8], budget: &mut Budget) -> Result<(SeqId,
     for _ in 0..count {
         evictions.push(decision(&mut wire, budget)?);
     }
+    let lanes = if version == WITH_REGRETS { wire.count(SMALLEST_LANE)? } else { 0 };
+    let mut regrets = Vec::with_capacity(lanes);
+    for _ in 0..lanes {
+        regrets.push(regret(&mut wire, budget)?);
+    }
     wire.end()?;
-    Ok((seq, evictions))
+    Ok(Evicted { seq, evictions, regrets })
+}
+
+fn regret(wire: &mut Wire<'_>, budget: &mut Budget) -> Result<LaneRegret, CodecError> {
+    let (layer, head) = (wire.narrow()?, wire.narrow()?);
+    let count = wire.count(1 + size_of::<f32>())?;
+    budget.spend(count)?;
+    let mut told = Vec::with_capacity(count);
+    let mut smallest = 0;
+    for _ in 0..count {
+        let position = wire.position_from(smallest)?;
+        told.push((position, wire.f32_le()?));
+        smallest = position + 1;
+    }
+    let lane = LaneRegret { layer, head, told };
+    if lane.is_sound() { Ok(lane) } else { Err(CodecError::Malformed("a regret is no sum")) }
 }
 
 fn decision(wire: &mut Wire<'_>, budget: &mut Budget) -> Result<Eviction, CodecError> {
@@ -225,26 +290,35 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::trace::samples::{bits, evictions};
+    use crate::trace::samples::{bits, evictions, regrets};
 
     proptest! {
         #[test]
-        fn any_decisions_come_back_bit_for_bit(seq: u32, list in evictions(1024, 1024)) {
-            let bytes = encode_evict(seq, &list).unwrap();
-            let (seq_back, back) = decode_evict(&bytes).unwrap();
-            prop_assert_eq!(seq_back, seq);
-            prop_assert_eq!(back.iter().map(bits).collect::<Vec<_>>(), list.iter().map(bits).collect::<Vec<_>>());
+        fn any_decisions_and_regrets_come_back_bit_for_bit(
+            seq: u32,
+            list in evictions(1024, 1024),
+            told in regrets(1024, 1024),
+        ) {
+            let bytes = encode_evict(seq, &list, &told).unwrap();
+            let back = decode_evict(&bytes).unwrap();
+            prop_assert_eq!(bytes[0], if told.is_empty() { VERSION } else { WITH_REGRETS });
+            prop_assert_eq!((back.seq, back.regrets), (seq, told));
+            prop_assert_eq!(
+                back.evictions.iter().map(bits).collect::<Vec<_>>(),
+                list.iter().map(bits).collect::<Vec<_>>()
+            );
         }
 
         #[test]
         fn any_bytes_are_decoded_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             let _ = decode_evict(&bytes);
             let _ = decode_evict(&[&[VERSION, 0, 2], &bytes[..]].concat());
+            let _ = decode_evict(&[&[WITH_REGRETS, 0, 0, 2], &bytes[..]].concat());
         }
 
         #[test]
-        fn a_cut_message_is_refused(list in evictions(4, 4), cut in 0.0..1.0f64) {
-            let bytes = encode_evict(0, &list).unwrap();
+        fn a_cut_message_is_refused(list in evictions(4, 4), told in regrets(4, 4), cut in 0.0..1.0f64) {
+            let bytes = encode_evict(0, &list, &told).unwrap();
             let cut = (bytes.len() as f64 * cut) as usize;
             prop_assert!(decode_evict(&bytes[..cut]).is_err());
         }
@@ -257,18 +331,18 @@ mod tests {
     #[test]
     fn a_dense_decision_takes_a_few_bytes() {
         let dense = of((1000..100_000).collect(), Vec::new());
-        assert!(encode_evict(0, &[dense]).unwrap().len() < 20);
+        assert!(encode_evict(0, &[dense], &[]).unwrap().len() < 20);
     }
 
     #[test]
     fn scores_that_were_left_out_take_no_bytes() {
         let mut thinned =
             of((0..4000).map(|i| i * 2).collect(), (0..4000).map(|i| f16::from_f32(i as f32)).collect());
-        let before = encode_evict(0, &[thinned.clone()]).unwrap().len();
+        let before = encode_evict(0, &[thinned.clone()], &[]).unwrap().len();
         thinned.thin_scores();
-        let after = encode_evict(0, &[thinned.clone()]).unwrap();
+        let after = encode_evict(0, &[thinned.clone()], &[]).unwrap();
         assert!(after.len() < before - 7000, "{before} to {}", after.len());
-        assert_eq!(bits(&decode_evict(&after).unwrap().1[0]), bits(&thinned));
+        assert_eq!(bits(&decode_evict(&after).unwrap().evictions[0]), bits(&thinned));
     }
 
     #[test]
@@ -279,7 +353,12 @@ mod tests {
             of(vec![MAX_POSITION], Vec::new()),
             of(vec![1, 2], vec![f16::ONE]),
         ] {
-            assert!(encode_evict(0, &[bad]).is_err());
+            assert!(encode_evict(0, &[bad], &[]).is_err());
+        }
+        for told in
+            [vec![(3, 0.5), (3, 0.5)], vec![(MAX_POSITION, 0.5)], vec![(1, f32::NAN)], vec![(1, -1.0)]]
+        {
+            assert!(encode_evict(0, &[], &[LaneRegret { layer: 0, head: 0, told }]).is_err());
         }
     }
 

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 
 use super::wire::CodecError;
 use crate::event::{
-    Crush, LayerCoding, LayerReads, LayerTraffic, MAX_CHANNELS, Merge, RunInfo, SeqStep, Step, StepId,
+    Crush, LaneRegret, LayerCoding, LayerReads, LayerTraffic, MAX_CHANNELS, Merge, RunInfo, SeqStep, Shadow, Step,
+    StepId,
     TierUse,
 };
 
@@ -135,6 +136,9 @@ impl Shape {
         if !seq.merges.iter().all(Merge::is_sound) || !seq.merges.is_sorted_by(in_order) {
             return Err("what was merged breaks its own rules".into());
         }
+        if let Some(shadow) = &seq.shadow {
+            self.check_shadow(shadow)?;
+        }
         let tables = seq.tables.iter().all(|t| in_model(t.layer, t.head));
         let evictions = seq.evictions.iter().all(|e| in_model(e.layer, e.head));
         let pictures = seq.attention.iter().flat_map(|a| &a.groups).all(|g| {
@@ -149,6 +153,25 @@ impl Shape {
             Ok(())
         } else {
             Err("a layer or head is named that the model has not".into())
+        }
+    }
+
+    fn check_shadow(&self, shadow: &Shadow) -> Result<(), String> {
+        if shadow.ns > MAX_QUANTITY || shadow.bytes > MAX_QUANTITY {
+            return Err("a time or a number of bytes of the twin is beyond reason".into());
+        }
+        let is_positive = |x: f64| x >= 0.0;
+        let judged = shadow.judged.is_none_or(|j| is_positive(j.kl.into()) && j.logprob <= 0.0);
+        if !judged || !is_positive(shadow.regret) || !shadow.regret.is_finite() {
+            return Err("what the twin tells is not of probabilities".into());
+        }
+        let in_model = |lane: &LaneRegret| {
+            u32::from(lane.layer) < self.layers && u32::from(lane.head) < self.kv_heads && lane.is_sound()
+        };
+        if shadow.victims.iter().all(in_model) {
+            Ok(())
+        } else {
+            Err("regrets are of no layer or head of the model, or no sums".into())
         }
     }
 }
@@ -174,7 +197,7 @@ fn quantities(step: &Step) -> impl Iterator<Item = u64> + '_ {
 mod tests {
     use super::*;
     use crate::event::merge::tests::sample as merge;
-    use crate::event::{Crush, Eviction, Reason, TableOps};
+    use crate::event::{Crush, Eviction, Judged, Reason, TableOps};
     use crate::trace::samples::{run, step};
 
     #[test]
@@ -198,6 +221,16 @@ mod tests {
         refuses(&|s| s.coding[0].k.rows = u64::MAX);
         refuses(&|s| s.coding[0].v.squares = -1.0);
         refuses(&|s| s.coding[0].k_channels = vec![0; MAX_CHANNELS + 1]);
+        let refuses_shadow = |change: &dyn Fn(&mut Shadow)| {
+            refuses(&|s| change(s.seqs[0].shadow.insert(Shadow::default())));
+        };
+        let lane = |layer, regret| LaneRegret { layer, head: 0, told: vec![(1, regret)] };
+        refuses_shadow(&|s| s.ns = u64::MAX);
+        refuses_shadow(&|s| s.regret = f64::NAN);
+        refuses_shadow(&|s| s.judged = Some(Judged { kl: -1.0, agrees: true, logprob: -1.0 }));
+        refuses_shadow(&|s| s.judged = Some(Judged { kl: 1.0, agrees: true, logprob: f32::NAN }));
+        refuses_shadow(&|s| s.victims = vec![lane(2, 1.0)]);
+        refuses_shadow(&|s| s.victims = vec![lane(0, f32::INFINITY)]);
         refuses(&|s| s.seqs.push(s.seqs[0].clone()));
         refuses(&|s| s.seqs[0].seq = MAX_SEQS);
         refuses(&|s| s.seqs[0].first = u32::MAX);

@@ -9,8 +9,8 @@ use crate::event::crush::{BitRow, Crush};
 use crate::event::merge::tests::sample as merge;
 use crate::event::step::tests::sample_step;
 use crate::event::{
-    AttentionGroup, AttentionMap, Cells, Eviction, HeadRow, Position, Reason, RunInfo, ScoreLevel, Step,
-    StepId,
+    AttentionGroup, AttentionMap, Cells, Eviction, HeadRow, LaneRegret, Position, Reason, RunInfo,
+    ScoreLevel, Step, StepId,
 };
 use crate::trace::limits::MAX_POSITION;
 use crate::trace::{Recording, TraceError, Writer};
@@ -56,6 +56,13 @@ pub(super) fn step(id: StepId) -> Step {
             }],
         }],
     });
+    if let Some(shadow) = &mut step.seqs[0].shadow {
+        let told = (0..id as Position % 20).map(|i| (i * 2, i as f32 / 16.0)).collect();
+        shadow.victims = vec![LaneRegret { layer: 1, head: 0, told }];
+    }
+    if id.is_multiple_of(3) {
+        step.seqs[0].shadow = None;
+    }
     if !id.is_multiple_of(5) {
         step.tuning.clear();
     }
@@ -110,6 +117,15 @@ pub(super) fn evictions(layers: u16, heads: u16) -> impl Strategy<Value = Vec<Ev
         Eviction { layer, head, reason, cutoff, kept, positions, scores }
     });
     prop::collection::vec(decision, 0..6)
+}
+
+/// Any regrets of a model of this size.
+pub(super) fn regrets(layers: u16, heads: u16) -> impl Strategy<Value = Vec<LaneRegret>> {
+    let lane = (0..layers, 0..heads, positions(), any::<u16>()).prop_map(|(layer, head, positions, seed)| {
+        let regret = |p: Position| f32::from((p as u16).wrapping_mul(seed)) / 4096.0;
+        LaneRegret { layer, head, told: positions.into_iter().map(|p| (p, regret(p))).collect() }
+    });
+    prop::collection::vec(lane, 0..4)
 }
 
 /// A decision as bits: NaN equals itself.

@@ -133,8 +133,12 @@ impl<W: Write + Seek> Writer<W> {
         let mut bytes = json.len();
         let mut budget = Budget::of_a_step();
         let mut messages = Vec::new();
-        for seq in step.seqs.iter().filter(|seq| !seq.evictions.is_empty()) {
-            let data = evict::encode_within(seq.seq, &seq.evictions, &mut budget)
+        for seq in &step.seqs {
+            let regrets = seq.shadow.as_ref().map(|shadow| shadow.victims.as_slice()).unwrap_or_default();
+            if seq.evictions.is_empty() && regrets.is_empty() {
+                continue;
+            }
+            let data = evict::encode_within(seq.seq, &seq.evictions, regrets, &mut budget)
                 .map_err(|error| format!("evictions of sequence {}: {error}", seq.seq))?;
             bytes += data.len();
             messages.push((Topic::Evict, data));

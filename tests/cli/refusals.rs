@@ -72,6 +72,7 @@ fn numbers_that_cannot_be() {
     refused(&["--block-size", "0"], &["--block-size 0", "use 1 to"]);
     refused(&["--blocks", "0"], &["--blocks 0"]);
     refused(&["--chunk", "0"], &["--chunk 0", "use 1 to"]);
+    refused(&["--shadow=every:1000000"], &["--shadow=every:1000000", "use 1 to"]);
     refused(&["--threads", "0"], &["--threads 0", "at least 1"]);
     refused(&["--batch", "0"], &["--batch 0", "use 1 to"]);
     refused(&["--max-tokens", "0"], &["--max-tokens 0"]);
@@ -100,6 +101,8 @@ fn what_clap_refuses_has_the_same_code() {
     for args in [
         &["run", "--scores", "lots"][..],
         &["run", "--seed", "x"],
+        &["run", "--shadow=3"],
+        &["run", "--shadow=every:0"],
         &["run", "--prompt", "a", "--prompt-file", "b"],
         &["replay", "x.mcap", "--view", "nope"],
         &["replay"],

@@ -89,6 +89,30 @@ fn what_was_merged_is_in_the_summary_and_in_the_words() {
 }
 
 #[test]
+fn a_twin_says_what_the_policy_cost_and_changes_nothing() {
+    let alone = short_run(&[]).summary();
+    let ran = short_run(&["--shadow"]).ok();
+    let summary = ran.summary();
+    assert_eq!(summary["state_hash"], alone["state_hash"]);
+    assert!(alone.get("shadow").is_none());
+    let shadow = &summary["shadow"];
+    assert_eq!((&shadow["judged"], &shadow["provenance"]), (&12.into(), &"derived".into()));
+    for figure in ["mean_kl", "regret", "perplexity", "twin_perplexity", "twin_ns", "twin_bytes"] {
+        assert!(shadow[figure].as_f64().unwrap() > 0.0, "{figure}: {shadow}");
+    }
+    let regretted = ran.lines().iter().any(|line| {
+        let told = &line["step"]["seqs"][0]["shadow"]["victims"];
+        told.as_array().is_some_and(|lanes| !lanes.is_empty())
+    });
+    assert!(regretted);
+    let prompt = crate::program::PROMPT;
+    let args = ["run", "--headless", "--json", "--prompt", prompt, "--max-tokens", "12", "--shadow=every:4"];
+    let kept = run(args).ok().summary()["shadow"].clone();
+    assert_eq!((&kept["judged"], &kept["provenance"]), (&3.into(), &"sampled".into()));
+    assert!(kept["mean_kl"].as_f64().unwrap() < 1e-6 && kept["agreement"] == 1.0 && kept["regret"] == 0.0);
+}
+
+#[test]
 fn a_replay_prints_the_very_same_lines() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("run.mcap");
@@ -98,6 +122,8 @@ fn a_replay_prints_the_very_same_lines() {
         &["--policy", "full", "--kcache", "n=8,l=1"],
         &["--policy", "h2o:budget=25%", "--read", "quest:budget=64,page=8"],
         &["--policy", "full", "--read", "infllm:local=8,init=0,block=16,topk=1,cache=2"],
+        &["--shadow"],
+        &["--shadow=every:3", "--batch", "2"],
         &["--batch", "2", "--scores", "top:4"],
         &["--kv-dtype", "int2"],
         &["--kv-dtype", "nuq3:calibrate=32"],

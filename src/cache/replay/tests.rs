@@ -16,6 +16,7 @@ fn step(first: Position, fed: usize, tables: Vec<TableOps>, evictions: Vec<Evict
         finish: None,
         crush: Vec::new(),
         merges: Vec::new(),
+        shadow: None,
         evictions,
         attention: None,
     }

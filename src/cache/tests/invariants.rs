@@ -214,6 +214,7 @@ impl Run {
             finish: None,
             crush: Vec::new(),
             merges: Vec::new(),
+            shadow: None,
             evictions,
             attention: None,
         };

@@ -1,6 +1,7 @@
 //! A made-up run for tests: small and the same on every machine, with everything a view may meet: heads that part,
 //! scores, traffic, tokens that must not be printed raw.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crossterm::event::KeyEvent;
@@ -10,9 +11,9 @@ use crate::cache::{LayerTable, Victims};
 use crate::engine::{Item, Reference, Status};
 use crate::event::evict::recorded_score;
 use crate::event::{
-    AttentionGroup, AttentionMap, Cells, Eviction, Fed, HeadRow, LayerTraffic, ModelCard, Origin, PHASES,
-    Piece, Position, ProbeCost, Provenance, Reason, RunInfo, Sampled, ScoreLevel, SeqStep, Settings, Stage,
-    Step, TableOps, Tier, TierUse, Tuning, attention,
+    AttentionGroup, AttentionMap, Cells, Eviction, Fed, HeadRow, Judged, LaneRegret, LayerTraffic, ModelCard,
+    Origin, PHASES, Piece, Position, ProbeCost, Provenance, Reason, RunInfo, Sampled, ScoreLevel, SeqStep,
+    Settings, Shadow, Stage, Step, TableOps, Tier, TierUse, Tuning, attention,
 };
 
 const LAYERS: u16 = 2;
@@ -26,13 +27,50 @@ pub(crate) const STEPS: usize = 8;
 
 /// The application with the first `steps` steps of the run heard.
 pub(crate) fn app(steps: usize) -> App {
+    app_hearing(steps, |_| {})
+}
+
+/// The same of a run that a full-cache twin follows: it sees the draws a little differently, and each victim draws the
+/// less the later it stands.
+pub(crate) fn shadowed_app(steps: usize) -> App {
+    let mut lost: BTreeSet<(u16, u16, Position)> = BTreeSet::new();
+    app_hearing(steps, |part| {
+        let lanes: Vec<(u16, u16)> = (0..LAYERS).flat_map(|l| (0..KV_HEADS).map(move |h| (l, h))).collect();
+        let told = |&(layer, head): &(u16, u16)| LaneRegret {
+            layer,
+            head,
+            told: lost
+                .range((layer, head, 0)..=(layer, head, Position::MAX))
+                .map(|&(_, _, position)| (position, 0.125 / (1.0 + position as f32)))
+                .collect(),
+        };
+        let victims: Vec<LaneRegret> = lanes.iter().map(told).filter(|lane| !lane.told.is_empty()).collect();
+        let agrees = part.first % 2 == 0;
+        part.shadow = Some(Shadow {
+            ns: 400_000,
+            bytes: 8_192,
+            judged: part.sampled.as_ref().map(|_| Judged { kl: 0.25, agrees, logprob: -1.0 }),
+            regret: victims.iter().flat_map(|lane| &lane.told).map(|told| f64::from(told.1)).sum(),
+            victims,
+        });
+        let of = |e: &Eviction| {
+            let (layer, head) = (e.layer, e.head.expect("heads decide apart here"));
+            e.positions.iter().map(move |&position| (layer, head, position)).collect::<Vec<_>>()
+        };
+        lost.extend(part.evictions.iter().flat_map(of));
+    })
+}
+
+/// The application with the first steps heard, each sequence's part changed before.
+fn app_hearing(steps: usize, mut change: impl FnMut(&mut SeqStep)) -> App {
     let mut app = App::live(Launch { themes: vec!["dark".into(), "light".into()], ..Launch::default() });
     app.update(Msg::Item(Item::Reference(Reference { ids: vec![3, 1, 4], text: " 4711.".into() })));
     app.update(Msg::Item(Item::Begin(Arc::new(info()))));
     let mut tables = vec![LayerTable::new(KV_HEADS, 4).unwrap(); usize::from(LAYERS)];
     let mut next_block = 0;
     for i in 0..steps.min(STEPS) {
-        let step = step(i, &mut tables, &mut next_block);
+        let mut step = step(i, &mut tables, &mut next_block);
+        step.seqs.iter_mut().for_each(&mut change);
         app.update(Msg::Item(Item::Step(Arc::new(step))));
     }
     app.update(Msg::Item(Item::Status(Status::Paused)));
@@ -120,6 +158,7 @@ fn step(i: usize, tables: &mut [LayerTable], next_block: &mut u32) -> Step {
         finish: None,
         crush: Vec::new(),
         merges: Vec::new(),
+        shadow: None,
         evictions,
         attention: Some(picture(tables, (first + fed - 1) as Position)),
     };
