@@ -183,6 +183,8 @@ registry! { |app|
     held Global "list.next" ["n"] "next match" "next row of the filtered list" => app.next_match(1);
     held Global "list.previous" ["N"] "previous match" "previous row of the filtered list" => app.next_match(-1);
 
+    once Global "list.worst" ["W"] "worst victim" "the victim of largest regret that the filter lets through (--shadow)" => app.select_worst();
+
     // The run.
     once Global "engine.params" ["p"] "parameters" "the parameter panel" => app.toggle_params();
     once Global "engine.undo" ["u"] "undo" "undo the last change of a parameter" => app.undo();

@@ -198,14 +198,15 @@ impl App {
                 let head = v.head.map_or_else(|| "all".to_owned(), |h| h.to_string());
                 let number = |x: Option<f32>| x.map_or_else(|| "-".to_owned(), |x| x.to_string());
                 format!(
-                    "step {} layer {} head {head} position {} token {:?} score {} cutoff {} age {}",
+                    "step {} layer {} head {head} position {} token {:?} score {} cutoff {} age {} regret {}",
                     v.step,
                     v.layer,
                     v.position,
                     v.token,
                     number(v.score),
                     number(v.cutoff),
-                    v.age
+                    v.age,
+                    number(v.regret)
                 )
             }),
             View::Log => self.log.lines.current().map(|l| l.text.clone()),

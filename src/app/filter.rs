@@ -71,11 +71,13 @@ pub enum Field {
     Margin,
     /// Age in tokens.
     Age,
+    /// Attention that it would have drawn later.
+    Regret,
 }
 
 impl Field {
     /// Fields with their names; the first name of a field is the one shown.
-    pub const NAMES: [(&'static str, Self); 13] = [
+    pub const NAMES: [(&'static str, Self); 14] = [
         ("kind", Self::Kind),
         ("step", Self::Step),
         ("layer", Self::Layer),
@@ -89,6 +91,7 @@ impl Field {
         ("rank", Self::Rank),
         ("margin", Self::Margin),
         ("age", Self::Age),
+        ("regret", Self::Regret),
     ];
 
     /// The name shown.

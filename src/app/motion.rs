@@ -255,6 +255,18 @@ impl App {
         }
     }
 
+    /// To the victim that the twin has read most since it was lost.
+    pub(super) fn select_worst(&mut self) {
+        if self.view != View::Evictions {
+            self.open_view(View::Evictions);
+            self.refresh();
+        }
+        match self.victims.worst() {
+            Some(index) => self.select_victim(index as i64),
+            None => self.say("no victim here is known to be regretted: kvista run --shadow tells".to_owned()),
+        }
+    }
+
     pub(super) fn next_sort(&mut self) {
         self.sort = ((self.sort.0 + 1) % super::VICTIM_COLUMNS.len(), false);
         self.say(format!("sorted by {}", super::VICTIM_COLUMNS[self.sort.0].name()));

@@ -43,6 +43,8 @@ pub struct VictimRow {
     pub margin: Option<f32>,
     /// Tokens between it and the newest one when it was lost (derived).
     pub age: u32,
+    /// Attention that it would have drawn later, as far as it was told (measured); `None` without a twin.
+    pub regret: Option<f32>,
 }
 
 impl VictimRow {
@@ -69,6 +71,7 @@ impl Row for VictimRow {
             Field::Rank => self.rank.map(|r| r as f64),
             Field::Margin => self.margin.map(f64::from),
             Field::Age => Some(f64::from(self.age)),
+            Field::Regret => self.regret.map(f64::from),
             Field::Kind | Field::Token | Field::Reason => None,
         }
     }
@@ -88,7 +91,7 @@ impl Row for VictimRow {
 }
 
 /// Columns of the list in order; [`super::App::sort`] indexes them.
-pub const VICTIM_COLUMNS: [Field; 11] = [
+pub const VICTIM_COLUMNS: [Field; 12] = [
     Field::Step,
     Field::Layer,
     Field::Head,
@@ -100,6 +103,7 @@ pub const VICTIM_COLUMNS: [Field; 11] = [
     Field::Rank,
     Field::Margin,
     Field::Age,
+    Field::Regret,
 ];
 
 /// Order of two victims by a column.
@@ -119,6 +123,8 @@ fn compare(column: Field, a: &VictimRow, b: &VictimRow) -> Ordering {
         Field::Rank => a.rank.unwrap_or(usize::MAX).cmp(&b.rank.unwrap_or(usize::MAX)),
         Field::Margin => missing_last(a.margin, b.margin),
         Field::Age => a.age.cmp(&b.age),
+        // The largest first: who should have stayed is what one looks for.
+        Field::Regret => missing_last(a.regret.map(|r| -r), b.regret.map(|r| -r)),
     }
 }
 
@@ -137,6 +143,8 @@ pub struct VictimList {
     omitted: u64,
     run: Option<Arc<RunInfo>>,
     decisions: u64,
+    /// Regret told of all victims.
+    told: f64,
     arranged: Option<(String, (usize, bool))>,
 }
 
@@ -152,7 +160,9 @@ impl VictimList {
         let same_run = self.run.as_ref().is_some_and(|run| Arc::ptr_eq(run, &state.run));
         let stale = !same_run || self.decisions != decisions;
         let arranged = self.arranged.as_ref().is_some_and(|(f, s)| f == filter.source() && *s == sort);
-        if !stale && arranged {
+        let told = state.twin.sum().map_or(0.0, |tally| tally.told);
+        let same_regrets = !stale && self.told == told;
+        if same_regrets && arranged {
             return;
         }
         let selected = self.rows.current().map(VictimRow::key);
@@ -160,7 +170,12 @@ impl VictimList {
             self.run = Some(Arc::clone(&state.run));
             self.decisions = decisions;
             self.collect(state);
+        } else if !same_regrets {
+            for row in &mut self.rows.all {
+                row.regret = state.regret(row.seq, row.layer, row.head, row.position);
+            }
         }
+        self.told = told;
         self.arranged = Some((filter.source().to_owned(), sort));
         self.rows.apply(filter);
         self.sort(sort);
@@ -183,6 +198,13 @@ impl VictimList {
             self.rows.select(index);
         }
         newest.is_some()
+    }
+
+    /// Place in the list of the victim that was regretted most; `None` where no regret is known.
+    pub(super) fn worst(&self) -> Option<usize> {
+        let regrets = self.rows.rows_from(0).enumerate().filter_map(|(i, row)| Some((row.regret?, i)));
+        let known = regrets.filter(|&(regret, _)| regret > 0.0);
+        known.reduce(|worst, next| if next.0 > worst.0 { next } else { worst }).map(|(_, i)| i)
     }
 
     fn collect(&mut self, state: &State) {
@@ -231,6 +253,7 @@ fn rows_of<'a>(state: &'a State, decision: &'a Decision) -> impl Iterator<Item =
         of: e.positions.len(),
         margin: e.margin(i),
         age: decision.age(i).unwrap_or(0),
+        regret: state.regret(decision.seq, e.layer, e.head, position),
     })
 }
 

@@ -19,6 +19,7 @@ mod text;
 mod timeline;
 mod token;
 mod traffic;
+mod twin;
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;

@@ -9,6 +9,7 @@ use ratatui::layout::Rect;
 use super::columns::{fact, key};
 use super::timeline::{Series, timeline_pane};
 use super::token;
+use super::twin;
 use crate::app::VictimRow;
 use crate::event::{Provenance, Reason};
 use crate::ui::draw::{Pen, Scene, pane, split_bottom, split_top};
@@ -68,6 +69,8 @@ fn victims(buf: &mut Buffer, area: Rect, scene: &Scene<'_>, explain: bool) {
     }
     let (totals_row, rest) = split_top(inner, u16::from(inner.height >= 7));
     totals(&mut Pen::new(buf, totals_row, scene.styles), scene);
+    let (twin_row, rest) = split_top(rest, u16::from(inner.height >= 7 && twin::is_there(scene)));
+    twin::verdict(&mut Pen::new(buf, twin_row, scene.styles), scene);
     let (rest, why_row) = split_bottom(rest, u16::from(explain && inner.height >= 6));
     table::render(buf, rest, scene);
     if let Some(row) = list.current() {
@@ -130,4 +133,7 @@ fn explanation(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, row: &VictimRow) {
         pen.put(", rank ", Role::Dim).figure(&format!("{rank} of {} lost", row.of), Provenance::Derived);
     }
     pen.put(", age ", Role::Dim).figure(&format!("{} tokens", row.age), Provenance::Derived);
+    if let Some(regret) = row.regret {
+        pen.put(", regret ", Role::Dim).figure(&figure(regret), Provenance::Measured);
+    }
 }

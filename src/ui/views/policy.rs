@@ -7,6 +7,7 @@ mod pages;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
+use super::twin;
 use crate::event::Provenance;
 use crate::policy::spec::{Part, Spec};
 use crate::ui::draw::{Pen, Scene, pane, split_bottom, split_top};
@@ -60,6 +61,10 @@ fn facts_pane(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let title = policy.as_ref().map_or("policy", |p| p.entry().title);
     let inner = pane(buf, area, scene, title, "what may be lost", Some(FACTS));
     let mut pen = Pen::new(buf, inner, scene.styles);
+    if twin::is_there(scene) {
+        twin::words(&mut pen, scene);
+        pen.newline();
+    }
     match &policy {
         Some(policy) => rule(&mut pen, policy.spec()),
         None => {

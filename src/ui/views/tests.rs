@@ -5,12 +5,12 @@ use std::sync::Arc;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
-use crate::app::App;
+use crate::app::{App, VICTIM_COLUMNS};
 use crate::event::crush::BitRow;
 use crate::event::{Cells, CodingError, Crush, LayerReads, RunInfo, ScoreLevel, Settings, attention};
 use crate::state::{CodedLayer, EvictionLog, Reads, SeqState, State, Traffic};
 use crate::ui::draw::render;
-use crate::ui::draw::samples::{STEPS, app, press};
+use crate::ui::draw::samples::{STEPS, app, press, shadowed_app};
 use crate::ui::export::{styled_dump, text};
 use crate::ui::theme::{dark, plain};
 
@@ -339,4 +339,43 @@ fn what_was_merged_is_told_from_what_was_lost() {
     (app.cursor.layer, app.cursor.position) = (layer, Some(victims[0]));
     let shown = words(&app, 160, 45);
     assert!(shown.contains("merged into 777 and 3 more") && shown.contains("+ cam:m=4"), "{shown}");
+}
+
+#[test]
+fn a_twin_adds_its_verdict_and_the_regret_of_every_victim() {
+    let mut app = shadowed_app(STEPS);
+    press(&mut app, "4");
+    insta::assert_snapshot!("evictions_with_a_twin", words(&app, 120, 30));
+    let narrow = words(&app, 80, 24);
+    assert!(narrow.contains("regret m") && narrow.contains("full cache"), "{narrow}");
+    press(&mut app, "9");
+    let policy = words(&app, 160, 40);
+    assert!(policy.contains("full cache") && policy.contains("KL 0.250 d"), "{policy}");
+    settings(&mut app, |s| s.shadow = 2);
+    state(&mut app).run = Arc::clone(app.run.as_ref().unwrap());
+    assert!(words(&app, 160, 40).contains("KL 0.250 s"), "what was judged now and then is sampled");
+    press(&mut app, "6");
+    let latency = words(&app, 160, 50);
+    assert!(latency.contains("beside all steps") && latency.contains("8.00 KiB"), "{latency}");
+}
+
+#[test]
+fn victims_are_sorted_and_filtered_by_regret_and_the_worst_is_found() {
+    let mut app = shadowed_app(STEPS);
+    press(&mut app, "4");
+    let regrets = |app: &App| app.victims.rows.rows_from(0).map(|r| r.regret.unwrap()).collect::<Vec<_>>();
+    press(&mut app, &"o ".repeat(VICTIM_COLUMNS.len() - 1));
+    let all = regrets(&app);
+    assert!(all.is_sorted_by(|a, b| a >= b) && all[0] > 0.0 && *all.last().unwrap() == 0.0, "{all:?}");
+    press(&mut app, "O / r e g r e t > 0 . 0 1 Enter");
+    let some = regrets(&app);
+    assert!(some.is_sorted() && some.iter().all(|&r| r > 0.01) && !some.is_empty() && some.len() < all.len());
+    press(&mut app, "g g W");
+    let row = app.victims.rows.current().unwrap();
+    assert_eq!((row.regret, app.cursor.position), (Some(all[0]), Some(row.position)));
+    // Without a twin there is nothing to find.
+    let mut alone = self::app(STEPS);
+    press(&mut alone, "4 j W");
+    assert_eq!(alone.victims.rows.selected, 1);
+    assert!(words(&alone, 120, 30).contains("kvista run --shadow tells"));
 }

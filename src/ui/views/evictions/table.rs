@@ -29,6 +29,8 @@ struct Longest {
     age: u64,
     /// Columns of a reason in words rather than in a word.
     phrase: u16,
+    /// Whether regret is known of any.
+    regret: bool,
 }
 
 impl Longest {
@@ -39,6 +41,7 @@ impl Longest {
             of: most.of.max(row.of as u64),
             age: most.age.max(row.age.into()),
             phrase: most.phrase.max(text::width(row.reason.words()) as u16),
+            regret: most.regret || row.regret.is_some(),
         })
     }
 }
@@ -70,13 +73,25 @@ impl Widths {
                 F::Reason => WORD,
                 F::Cutoff | F::Margin | F::Token => 8,
                 F::Rank => 9.max(2 * digits(longest.of) + 1),
+                F::Regret if longest.regret => 8,
+                F::Regret => 0,
             };
             (column, least)
         });
         let mut widths = Self { columns, bar: 0 };
         // The reason is the same for most policies, and the rest follows from score and cutoff.
-        for least in [F::Reason, F::Age, F::Rank, F::Margin, F::Cutoff, F::Step, F::Head, F::Layer, F::Score]
-        {
+        for least in [
+            F::Reason,
+            F::Age,
+            F::Rank,
+            F::Margin,
+            F::Cutoff,
+            F::Step,
+            F::Head,
+            F::Layer,
+            F::Score,
+            F::Regret,
+        ] {
             if widths.used() <= width {
                 break;
             }
@@ -136,7 +151,7 @@ fn titles(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, widths: &Widths) {
     pen.skip(1);
     for (column, width) in widths.of() {
         let title = match column {
-            Field::Score | Field::Cutoff => marked(column.name(), Provenance::Measured),
+            Field::Score | Field::Cutoff | Field::Regret => marked(column.name(), Provenance::Measured),
             Field::Rank | Field::Margin | Field::Age => marked(column.name(), Provenance::Derived),
             _ => column.name().to_owned(),
         };
@@ -235,6 +250,7 @@ fn cell(scene: &Scene<'_>, row: &VictimRow, column: Field, width: u16) -> (Strin
         }
         Field::Margin => (decimal(row.margin), Role::Text),
         Field::Age => (row.age.to_string(), Role::Text),
+        Field::Regret => (decimal(row.regret), Role::Text),
     }
 }
 
@@ -256,7 +272,14 @@ mod tests {
 
     #[test]
     fn columns_fit_every_width_and_the_token_stays() {
-        let long = Longest { step: 9_999_999, position: 131_071, of: 16_384, age: 131_000, phrase: 37 };
+        let long = Longest {
+            step: 9_999_999,
+            position: 131_071,
+            of: 16_384,
+            age: 131_000,
+            phrase: 37,
+            regret: true,
+        };
         for (width, longest) in (0..220).flat_map(|width| [(width, &long), (width, &LONGEST)]) {
             let mut widths = Widths::new(width, longest);
             assert!(widths.used() + widths.bar <= width.max(16), "{} of {width}", widths.used());
@@ -264,14 +287,19 @@ mod tests {
         }
     }
 
-    const LONGEST: Longest = Longest { step: 100, position: 100, of: 10, age: 90, phrase: 22 };
+    const LONGEST: Longest = Longest { step: 100, position: 100, of: 10, age: 90, phrase: 22, regret: false };
 
     #[test]
     fn eighty_columns_have_everything_but_the_phrase() {
-        let shown: Vec<_> = Widths::new(79, &LONGEST).of().map(|(column, _)| column).collect();
-        let all: Vec<_> = VICTIM_COLUMNS.into_iter().filter(|&c| c != Field::Reason).collect();
-        assert_eq!(shown, all);
-        assert_eq!(Widths::new(110, &LONGEST).of().count(), VICTIM_COLUMNS.len());
+        let shown = |longest| Widths::new(79, longest).of().map(|(column, _)| column).collect::<Vec<_>>();
+        let all_but = |missing: &[Field]| {
+            VICTIM_COLUMNS.into_iter().filter(|column| !missing.contains(column)).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&LONGEST), all_but(&[Field::Reason, Field::Regret]));
+        assert_eq!(Widths::new(110, &LONGEST).of().count(), VICTIM_COLUMNS.len() - 1);
+        let regretted = Longest { regret: true, ..LONGEST };
+        assert_eq!(shown(&regretted), all_but(&[Field::Reason, Field::Age]));
+        assert_eq!(Widths::new(120, &regretted).of().count(), VICTIM_COLUMNS.len());
     }
 
     #[test]

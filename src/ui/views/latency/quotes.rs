@@ -26,13 +26,18 @@ const LINES: u16 = 6;
 pub(super) fn pane_of(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let Some(state) = scene.state() else { return };
     let inner = pane(buf, area, scene, "quotes", "engine time: pauses and pace left out", Some(QUOTES));
-    let (figures, rest) = split_top(inner, LINES);
+    let twin = state.twin.sum().is_some();
+    let (figures, rest) = split_top(inner, LINES + u16::from(twin));
     let mut pen = Pen::new(buf, figures, scene.styles);
     let latency = &state.latency;
     line(&mut pen, scene, "first token", &latency.first_token, "sequences");
     line(&mut pen, scene, "per token", &latency.per_token, "tokens");
     line(&mut pen, scene, "end to end", &latency.end_to_end, "sequences");
     rates(&mut pen, scene, state);
+    if twin {
+        pen.put("twin", Role::Dim).column(NAME);
+        crate::ui::views::twin::cost(&mut pen, scene);
+    }
     if rest.height >= 5 {
         let rest = Rect { height: rest.height.min(HISTOGRAM), ..rest };
         let inner = pane(buf, rest, scene, "time per token m", "logarithmic axis", None);
