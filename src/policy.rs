@@ -41,6 +41,7 @@ pub mod spec;
 
 mod noise;
 mod rule;
+mod units;
 
 mod adakv;
 mod buzz;
@@ -204,6 +205,12 @@ pub trait EvictPolicy: fmt::Debug + Send + Sync {
         }
     }
 
+    /// Whether nothing is lost at this moment where no head holds more than `most` tokens. What a decision reads need
+    /// not be gathered then; a rule that cannot tell says no.
+    fn rests(&self, _moment: &Moment, _most: u32) -> bool {
+        false
+    }
+
     /// How keys must be stored.
     fn rope(&self) -> Rope {
         Rope::Post
@@ -261,6 +268,12 @@ impl Policy {
     /// Whether it decides at such a moment.
     pub fn acts(&self, when: When) -> bool {
         self.rule.acts(when)
+    }
+
+    /// Whether nothing is lost at this moment where no head holds more than `most` tokens: [`decide`](Self::decide) would
+    /// append nothing.
+    pub fn rests(&self, moment: &Moment, most: u32) -> bool {
+        !self.acts(moment.when) || self.rule.rests(moment, most)
     }
 
     /// Slots that may stay resident per (layer, head) for a prompt of that many tokens, on the average over layers and

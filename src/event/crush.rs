@@ -118,6 +118,15 @@ impl BitRow {
         self.0.is_empty()
     }
 
+    /// The same for the first `bits` of words, each with its first bit highest; those beyond are zeros.
+    pub fn of_words(words: &[u64], bits: usize) -> Self {
+        let digit = |i: usize| {
+            let value = words[i / 16] >> (60 - i % 16 * 4) & 0xf;
+            char::from_digit(value as u32, 16).expect("four bits are below 16")
+        };
+        Self((0..bits.min(MAX_BITS).div_ceil(4)).map(digit).collect())
+    }
+
     /// The bits, with those that fill up the last digit.
     pub fn bits(&self) -> impl Iterator<Item = bool> + '_ {
         let digits = self.0.chars().filter_map(|c| c.to_digit(16));

@@ -10,13 +10,15 @@
 //!   tokens the highest score, which comes to the same wherever the floor is not below them.
 //! - The authors' own code rounds head capacities; kvpress and this do not.
 
+use std::cmp::{Ordering, Reverse};
+
 use super::Bound;
 use super::inputs::HeadInputs;
 use super::param::Param;
 use super::plan::Plan;
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
 use super::rule::{Wrap, Wrapped};
-use super::select::{Protected, better, comparable};
+use super::select::{Best, Protected, keys, threshold};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "adakv",
@@ -79,27 +81,42 @@ pub(super) fn split(
 ) -> Vec<u32> {
     let sure = (f64::from(budget) * floor) as usize;
     let mut slots = Vec::with_capacity(heads.len());
-    // What competes beyond a head's sure part: (score, position, head).
-    let mut open: Vec<(f32, u32, usize)> = Vec::new();
+    // What competes beyond a head's sure part, head by head.
+    let (mut open, mut whose) = (Vec::new(), Vec::new());
     for (h, (head, scores)) in heads.iter().zip(scores).enumerate() {
         let candidates = protected.candidates(head.positions, budget);
         let fixed = head.positions.len() - candidates.len();
-        let mut ranked: Vec<usize> = candidates.collect();
-        ranked.sort_unstable_by(|&a, &b| better(scores, a, b));
-        let taken = sure.saturating_sub(fixed).min(ranked.len());
+        let keys = keys(&scores[candidates.clone()]);
+        let taken = sure.saturating_sub(fixed).min(keys.len());
+        let surest = Best::of(&keys, taken);
         slots.push((fixed + taken) as u32);
-        open.extend(ranked[taken..].iter().map(|&i| (comparable(scores[i]), head.positions[i], h)));
+        for (i, (&key, &position)) in keys.iter().zip(&head.positions[candidates]).enumerate() {
+            if !surest.has(i, key) {
+                open.push(key);
+                whose.push((position, Reverse(h)));
+            }
+        }
     }
     let whole = u64::from(budget) * heads.len() as u64;
     let taken: u64 = slots.iter().map(|&n| u64::from(n)).sum();
     let places = (whole.saturating_sub(taken) as usize).min(open.len());
     if places > 0 {
+        let lowest = threshold(&open, places);
+        let mut left = places;
+        let mut equal = Vec::new();
+        for (&key, &of) in open.iter().zip(&whose) {
+            match key.cmp(&lowest) {
+                Ordering::Greater => {
+                    slots[of.1.0] += 1;
+                    left -= 1;
+                }
+                Ordering::Equal => equal.push(of),
+                Ordering::Less => {}
+            }
+        }
         // Ties: the later position stays, of equal positions that of the first head.
-        let order = |a: &(f32, u32, usize), b: &(f32, u32, usize)| {
-            b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(a.2.cmp(&b.2))
-        };
-        open.select_nth_unstable_by(places - 1, order);
-        for &(_, _, h) in &open[..places] {
+        equal.sort_unstable_by(|a, b| b.cmp(a));
+        for &(_, Reverse(h)) in &equal[..left] {
             slots[h] += 1;
         }
     }
@@ -108,7 +125,13 @@ pub(super) fn split(
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::super::Accumulators;
+    use super::super::select::better;
     use super::super::testing::{Layer, kept};
+    use super::*;
 
     /// Two heads, one sharp and one flat, ten tokens.
     fn layer() -> Layer {
@@ -123,6 +146,37 @@ mod tests {
         let kept = kept("h2o:budget=4,recent=0+adakv:floor=0.5", &layer());
         assert_eq!(kept[0], [2, 7]);
         assert_eq!(kept[1], [1, 2, 3, 5, 7, 9]);
+    }
+
+    proptest! {
+        /// Scores of few values, so that ties are everywhere.
+        #[test]
+        fn the_split_is_that_of_sorting_everything(
+            rows in vec(vec(0..4u8, 12), 1..5),
+            (budget, sinks, recent) in (1..14u32, 0..4u32, 0..4u32),
+            floor in 0.0..1.0,
+        ) {
+            let scores: Vec<Vec<f32>> = rows.iter().map(|row| row.iter().map(|&s| s.into()).collect()).collect();
+            let positions: Vec<u32> = (0..12).map(|i| 3 * i).collect();
+            let acc = Accumulators::default();
+            let heads = std::vec::from_elem(HeadInputs::new(&positions, &acc), rows.len());
+            let protected = Protected { sinks, recent };
+            let candidates = protected.candidates(&positions, budget);
+            let fixed = positions.len() - candidates.len();
+            let mut sure: Vec<u32> = Vec::new();
+            let mut open = Vec::new();
+            for (h, scores) in scores.iter().enumerate() {
+                let mut ranked: Vec<usize> = candidates.clone().collect();
+                ranked.sort_by(|&a, &b| better(scores, a, b));
+                let taken = ((f64::from(budget) * floor) as usize).saturating_sub(fixed).min(ranked.len());
+                sure.push((fixed + taken) as u32);
+                open.extend(ranked[taken..].iter().map(|&i| (scores[i] as u8, positions[i], Reverse(h))));
+            }
+            open.sort_by(|a, b| b.cmp(a));
+            let places = (budget as usize * rows.len()).saturating_sub(sure.iter().sum::<u32>() as usize);
+            open.iter().take(places).for_each(|&(_, _, Reverse(h))| sure[h] += 1);
+            prop_assert_eq!(split(budget, floor, protected, &heads, &scores), sure);
+        }
     }
 
     #[test]

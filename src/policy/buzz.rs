@@ -68,7 +68,7 @@ struct Buzz {
 }
 
 impl Cut for Buzz {
-    const FIXED: Option<&'static str> = Some("sinks");
+    const FIXED: &[&str] = &["sinks"];
 
     fn needs(&self) -> Needs {
         Needs { sum: true, ..Needs::NONE }

@@ -23,16 +23,15 @@
 
 mod signature;
 
-use std::collections::BTreeMap;
-
-use self::signature::{Anchor, Signed, distances, pick_spread, pick_stepped, upper_half};
+use self::signature::{Anchor, Signatures, Signed, by_distance, pick_spread, pick_stepped};
 use super::inputs::{HeadInputs, Moment};
 use super::param::Param;
-use super::plan::{Plan, Unit, fitting, unit_scores, unit_slack, units};
+use super::plan::Plan;
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
 use super::rule::{Wrap, Wrapped};
-use super::select::{better, comparable};
+use super::select::{Best, Protected, comparable, keys};
 use super::spec::Part;
+use super::units::{Units, unit_slack};
 use super::{Bound, Verdict};
 use crate::event::crush::{BitRow, Fate};
 use crate::event::{Crush, Head, Position, Reason};
@@ -142,69 +141,112 @@ impl Wrap for Crushing {
 struct Lane<'a> {
     head: Option<Head>,
     positions: &'a [Position],
-    scores: Vec<f32>,
-    units: Vec<Unit>,
+    units: Units,
     worth: Vec<f32>,
-    /// Competing units, best first.
-    order: Vec<usize>,
-    /// How many of those stay for their score.
-    important: usize,
-    /// How many of them are representatives, at most.
+    /// Of the competing units.
+    keys: Vec<i32>,
+    /// Those that stay for their score.
+    important: Best,
+    /// How many more stay as representatives, at most.
     representatives: usize,
-    /// How many would stay for their score if there were no representatives.
-    by_score: usize,
+    budget: u32,
 }
 
 impl<'a> Lane<'a> {
     fn new(
         head: Option<Head>,
         positions: &'a [Position],
-        scores: Vec<f32>,
+        scores: &[f32],
         budget: u32,
-        plan: &Plan,
+        protected: Protected,
         Crushing { ratio, group, .. }: Crushing,
     ) -> Self {
-        let candidates = plan.protected.candidates(positions, budget);
-        let units = units(positions.len(), &candidates, |i| positions[i] / group);
-        let worth = unit_scores(&units, &scores);
-        let mut order: Vec<usize> = (0..units.len()).filter(|&u| units[u].competes).collect();
-        order.sort_unstable_by(|&a, &b| better(&worth, a, b));
-        let fixed = units.iter().filter(|unit| !unit.competes).map(|unit| unit.residents.len()).sum();
+        let candidates = protected.candidates(positions, budget);
+        let units = match group {
+            1 => Units::single(positions.len(), &candidates),
+            _ => Units::new(positions.len(), &candidates, |i| positions[i] / group),
+        };
+        let worth = units.worth(scores);
+        let keys = keys(&worth[units.competing()]);
+        let fixed = positions.len() - units.competing_residents().len();
         let places = (budget as usize).saturating_sub(fixed);
-        // A unit is lost only where something has to be.
         let representatives = (ratio * places as f64) as usize / group as usize;
         let reserved = (representatives * group as usize) as u32;
-        let stay = |reserved: u32| {
-            if positions.len() <= budget as usize {
-                order.len()
-            } else {
-                fitting(&units, &order, fixed, budget - reserved.min(budget))
-            }
+        let lane = Self {
+            head,
+            positions,
+            units,
+            worth,
+            keys,
+            important: Best::ALL,
+            representatives,
+            budget,
         };
-        let (important, by_score) = (stay(reserved), stay(0));
-        Self { head, positions, scores, units, worth, order, important, representatives, by_score }
+        Self { important: lane.best(budget - reserved.min(budget)), ..lane }
+    }
+
+    /// The competing units that stay for their score where there are so many slots in all. A unit is lost only where
+    /// something has to be.
+    fn best(&self, slots: u32) -> Best {
+        if self.positions.len() <= self.budget as usize {
+            Best::ALL
+        } else {
+            Best::of(&self.keys, self.units.fitting(&self.worth, slots))
+        }
     }
 
     /// Number of a unit that is the same in all heads.
-    fn id(&self, unit: usize, group: u32) -> u32 {
-        self.positions[self.units[unit].residents.start] / group
+    fn id(&self, unit: usize, group: u32) -> usize {
+        (self.positions[self.units.residents(unit).start] / group) as usize
     }
 
-    fn verdict(&self, chosen: &[bool]) -> Option<Verdict> {
-        let mut keep = vec![true; self.positions.len()];
-        for &u in &self.order[self.important..] {
-            if !chosen[u] {
-                keep[self.units[u].residents.clone()].fill(false);
+    /// The competing units that do not stay for their score.
+    fn open(&self) -> impl Iterator<Item = usize> {
+        let ranks = self.units.competing().zip(self.keys.iter().enumerate());
+        ranks.filter(|&(_, (i, &key))| !self.important.has(i, key)).map(|(unit, _)| unit)
+    }
+
+    fn verdict(&self, picks: &Picks, group: u32) -> Option<Verdict> {
+        // The picks are the first head's; one whose share of the layer is smaller has places for fewer.
+        let lost = self.open().filter(|&u| picks.place(self.id(u, group)) >= self.representatives);
+        let (mut victims, mut scores) = (Vec::new(), Vec::new());
+        for unit in lost {
+            let own = self.units.residents(unit);
+            scores.extend(std::iter::repeat_n(comparable(self.worth[unit]), own.len()));
+            victims.extend_from_slice(&self.positions[own]);
+        }
+        if victims.is_empty() {
+            return None;
+        }
+        let cutoff = self.important.lowest(&self.keys);
+        if cutoff.is_none() {
+            scores.clear();
+        }
+        let kept = (self.positions.len() - victims.len()) as u32;
+        Some(Verdict { cutoff, scores, ..Verdict::unscored(self.head, Reason::Represented, victims, kept) })
+    }
+}
+
+/// The representatives by the number of their unit, which is the same in all heads.
+struct Picks(Vec<usize>);
+
+impl Picks {
+    const NONE: usize = usize::MAX;
+
+    fn new(ids: impl Iterator<Item = usize>) -> Self {
+        let mut places = Vec::new();
+        for (place, id) in ids.enumerate() {
+            if places.len() <= id {
+                places.resize(id + 1, Self::NONE);
             }
+            places[id] = place;
         }
-        let mut scores = vec![0.0; self.positions.len()];
-        for (unit, &worth) in self.units.iter().zip(&self.worth) {
-            scores[unit.residents.clone()].fill(worth);
-        }
-        let cutoff = self.important.checked_sub(1).map(|last| comparable(self.worth[self.order[last]]));
-        Verdict::of_kept(self.head.unwrap_or(0), Reason::Represented, self.positions, &keep).map(|verdict| {
-            Verdict { head: self.head, ..verdict }.with_scores(self.positions, &scores, cutoff)
-        })
+        Self(places)
+    }
+
+    /// Place in the order of the picks; [`Picks::NONE`] for a unit that was not picked.
+    fn place(&self, id: usize) -> usize {
+        self.0.get(id).copied().unwrap_or(Self::NONE)
     }
 }
 
@@ -217,151 +259,131 @@ pub(super) fn decide(
     out: &mut Vec<Verdict>,
 ) {
     let Some(first) = heads.first() else { return };
-    let per_head = plan.by == Granularity::Head && crushing.variant == Variant::Vllm;
-    let lanes: Vec<Lane<'_>> = if per_head {
-        let budgets = plan.budgets(heads);
-        (0..heads.len())
-            .map(|h| {
-                let scores = plan.scores[h].clone();
-                Lane::new(Some(h as Head), heads[h].positions, scores, budgets[h], plan, crushing)
-            })
-            .collect()
-    } else {
-        vec![Lane::new(None, first.positions, plan.layer_scores(), plan.budget, plan, crushing)]
+    let lane = |head, positions, scores: &[f32], budget| {
+        Lane::new(head, positions, scores, budget, plan.protected, crushing)
     };
-    let signed = sign(plan, crushing, &lanes, moment);
-    let picked = pick(crushing, &lanes[0], &signed);
-    let ids: Vec<u32> = picked.iter().map(|&u| lanes[0].id(u, crushing.group)).collect();
-    let mut verdicts: Vec<Verdict> = lanes
-        .iter()
-        .filter_map(|lane| {
-            // The picks are the first head's; one whose share of the layer is smaller has places for fewer.
-            let ids = &ids[..lane.representatives.min(ids.len())];
-            let chosen: Vec<bool> =
-                (0..lane.units.len()).map(|u| ids.contains(&lane.id(u, crushing.group))).collect();
-            lane.verdict(&chosen)
-        })
-        .collect();
+    let of_layer = match plan.by == Granularity::Head && crushing.variant == Variant::Vllm {
+        true => None,
+        false => Some(plan.layer_scores()),
+    };
+    let lanes: Vec<Lane<'_>> = match &of_layer {
+        Some(scores) => vec![lane(None, first.positions, scores, plan.budget)],
+        None => {
+            let per_head = heads.iter().zip(&plan.scores).zip(plan.budgets(heads)).enumerate();
+            per_head
+                .map(|(h, ((head, scores), budget))| lane(Some(h as Head), head.positions, scores, budget))
+                .collect()
+        }
+    };
+    if lanes.iter().all(|lane| lane.open().next().is_none()) {
+        return;
+    }
+    let signatures = match &of_layer {
+        Some(scores) if crushing.variant != Variant::Vllm => token_bits(crushing, &lanes[0], scores),
+        _ => head_bits(plan, &lanes, crushing.group),
+    };
+    let seed = (moment.seed, moment.layer);
+    let signed = Signed::new(signatures, crushing.anchor, crushing.variant == Variant::Torch, seed);
+    let picked = pick(crushing.variant, &lanes[0], &signed.distances);
+    let picks = Picks::new(picked.iter().map(|&u| lanes[0].id(u, crushing.group)));
+    let mut verdicts: Vec<Verdict> =
+        lanes.iter().filter_map(|lane| lane.verdict(&picks, crushing.group)).collect();
     if let Some(first) = verdicts.first_mut() {
-        first.crush = Some(Box::new(picture(&lanes[0], &signed, &picked, moment)));
+        first.crush = Some(Box::new(picture(&lanes[0], &signed, &picks, crushing.group, moment)));
     }
     out.extend(verdicts);
 }
 
-/// Signatures and distances of the first lane's units.
-fn sign(plan: &Plan, crushing: Crushing, lanes: &[Lane<'_>], moment: &Moment) -> Signed {
+/// Bits of each unit by place within its group, from the scores of all heads together; a missing token is a 0. Torch
+/// signs what is not important, OpenVINO everything that competes.
+fn token_bits(crushing: Crushing, lane: &Lane<'_>, scores: &[f32]) -> Signatures {
+    let torch = crushing.variant == Variant::Torch;
+    let units: Vec<usize> = if torch { lane.open().collect() } else { lane.units.competing().collect() };
+    let mut takes_part = vec![false; lane.units.len()];
+    units.iter().for_each(|&u| takes_part[u] = true);
+    let residents = || units.iter().flat_map(|&u| lane.units.residents(u).map(move |i| (u, i)));
+    let scores: Vec<f32> = residents().map(|(_, i)| scores[i]).collect();
+    let keys = keys(&scores);
+    // Torch clears the lower half, rounded down.
+    let ones = if torch { keys.len() - keys.len() / 2 } else { keys.len() / 2 };
+    let upper = Best::of(&keys, ones);
+    let mut signatures = Signatures::new(crushing.group as usize, takes_part);
+    for ((unit, i), (n, &key)) in residents().zip(keys.iter().enumerate()) {
+        let at = signatures.place(Some(unit)) + (lane.positions[i] % crushing.group) as usize;
+        signatures.set(at, upper.has(n, key));
+    }
+    signatures
+}
+
+/// Bits of each competing unit of the first lane, by place within the group and then by head: whether a token is in the
+/// upper half of the head's scores.
+fn head_bits(plan: &Plan, lanes: &[Lane<'_>], group: u32) -> Signatures {
     let lane = &lanes[0];
-    let group = crushing.group as usize;
-    let rows = match crushing.variant {
-        Variant::Vllm => head_bits(plan, lanes, crushing.group),
-        Variant::OpenVino => {
-            let competing: Vec<usize> = tokens(lane, &lane.order);
-            let ones = upper_half(&lane.scores, &competing, competing.len() / 2);
-            unit_bits(lane, group, &ones)
-        }
-        Variant::Torch => {
-            let open: Vec<usize> = tokens(lane, &lane.order[lane.important..]);
-            let ones = upper_half(&lane.scores, &open, open.len() - open.len() / 2);
-            unit_bits(lane, group, &ones)
-        }
-    };
-    let seed = (moment.seed, moment.layer);
-    // Torch signs what is not important; the others everything that competes.
-    let takes_part = |u: usize| match crushing.variant {
-        Variant::Torch => lane.order[lane.important..].contains(&u),
-        _ => lane.units[u].competes,
-    };
-    let rows = rows.into_iter().enumerate().map(|(u, row)| if takes_part(u) { row } else { Vec::new() });
-    distances(rows.collect(), crushing.anchor, crushing.variant == Variant::Torch, seed)
-}
-
-/// Indices of the residents in these units.
-fn tokens(lane: &Lane<'_>, of: &[usize]) -> Vec<usize> {
-    let mut tokens: Vec<usize> = of.iter().flat_map(|&u| lane.units[u].residents.clone()).collect();
-    tokens.sort_unstable();
-    tokens
-}
-
-/// Bits of each unit by place within its group; a missing token is a 0.
-fn unit_bits(lane: &Lane<'_>, group: usize, ones: &[bool]) -> Vec<Vec<bool>> {
-    let row = |unit: &Unit| {
-        let mut bits = vec![false; group];
-        for i in unit.residents.clone() {
-            bits[lane.positions[i] as usize % group] = ones[i];
-        }
-        bits
-    };
-    lane.units.iter().map(row).collect()
-}
-
-/// Bits of each unit of the first lane, by place within the group and then by head.
-fn head_bits(plan: &Plan, lanes: &[Lane<'_>], group: u32) -> Vec<Vec<bool>> {
     let heads = plan.scores.len();
-    let width = group as usize;
-    // Which of the lane's tokens are in the upper half of each head's scores.
-    let ones: Vec<BTreeMap<Position, bool>> = (0..heads)
-        .map(|h| {
-            let lane = &lanes[h.min(lanes.len() - 1)];
-            let competing = tokens(lane, &lane.order);
-            let upper = upper_half(&plan.scores[h], &competing, competing.len() / 2);
-            competing.into_iter().map(|i| (lane.positions[i], upper[i])).collect()
-        })
-        .collect();
-    let row = |unit: &Unit| {
-        let mut bits = vec![false; width * heads];
-        for i in unit.residents.clone() {
-            let p = lanes[0].positions[i];
-            for (h, ones) in ones.iter().enumerate() {
-                bits[p as usize % width * heads + h] = ones.get(&p).copied().unwrap_or(false);
-            }
+    let mut takes_part = vec![false; lane.units.len()];
+    takes_part[lane.units.competing()].fill(true);
+    let mut signatures = Signatures::new(group as usize * heads, takes_part);
+    // Heads hold tokens of their own: what the first lane lacks counts for nothing.
+    let nowhere = signatures.place(None);
+    let end = lane.positions[lane.units.competing_residents()].last().map_or(0, |&p| p as usize + 1);
+    let mut places = vec![nowhere; end];
+    for unit in lane.units.competing() {
+        let own = lane.units.residents(unit);
+        let first = lane.id(unit, group) * group as usize;
+        for &p in &lane.positions[own] {
+            places[p as usize] = signatures.place(Some(unit)) + (p as usize - first) * heads;
         }
-        bits
-    };
-    lanes[0].units.iter().map(row).collect()
+    }
+    for (h, scores) in plan.scores.iter().enumerate() {
+        let lane = &lanes[h.min(lanes.len() - 1)];
+        let competing = lane.units.competing_residents();
+        let keys = keys(&scores[competing.clone()]);
+        let upper = Best::of(&keys, keys.len() / 2);
+        for (i, (&p, &key)) in lane.positions[competing].iter().zip(&keys).enumerate() {
+            let place = places.get(p as usize).copied().unwrap_or(nowhere);
+            signatures.set(place + h, upper.has(i, key));
+        }
+    }
+    signatures
 }
 
 /// The representatives among the first lane's units that do not stay for their score.
-fn pick(crushing: Crushing, lane: &Lane<'_>, signed: &Signed) -> Vec<usize> {
-    let mut open = lane.order[lane.important..].to_vec();
-    open.sort_unstable();
-    let wanted = lane.representatives;
-    match crushing.variant {
-        Variant::OpenVino => pick_stepped(&signed.distances, &open, wanted),
+fn pick(variant: Variant, lane: &Lane<'_>, distances: &[u32]) -> Vec<usize> {
+    let open: Vec<usize> = lane.open().collect();
+    match variant {
+        Variant::OpenVino => pick_stepped(&by_distance(&open, |u| distances[u]), lane.representatives),
         Variant::Torch => {
-            open.sort_by_key(|&u| std::cmp::Reverse(signed.distances[u]));
-            pick_spread(&open, wanted)
+            let farthest = distances.iter().copied().max().unwrap_or(0);
+            pick_spread(&by_distance(&open, |u| farthest - distances[u]), lane.representatives)
         }
-        Variant::Vllm => {
-            open.sort_by_key(|&u| signed.distances[u]);
-            pick_spread(&open, wanted)
-        }
+        Variant::Vllm => pick_spread(&by_distance(&open, |u| distances[u]), lane.representatives),
     }
 }
 
 /// What the first lane's decision looked like.
-fn picture(lane: &Lane<'_>, signed: &Signed, picked: &[usize], moment: &Moment) -> Crush {
-    let important = &lane.order[..lane.important];
-    let first_open = lane.units.iter().position(|unit| unit.competes).unwrap_or(0);
-    let fate = |u: usize| match &lane.units[u] {
-        Unit { competes: false, .. } if u < first_open => Fate::Start,
-        Unit { competes: false, .. } => Fate::Recent,
-        _ if important.contains(&u) => Fate::Important,
-        _ if picked.contains(&u) => Fate::Representative,
-        _ => Fate::Lost,
+fn picture(lane: &Lane<'_>, signed: &Signed, picks: &Picks, group: u32, moment: &Moment) -> Crush {
+    let competing = lane.units.competing();
+    let fate = |u: usize| match u.checked_sub(competing.start) {
+        None if !competing.is_empty() => Fate::Start,
+        Some(i) if u < competing.end && lane.important.has(i, lane.keys[i]) => Fate::Important,
+        Some(_) if u < competing.end && picks.place(lane.id(u, group)) != Picks::NONE => Fate::Representative,
+        Some(_) if u < competing.end => Fate::Lost,
+        _ => Fate::Recent,
     };
-    let by_score = &lane.order[..lane.by_score];
-    let by_score = |u: usize| !lane.units[u].competes || by_score.contains(&u);
+    // Who would stay if there were no representatives.
+    let best = lane.best(lane.budget);
+    let by_score = |u: usize| !competing.contains(&u) || best.has(u - competing.start, lane.keys[u - competing.start]);
     let shown = lane.units.len().min(crate::event::crush::MAX_UNITS);
     Crush {
         layer: moment.layer,
         head: lane.head,
         units: lane.units.len() as u32,
-        bits: signed.rows.iter().map(Vec::len).max().unwrap_or(0) as u32,
+        bits: signed.signatures.width() as u32,
         anchor: BitRow::new(&signed.anchor),
         anchor_per_unit: signed.anchor_per_unit,
-        first: lane.units[..shown].iter().map(|unit| lane.positions[unit.residents.start]).collect(),
+        first: (0..shown).map(|u| lane.positions[lane.units.residents(u).start]).collect(),
         fates: (0..shown).map(|u| fate(u).letter()).collect(),
-        signatures: signed.rows[..shown].iter().map(|row| BitRow::new(row)).collect(),
+        signatures: (0..shown).map(|u| signed.signatures.recorded(u)).collect(),
         distances: signed.distances[..shown].to_vec(),
         by_score: BitRow::new(&(0..shown).map(by_score).collect::<Vec<_>>()),
     }

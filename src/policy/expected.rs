@@ -67,7 +67,7 @@ struct Expected {
 }
 
 impl Score for Expected {
-    const FIXED: Option<&'static str> = Some("sinks");
+    const FIXED: &[&str] = &["sinks"];
 
     fn needs(&self) -> Needs {
         Needs { keys: true, values: self.vnorm, queries: Some(self.sinks), ..Needs::NONE }

@@ -55,7 +55,7 @@ pub(super) const ENTRY: Entry = Entry {
     ],
     build: Build::Evict(|part| {
         Arc::new(FastGen {
-            terms: Terms::of(part, Some("sinks")).acting(Acts::Tokens),
+            terms: Terms::of(part, &["sinks"]).acting(Acts::Tokens),
             recovery: part.real("recovery"),
             frequent: part.real("frequent"),
             local: part.real("local"),

@@ -9,7 +9,7 @@
 
 use super::Needs;
 use super::inputs::{HeadInputs, Moment};
-use super::knorm::norm;
+use super::knorm::{norms, row_sums};
 use super::param::Param;
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
 use super::rule::{Score, Scored};
@@ -53,20 +53,19 @@ impl Score for KeyDiff {
 /// Minus the cosine to the mean direction, per resident.
 fn unlikeness(head: &HeadInputs<'_>) -> Vec<f32> {
     let mut anchor = vec![0.0f64; head.head_dim()];
-    for key in head.key_rows() {
-        let length = norm(key).max(NORMALIZE_FLOOR);
+    let lengths = norms(head.keys, head.head_dim());
+    for (key, length) in head.key_rows().zip(&lengths) {
+        let length = length.max(NORMALIZE_FLOOR);
         anchor.iter_mut().zip(key).for_each(|(sum, &x)| *sum += f64::from(x) / length);
     }
     for sum in &mut anchor {
         *sum /= head.positions.len() as f64;
     }
     let anchor_length = anchor.iter().map(|x| x * x).sum::<f64>().sqrt().max(COSINE_FLOOR);
-    head.key_rows()
-        .map(|key| {
-            let dot: f64 = key.iter().zip(&anchor).map(|(&x, a)| f64::from(x) * a).sum();
-            -(dot / (norm(key).max(COSINE_FLOOR) * anchor_length)) as f32
-        })
-        .collect()
+    let dots = row_sums(head.keys, head.head_dim(), |i, x| x * anchor[i]);
+    let cosines =
+        dots.iter().zip(&lengths).map(|(dot, length)| dot / (length.max(COSINE_FLOOR) * anchor_length));
+    cosines.map(|cosine| -cosine as f32).collect()
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ struct Nacl {
 }
 
 impl Cut for Nacl {
-    const FIXED: Option<&'static str> = Some("window");
+    const FIXED: &[&str] = &["window", "sinks"];
 
     fn needs(&self) -> Needs {
         Needs { window: self.window, ..Needs::NONE }
@@ -110,6 +110,7 @@ impl Cut for Nacl {
 
 #[cfg(test)]
 mod tests {
+    use super::super::parse_policy;
     use super::super::testing::{Layer, kept};
 
     fn layer() -> Layer {
@@ -130,6 +131,14 @@ mod tests {
         assert_ne!(a, kept(text, &layer().with_seed(3)));
         // Of 16 places 8 are sure: 30 to 37.
         assert!((30..38).all(|p| a[0].contains(&p)));
+    }
+
+    #[test]
+    fn it_wants_room_beside_its_window_and_its_sinks() {
+        let told = parse_policy("nacl:budget=20").unwrap().check(100).unwrap_err().to_string();
+        assert!(told.contains("window=16 and sinks=4 must leave room"), "{told}");
+        assert!(told.ends_with("use at least 21 slots, or lower window or sinks"), "{told}");
+        assert!(parse_policy("nacl:budget=21").unwrap().check(100).is_ok());
     }
 
     #[test]

@@ -4,9 +4,10 @@ use super::adakv;
 use super::crush::{self, Crushing};
 use super::inputs::{HeadInputs, Moment};
 use super::registry::Granularity;
-use super::select::{Protected, comparable, select};
+use super::select::{Protected, select};
+use super::units::{Units, unit_slack};
 use super::{Bound, Verdict};
-use crate::event::{Head, Reason};
+use crate::event::Head;
 
 /// Scores of one layer, and how much of it stays.
 #[derive(Clone, Debug)]
@@ -52,8 +53,13 @@ impl Plan {
 
     /// Mean over the heads, which hold the same tokens.
     pub(super) fn layer_scores(&self) -> Vec<f32> {
-        let (tokens, heads) = (self.scores.first().map_or(0, Vec::len), self.scores.len() as f32);
-        (0..tokens).map(|i| self.scores.iter().map(|scores| scores[i]).sum::<f32>() / heads).collect()
+        let Some((first, others)) = self.scores.split_first() else { return Vec::new() };
+        let mut means = first.clone();
+        for scores in others {
+            means.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score);
+        }
+        means.iter_mut().for_each(|sum| *sum /= self.scores.len() as f32);
+        means
     }
 
     /// Slots per KV head.
@@ -63,53 +69,6 @@ impl Plan {
             None => vec![self.budget; heads.len()],
         }
     }
-}
-
-/// Consecutive residents that are kept or lost as one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Unit {
-    /// Indices of its residents.
-    pub(super) residents: std::ops::Range<usize>,
-    /// None of them is protected.
-    pub(super) competes: bool,
-}
-
-/// Residents as units: runs for which `of` gives the same number.
-pub(super) fn units(
-    residents: usize,
-    candidates: &std::ops::Range<usize>,
-    of: impl Fn(usize) -> u32,
-) -> Vec<Unit> {
-    let mut units: Vec<Unit> = Vec::new();
-    for i in 0..residents {
-        match units.last_mut() {
-            Some(unit) if of(unit.residents.start) == of(i) => unit.residents.end = i + 1,
-            _ => units.push(Unit { residents: i..i + 1, competes: false }),
-        }
-    }
-    for unit in &mut units {
-        unit.competes = candidates.start <= unit.residents.start && unit.residents.end <= candidates.end;
-    }
-    units
-}
-
-/// Most tokens above the budget when units of `width` are kept whole: those around the sinks and around the window.
-pub(super) const fn unit_slack(width: u32) -> u32 {
-    2 * width.saturating_sub(1)
-}
-
-/// How many of the competing units can stay: `kept` of the tokens are in units that do not compete. Units are taken in
-/// the given order until the next one does not fit.
-pub(super) fn fitting(units: &[Unit], order: &[usize], fixed: usize, budget: u32) -> usize {
-    let mut left = (budget as usize).saturating_sub(fixed);
-    order
-        .iter()
-        .take_while(|&&u| {
-            let fits = units[u].residents.len() <= left;
-            left = left.saturating_sub(units[u].residents.len());
-            fits
-        })
-        .count()
 }
 
 /// Keeps whole pages, the layer as one: a page is worth the mean score of its tokens. A page that holds a protected
@@ -126,56 +85,10 @@ fn select_pages(
         return None;
     }
     let candidates = protected.candidates(positions, budget);
-    let units = units(positions.len(), &candidates, |i| head.page(i, moment.block_size));
-    let worth = unit_scores(&units, scores);
-    let mut order: Vec<usize> = (0..units.len()).filter(|&u| units[u].competes).collect();
-    order.sort_unstable_by(|&a, &b| super::select::better(&worth, a, b));
-    let fixed = units.iter().filter(|unit| !unit.competes).map(|unit| unit.residents.len()).sum();
-    let keep = fitting(&units, &order, fixed, budget);
-    verdict_of_units(None, positions, &units, &worth, &order, keep)
-}
-
-/// Mean score of each unit.
-pub(super) fn unit_scores(units: &[Unit], scores: &[f32]) -> Vec<f32> {
-    units
-        .iter()
-        .map(|unit| {
-            let total: f32 = scores[unit.residents.clone()].iter().map(|&s| comparable(s)).sum();
-            total / unit.residents.len() as f32
-        })
-        .collect()
-}
-
-/// The first `keep` units of `order` stay, the others are lost; every token of a unit has the unit's score.
-pub(super) fn verdict_of_units(
-    head: Option<Head>,
-    positions: &[u32],
-    units: &[Unit],
-    worth: &[f32],
-    order: &[usize],
-    keep: usize,
-) -> Option<Verdict> {
-    let (kept, lost) = order.split_at(keep);
-    let mut lost = lost.to_vec();
-    lost.sort_unstable();
-    let tokens = || lost.iter().flat_map(|&u| units[u].residents.clone().map(move |i| (u, i)));
-    let victims: Vec<u32> = tokens().map(|(_, i)| positions[i]).collect();
-    if victims.is_empty() {
-        return None;
-    }
-    let left = (positions.len() - victims.len()) as u32;
-    let Some(&worst) = kept.last() else {
-        return Some(Verdict::unscored(head, Reason::OutsideWindow, victims, left));
-    };
-    Some(Verdict {
-        head,
-        reason: Reason::LowScore,
-        cutoff: Some(comparable(worth[worst])),
-        scores: tokens().map(|(u, _)| comparable(worth[u])).collect(),
-        victims,
-        kept: left,
-        crush: None,
-    })
+    let units = Units::new(positions.len(), &candidates, |i| head.page(i, moment.block_size));
+    let worth = units.worth(scores);
+    let keep = units.fitting(&worth, budget);
+    units.verdict(positions, &worth, keep)
 }
 
 /// The bound of `slots` per head, where pages of `block_size` stay whole.

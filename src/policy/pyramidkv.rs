@@ -76,7 +76,7 @@ struct Step {
 }
 
 impl Score for PyramidKv {
-    const FIXED: Option<&'static str> = SnapKv::FIXED;
+    const FIXED: &[&str] = SnapKv::FIXED;
 
     fn needs(&self) -> Needs {
         self.judge.needs()

@@ -15,7 +15,7 @@ use super::inputs::{HeadInputs, Moment};
 use super::param::{self, Param};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
 use super::rule::{Cut, PerHead};
-use super::select::{better, comparable};
+use super::select::{Best, keys};
 use super::{Needs, Verdict};
 use crate::event::{Head, Reason};
 
@@ -56,7 +56,7 @@ struct RoCo {
 }
 
 impl Cut for RoCo {
-    const FIXED: Option<&'static str> = Some("newest");
+    const FIXED: &[&str] = &["newest"];
 
     fn needs(&self) -> Needs {
         Needs { sum: true, squares: true, count: true, ..Needs::NONE }
@@ -69,16 +69,20 @@ impl Cut for RoCo {
         let deviations: Vec<f32> =
             head.positions.iter().zip(&means).map(|(&p, &mean)| deviation(head, p, mean)).collect();
         // Everyone but the newest; if those alone are above the budget, its newest part.
-        let mut candidates: Vec<usize> = (0..n - (self.newest as usize).min(budget)).collect();
+        let candidates = n - (self.newest as usize).min(budget);
         let spared = (self.recent * budget as f64) as usize + self.newest as usize;
-        let open = (n - 1).saturating_sub(spared).max(lose).min(candidates.len());
-        // The steadiest come last in the order of deviations.
-        candidates.sort_unstable_by(|&a, &b| better(&deviations, b, a));
-        candidates.truncate(open);
-        candidates.sort_unstable_by(|&a, &b| better(&means, b, a));
+        let open = (n - 1).saturating_sub(spared).max(lose).min(candidates);
+        let changing = keys(&deviations[..candidates]);
+        let spared = Best::of(&changing, candidates - open);
+        let steady: Vec<usize> = (0..candidates).filter(|&i| !spared.has(i, changing[i])).collect();
+        let means_of_steady: Vec<f32> = steady.iter().map(|&i| means[i]).collect();
+        let ranks = keys(&means_of_steady);
+        let best = Best::of(&ranks, open - lose);
         let mut keep = vec![true; n];
-        candidates[..lose].iter().for_each(|&i| keep[i] = false);
-        let cutoff = candidates.get(lose).map(|&i| comparable(means[i]));
+        for (i, (&at, &rank)) in steady.iter().zip(&ranks).enumerate() {
+            keep[at] = best.has(i, rank);
+        }
+        let cutoff = best.lowest(&ranks);
         Verdict::of_kept(h, Reason::LowScore, head.positions, &keep)
             .map(|verdict| verdict.with_scores(head.positions, &means, cutoff))
     }

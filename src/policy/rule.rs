@@ -47,30 +47,30 @@ impl Acts {
 }
 
 /// What the parameters say that nearly every rule declares.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Terms {
     name: &'static str,
     budget: Budget,
     by: Granularity,
     acts: Acts,
-    /// The parameter of slots that are kept in any case, and their number: there must be room beside them.
-    fixed: Option<(&'static str, u32)>,
+    /// The parameters of slots that are kept in any case, and their number: there must be room beside them.
+    fixed: Vec<(&'static str, u32)>,
 }
 
 impl Terms {
-    /// From a part that declares a budget. `fixed` names its parameter of slots that are kept in any case.
-    pub(super) fn of(part: &Part, fixed: Option<&'static str>) -> Self {
+    /// From a part that declares a budget. `fixed` names its parameters of slots that are kept in any case.
+    pub(super) fn of(part: &Part, fixed: &[&'static str]) -> Self {
         Self {
             name: part.entry().name,
             budget: part.budget().expect("every evictor but the full cache declares a budget"),
             by: part.granularity(),
             acts: Acts::of(part),
-            fixed: fixed.map(|param| (param, part.int(param))),
+            fixed: fixed.iter().map(|&param| (param, part.int(param))).collect(),
         }
     }
 
     /// The same for a rule that acts at fixed moments, whatever its parameters.
-    pub(super) const fn acting(self, acts: Acts) -> Self {
+    pub(super) fn acting(self, acts: Acts) -> Self {
         Self { acts, ..self }
     }
 
@@ -83,15 +83,14 @@ impl Terms {
     }
 
     pub(super) fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
-        let Some((param, slots)) = self.fixed else { return Ok(()) };
-        SpecError::unless_room(self.name, self.budget, prompt_len, param, slots)
+        SpecError::unless_room(self.name, self.budget, prompt_len, &self.fixed)
     }
 }
 
 /// A rule that ranks tokens: the protected stay, and of the others those of the highest score.
 pub(super) trait Score: fmt::Debug + Send + Sync + 'static {
-    /// The parameter of slots that are kept in any case.
-    const FIXED: Option<&'static str> = None;
+    /// The parameters of slots that are kept in any case.
+    const FIXED: &'static [&'static str] = &[];
 
     /// What it reads of attention and of the cache.
     fn needs(&self) -> Needs {
@@ -164,7 +163,7 @@ impl<S: Score> EvictPolicy for Scored<S> {
     fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
         let slots = self.slots(moment)?;
         let most = heads.iter().map(|head| head.positions.len()).max()? as u32;
-        if most <= slots {
+        if self.rests(moment, most) {
             return None;
         }
         Some(Plan {
@@ -177,6 +176,10 @@ impl<S: Score> EvictPolicy for Scored<S> {
         })
     }
 
+    fn rests(&self, moment: &Moment, most: u32) -> bool {
+        self.slots(moment).is_none_or(|slots| most <= slots)
+    }
+
     fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
         self.terms.check(prompt_len)
     }
@@ -184,8 +187,8 @@ impl<S: Score> EvictPolicy for Scored<S> {
 
 /// A rule that decides for every head in one piece: there is no score for wrappers to work on.
 pub(super) trait Cut: fmt::Debug + Send + Sync + 'static {
-    /// The parameter of slots that are kept in any case.
-    const FIXED: Option<&'static str> = None;
+    /// The parameters of slots that are kept in any case.
+    const FIXED: &'static [&'static str] = &[];
 
     /// What it reads of attention and of the cache.
     fn needs(&self) -> Needs;
@@ -224,6 +227,10 @@ impl<C: Cut> EvictPolicy for PerHead<C> {
         let Some(slots) = self.slots(moment) else { return };
         let over = (0..).zip(heads).filter(|(_, head)| head.positions.len() > slots as usize);
         out.extend(over.filter_map(|(h, head)| self.cut.cut(moment, h, head, slots)));
+    }
+
+    fn rests(&self, moment: &Moment, most: u32) -> bool {
+        self.slots(moment).is_none_or(|slots| most <= slots)
     }
 
     fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
@@ -276,6 +283,10 @@ impl<W: Wrap> EvictPolicy for Wrapped<W> {
 
     fn shares(&self, layers: &[Vec<HeadInputs<'_>>]) -> Option<Vec<f32>> {
         self.inner.shares(layers)
+    }
+
+    fn rests(&self, moment: &Moment, most: u32) -> bool {
+        self.inner.rests(moment, most)
     }
 
     fn rope(&self) -> Rope {

@@ -64,7 +64,7 @@ struct Scissorhands {
 }
 
 impl Score for Scissorhands {
-    const FIXED: Option<&'static str> = Some("recent");
+    const FIXED: &[&str] = &["recent"];
 
     fn needs(&self) -> Needs {
         Needs { marks: self.history, ..Needs::NONE }

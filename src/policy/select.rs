@@ -54,20 +54,104 @@ pub fn select(
         let victims = positions[candidates].to_vec();
         return Some(Verdict::unscored(head, Reason::OutsideWindow, victims, budget));
     }
-    let mut ranked: Vec<usize> = candidates.collect();
-    ranked.select_nth_unstable_by(places - 1, |&a, &b| better(scores, a, b));
-    let cutoff = comparable(scores[ranked[places - 1]]);
-    let mut lost = ranked.split_off(places);
-    lost.sort_unstable();
+    let keys = keys(&scores[candidates.clone()]);
+    let best = Best::of(&keys, places);
+    let lost = keys.len() - places;
+    let (mut victims, mut lost_scores) = (Vec::with_capacity(lost), Vec::with_capacity(lost));
+    for (i, (&key, &position)) in keys.iter().zip(&positions[candidates]).enumerate() {
+        if !best.has(i, key) {
+            victims.push(position);
+            lost_scores.push(score_of(key));
+        }
+    }
     Some(Verdict {
         head,
         reason: Reason::LowScore,
-        cutoff: Some(cutoff),
-        victims: lost.iter().map(|&i| positions[i]).collect(),
-        scores: lost.iter().map(|&i| comparable(scores[i])).collect(),
+        cutoff: best.lowest(&keys),
+        victims,
+        scores: lost_scores,
         kept: budget,
         crush: None,
     })
+}
+
+/// Scores as whole numbers of the same order: NaN below every number, zeros equal.
+pub(super) fn keys(scores: &[f32]) -> Vec<i32> {
+    scores.iter().map(|&score| turned(comparable(score).to_bits() as i32)).collect()
+}
+
+/// The score of a key, as [`comparable`] has it.
+fn score_of(key: i32) -> f32 {
+    f32::from_bits(turned(key) as u32)
+}
+
+/// Turns the order of negative numbers around: bits of floats sort by magnitude. Done twice it changes nothing.
+const fn turned(bits: i32) -> i32 {
+    bits ^ ((bits >> 31) as u32 >> 1) as i32
+}
+
+/// A key that at least `n` of the keys reach and, equal ones aside, no more.
+///
+/// Found bit by bit, the highest first. Each of at most 32 passes compares everything without a branch, which is several
+/// times faster than to partition, and as fast on keys made to be slow.
+pub(super) fn threshold(keys: &[i32], n: usize) -> i32 {
+    let mut lowest = i32::MIN;
+    for bit in (0..32).rev() {
+        let higher = lowest.wrapping_add((1u32 << bit) as i32);
+        let reach = keys.iter().map(|&key| u32::from(key >= higher)).sum::<u32>() as usize;
+        if reach >= n {
+            lowest = higher;
+        }
+        if reach == n {
+            break;
+        }
+    }
+    lowest
+}
+
+/// The best of some scores: whose key is above a threshold, and of those equal to it the later ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Best {
+    key: i32,
+    /// Index of the first that is among them with this very key.
+    from: usize,
+}
+
+impl Best {
+    /// All of them.
+    pub(super) const ALL: Self = Self { key: i32::MIN, from: 0 };
+
+    /// The `n` best.
+    pub(super) fn of(keys: &[i32], n: usize) -> Self {
+        if n == 0 {
+            return Self { key: i32::MAX, from: usize::MAX };
+        }
+        if n >= keys.len() {
+            return Self::ALL;
+        }
+        let key = threshold(keys, n);
+        let reach = keys.iter().map(|&k| u32::from(k >= key)).sum::<u32>() as usize;
+        let from = match reach - n {
+            0 => 0,
+            passed => equal(keys, key).nth(passed).expect("more of them are equal than have no place"),
+        };
+        Self { key, from }
+    }
+
+    /// Whether the score at an index is one of them.
+    pub(super) const fn has(self, index: usize, key: i32) -> bool {
+        key > self.key || key == self.key && index >= self.from
+    }
+
+    /// The lowest of their scores.
+    pub(super) fn lowest(self, keys: &[i32]) -> Option<f32> {
+        let here = keys.iter().enumerate().filter(|&(i, &key)| self.has(i, key));
+        here.map(|(_, &key)| key).min().map(score_of)
+    }
+}
+
+fn equal(keys: &[i32], to: i32) -> impl Iterator<Item = usize> + '_ {
+    keys.iter().enumerate().filter(move |&(_, &key)| key == to).map(|(i, _)| i)
 }
 
 /// Best first: the higher score, then the later index. Indices are unique, so the order is total and an unstable
@@ -120,6 +204,27 @@ mod tests {
         let verdict = run(3, 1, 2).unwrap();
         assert_eq!((verdict.reason, verdict.cutoff), (Reason::OutsideWindow, None));
         assert_eq!((verdict.victims.as_slice(), verdict.scores.len()), ([1, 2, 3].as_slice(), 0));
+    }
+
+    #[test]
+    fn the_best_are_those_that_sorting_puts_first() {
+        let scores =
+            [2.0, f32::NAN, -1.0, 2.0, 0.0, -0.0, f32::NEG_INFINITY, 2.0, -3.5, f32::INFINITY, 1e-40];
+        let keys = keys(&scores);
+        assert!(
+            keys.iter()
+                .zip(scores)
+                .all(|(&key, score)| score_of(key).to_bits() == comparable(score).to_bits())
+        );
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|&a, &b| better(&scores, a, b));
+        for n in 0..=scores.len() {
+            let best = Best::of(&keys, n);
+            let mut found: Vec<usize> = (0..keys.len()).filter(|&i| best.has(i, keys[i])).collect();
+            found.sort_by(|&a, &b| better(&scores, a, b));
+            assert_eq!(found, order[..n], "{n}");
+            assert_eq!(best.lowest(&keys), found.last().map(|&i| comparable(scores[i])), "{n}");
+        }
     }
 
     #[test]

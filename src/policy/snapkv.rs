@@ -83,7 +83,7 @@ impl SnapKv {
 }
 
 impl Score for SnapKv {
-    const FIXED: Option<&'static str> = Some("window");
+    const FIXED: &[&str] = &["window"];
 
     fn needs(&self) -> Needs {
         Needs { window: self.window, ..Needs::NONE }

@@ -108,7 +108,7 @@ pub enum SpecError {
     /// The budget leaves no room beside the parts that a policy always keeps.
     #[error(
         "{entry}: budget={budget} is {slots} slots for a prompt of {prompt_len} tokens, but {fixed} must leave room for \
-         others: use at least {needed} slots, or fewer {parts}"
+         others: use at least {needed} slots, or lower {parts}"
     )]
     BudgetTooSmall {
         /// The entry.
@@ -119,33 +119,36 @@ pub enum SpecError {
         slots: u32,
         /// Tokens of the prompt.
         prompt_len: u32,
-        /// The fixed part as given: `sinks=4`.
+        /// The fixed part as given: `sinks=4`, or several: `window=16 and sinks=4`.
         fixed: String,
-        /// Its name: `sinks`.
-        parts: &'static str,
+        /// Its name: `sinks`, or the names of several.
+        parts: String,
         /// The least budget, in slots.
         needed: u32,
     },
 }
 
 impl SpecError {
-    /// Refuses a budget that leaves no slot beside the `fixed` ones that the parameter `parts` asks for.
+    /// Refuses a budget that leaves no slot beside the `fixed` ones, named by their parameters.
     pub(super) fn unless_room(
         entry: &'static str,
         budget: Budget,
         prompt_len: u32,
-        parts: &'static str,
-        fixed: u32,
+        fixed: &[(&'static str, u32)],
     ) -> Result<(), Self> {
-        match budget.slots(prompt_len) {
-            Some(slots) if slots <= fixed => Err(Self::BudgetTooSmall {
+        let kept = fixed.iter().fold(0u32, |kept, &(_, slots)| kept.saturating_add(slots));
+        let each = |spell: &dyn Fn((&str, u32)) -> String, word: &str| {
+            fixed.iter().map(|&part| spell(part)).collect::<Vec<_>>().join(word)
+        };
+        match budget.slots(prompt_len).filter(|_| !fixed.is_empty()) {
+            Some(slots) if slots <= kept => Err(Self::BudgetTooSmall {
                 entry,
                 budget: budget.to_string(),
                 slots,
                 prompt_len,
-                fixed: format!("{parts}={fixed}"),
-                parts,
-                needed: fixed.saturating_add(1),
+                fixed: each(&|(param, slots)| format!("{param}={slots}"), " and "),
+                parts: each(&|(param, _)| param.into(), " or "),
+                needed: kept.saturating_add(1),
             }),
             _ => Ok(()),
         }

@@ -67,7 +67,7 @@ impl Streaming {
     /// From an entry that declares the parameters of this one.
     pub(super) fn of(part: &Part) -> Self {
         Self {
-            terms: Terms::of(part, Some("sinks")),
+            terms: Terms::of(part, &["sinks"]),
             sinks: part.int("sinks"),
             reposition: part.switch("reposition"),
         }
@@ -92,6 +92,10 @@ impl EvictPolicy for Streaming {
         let sinks = head.positions.partition_point(|&p| p < self.sinks) as u32;
         let protected = Protected { sinks: self.sinks, recent: budget.saturating_sub(sinks) };
         out.extend(select(None, head.positions, budget, protected, &[]));
+    }
+
+    fn rests(&self, moment: &Moment, most: u32) -> bool {
+        self.slots(moment).is_none_or(|slots| most <= slots)
     }
 
     fn rope(&self) -> Rope {

@@ -196,7 +196,7 @@ fn streaming_asks_for_a_window_beside_its_sinks() {
     assert_eq!(
         policy.check(12).unwrap_err().to_string(),
         "streaming: budget=25% is 3 slots for a prompt of 12 tokens, but sinks=4 must leave room for others: use at \
-         least 5 slots, or fewer sinks"
+         least 5 slots, or lower sinks"
     );
     assert!(parse_policy("streaming:budget=4").unwrap().check(1000).is_err());
     assert!(parse_policy("streaming").unwrap().check(1).is_ok());

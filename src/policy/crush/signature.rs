@@ -1,7 +1,7 @@
 //! Bits, anchors, distances and picks: the arithmetic that the three implementations share or do each their way.
 
+use crate::event::crush::BitRow;
 use crate::policy::noise::{self, Use};
-use crate::policy::select::better;
 
 /// What signatures are measured against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +18,60 @@ pub(super) enum Anchor {
     Ones,
 }
 
+/// A row of bits per unit, the first bit highest in the first word.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Signatures {
+    /// Bits of a row.
+    width: usize,
+    /// Words of a row.
+    words: usize,
+    /// Row after row, and one more that nobody reads.
+    bits: Vec<u64>,
+    /// Whether a unit has a row at all.
+    takes_part: Vec<bool>,
+}
+
+impl Signatures {
+    /// Rows of zeros for the units that take part.
+    pub(super) fn new(width: usize, takes_part: Vec<bool>) -> Self {
+        let words = width.div_ceil(64);
+        Self { width, words, bits: vec![0; words * (takes_part.len() + 1)], takes_part }
+    }
+
+    /// Where a unit's bits begin, for [`set`](Self::set). `None` takes bits that count for nothing.
+    pub(super) fn place(&self, unit: Option<usize>) -> usize {
+        unit.unwrap_or(self.takes_part.len()) * self.words * 64
+    }
+
+    /// Sets a bit if `one`, without a branch.
+    pub(super) fn set(&mut self, at: usize, one: bool) {
+        self.bits[at / 64] |= u64::from(one) << (63 - at % 64);
+    }
+
+    /// The row of a unit; empty for one that takes no part.
+    fn row(&self, unit: usize) -> &[u64] {
+        if self.takes_part[unit] { &self.bits[unit * self.words..][..self.words] } else { &[] }
+    }
+
+    fn ones(&self, unit: usize) -> u32 {
+        self.row(unit).iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// Bits of every row, 0 where no unit takes part.
+    pub(super) fn width(&self) -> usize {
+        if self.takes_part.contains(&true) { self.width } else { 0 }
+    }
+
+    /// The row as it is recorded.
+    pub(super) fn recorded(&self, unit: usize) -> BitRow {
+        BitRow::of_words(self.row(unit), if self.takes_part[unit] { self.width } else { 0 })
+    }
+}
+
 /// Signatures with their anchor and distances.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Signed {
-    /// Per unit; empty for one that takes no part.
-    pub(super) rows: Vec<Vec<bool>>,
+    pub(super) signatures: Signatures,
     /// One bit per column, or one per unit.
     pub(super) anchor: Vec<bool>,
     pub(super) anchor_per_unit: bool,
@@ -30,54 +79,72 @@ pub(super) struct Signed {
     pub(super) distances: Vec<u32>,
 }
 
-/// Anchor and distances for the rows that take part. With `per_unit` the anchor has one bit per unit, and the distance
-/// is how many bits of the unit differ from it; the mean is then the majority inside the unit.
-pub(super) fn distances(rows: Vec<Vec<bool>>, anchor: Anchor, per_unit: bool, seed: (u64, u16)) -> Signed {
-    let ones = |row: &[bool]| row.iter().filter(|&&bit| bit).count();
-    let taking_part = rows.iter().filter(|row| !row.is_empty()).count();
-    let width = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let len = if per_unit { rows.len() } else { width };
-    // Ones among how many, for the majority at each place of the anchor.
-    let share = |i: usize| {
-        if per_unit {
-            (ones(&rows[i]), rows[i].len())
-        } else {
-            (rows.iter().filter(|row| row.get(i) == Some(&true)).count(), taking_part)
-        }
-    };
-    let bit = |i: usize| match anchor {
-        Anchor::Mean => 2 * share(i).0 > share(i).1,
-        Anchor::InverseMean => 2 * share(i).0 < share(i).1,
-        Anchor::Alternating => i % 2 == 1,
-        Anchor::Random => noise::bits(seed.0, [Use::CrushAnchor as u64, seed.1.into(), i as u64]) & 1 == 1,
-        Anchor::Zeros => false,
-        Anchor::Ones => true,
-    };
-    let anchor: Vec<bool> = (0..len).map(bit).collect();
-    let distance = |(u, row): (usize, &Vec<bool>)| {
-        let differs = |(i, &bit): (usize, &bool)| bit != anchor[if per_unit { u } else { i }];
-        row.iter().enumerate().filter(|&at| differs(at)).count() as u32
-    };
-    let distances = rows.iter().enumerate().map(distance).collect();
-    Signed { rows, anchor, anchor_per_unit: per_unit, distances }
+impl Signed {
+    /// Anchor and distances for the rows that take part. With `per_unit` the anchor has one bit per unit, and the
+    /// distance is how many bits of the unit differ from it; the mean is then the majority inside the unit.
+    pub(super) fn new(signatures: Signatures, anchor: Anchor, per_unit: bool, seed: (u64, u16)) -> Self {
+        let s = &signatures;
+        let units = s.takes_part.len();
+        // Ones among how many, for the majority at each place of the anchor.
+        let share = |i: usize| {
+            if per_unit {
+                (s.ones(i) as usize, if s.takes_part[i] { s.width } else { 0 })
+            } else {
+                let ones: u64 =
+                    (0..units).flat_map(|u| s.row(u).get(i / 64)).map(|w| w >> (63 - i % 64) & 1).sum();
+                (ones as usize, s.takes_part.iter().filter(|&&takes_part| takes_part).count())
+            }
+        };
+        let bit = |i: usize| match anchor {
+            Anchor::Mean => 2 * share(i).0 > share(i).1,
+            Anchor::InverseMean => 2 * share(i).0 < share(i).1,
+            Anchor::Alternating => i % 2 == 1,
+            Anchor::Random => {
+                noise::bits(seed.0, [Use::CrushAnchor as u64, seed.1.into(), i as u64]) & 1 == 1
+            }
+            Anchor::Zeros => false,
+            Anchor::Ones => true,
+        };
+        let anchor: Vec<bool> = (0..if per_unit { units } else { s.width() }).map(bit).collect();
+        let words: Vec<u64> = anchor.chunks(64).map(word).collect();
+        let distance = |unit: usize| match per_unit {
+            true if anchor[unit] && s.takes_part[unit] => s.width as u32 - s.ones(unit),
+            true => s.ones(unit),
+            false => s.row(unit).iter().zip(&words).map(|(row, anchor)| (row ^ anchor).count_ones()).sum(),
+        };
+        let distances = (0..units).map(distance).collect();
+        Self { signatures, anchor, anchor_per_unit: per_unit, distances }
+    }
 }
 
-/// Marks the `ones` highest of the scored tokens in `among`, exactly so many; of equals the later.
-pub(super) fn upper_half(scores: &[f32], among: &[usize], ones: usize) -> Vec<bool> {
-    let mut order = among.to_vec();
-    order.sort_unstable_by(|&a, &b| better(scores, a, b));
-    let mut marks = vec![false; scores.len()];
-    order[..ones].iter().for_each(|&i| marks[i] = true);
-    marks
+/// Up to 64 bits, the first highest.
+fn word(bits: &[bool]) -> u64 {
+    bits.iter().enumerate().fold(0, |word, (i, &bit)| word | u64::from(bit) << (63 - i))
 }
 
-/// By distance ascending, every (n div m)-th of the eligible units, m of them.
-pub(super) fn pick_stepped(distances: &[u32], eligible: &[usize], budget: usize) -> Vec<usize> {
-    let mut order = eligible.to_vec();
-    order.sort_by_key(|&u| distances[u]);
+/// These units by distance, the nearest first; of equal distances in the order given.
+pub(super) fn by_distance(units: &[usize], distance: impl Fn(usize) -> u32) -> Vec<usize> {
+    let most = units.iter().map(|&u| distance(u)).max().unwrap_or(0) as usize;
+    // Distances are small numbers: counted, every unit has its place.
+    let mut next = vec![0; most + 2];
+    units.iter().for_each(|&u| next[distance(u) as usize + 1] += 1);
+    for d in 1..next.len() {
+        next[d] += next[d - 1];
+    }
+    let mut order = vec![0; units.len()];
+    for &u in units {
+        let place = &mut next[distance(u) as usize];
+        order[*place] = u;
+        *place += 1;
+    }
+    order
+}
+
+/// Every (n div m)-th of n units in order, m of them: so many as the budget, or all.
+pub(super) fn pick_stepped(order: &[usize], budget: usize) -> Vec<usize> {
     let m = order.len().min(budget);
     let Some(step) = order.len().checked_div(m) else { return Vec::new() };
-    order.into_iter().step_by(step).take(m).collect()
+    order.iter().copied().step_by(step).take(m).collect()
 }
 
 /// `budget` of the units in order, evenly spread from the first to the last: the whole parts of

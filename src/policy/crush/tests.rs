@@ -4,8 +4,14 @@ use super::super::testing::{Layer, kept};
 use super::super::{Accumulators, Policy, parse_policy};
 use super::*;
 
-fn rows(text: &str) -> Vec<Vec<bool>> {
-    text.split(' ').map(|row| row.chars().map(|c| c == '1').collect()).collect()
+fn rows(text: &str) -> Signatures {
+    let rows: Vec<&str> = text.split(' ').collect();
+    let mut signatures = Signatures::new(rows[0].len(), vec![true; rows.len()]);
+    for (unit, row) in rows.iter().enumerate() {
+        let place = signatures.place(Some(unit));
+        row.chars().enumerate().for_each(|(i, c)| signatures.set(place + i, c == '1'));
+    }
+    signatures
 }
 
 fn bits(row: &[bool]) -> String {
@@ -14,30 +20,30 @@ fn bits(row: &[bool]) -> String {
 
 #[test]
 fn hamming_distances_to_an_anchor() {
-    let signed = distances(rows("1010 0101 1100"), Anchor::Alternating, false, (0, 0));
+    let signed = Signed::new(rows("1010 0101 1100"), Anchor::Alternating, false, (0, 0));
     assert_eq!(bits(&signed.anchor), "0101");
     assert_eq!(signed.distances, [4, 0, 2]);
     // The vector of OpenVINO GenAI has the anchor 1010, which is the mean of these with it.
-    let signed = distances(rows("1010 0101 1100 1010 1010"), Anchor::Mean, false, (0, 0));
+    let signed = Signed::new(rows("1010 0101 1100 1010 1010"), Anchor::Mean, false, (0, 0));
     assert_eq!(bits(&signed.anchor), "1010");
     assert_eq!(signed.distances[..3], [0, 4, 2]);
 }
 
 #[test]
 fn the_mean_anchor_is_the_strict_majority_of_columns() {
-    let of = |anchor| bits(&distances(rows("1010 1100 1110 0010 0000"), anchor, false, (0, 0)).anchor);
+    let of = |anchor| bits(&Signed::new(rows("1010 1100 1110 0010 0000"), anchor, false, (0, 0)).anchor);
     assert_eq!(of(Anchor::Mean), "1010");
     assert_eq!(of(Anchor::InverseMean), "0101");
     assert_eq!(of(Anchor::Zeros), "0000");
     assert_eq!(of(Anchor::Ones), "1111");
     // A half is neither.
-    let halves = |anchor| bits(&distances(rows("10 01"), anchor, false, (0, 0)).anchor);
+    let halves = |anchor| bits(&Signed::new(rows("10 01"), anchor, false, (0, 0)).anchor);
     assert_eq!((halves(Anchor::Mean), halves(Anchor::InverseMean)), ("00".into(), "00".into()));
 }
 
 #[test]
 fn a_random_anchor_comes_from_seed_and_layer() {
-    let of = |seed| distances(vec![vec![false; 64]], Anchor::Random, false, seed).anchor;
+    let of = |seed| Signed::new(Signatures::new(64, vec![true]), Anchor::Random, false, seed).anchor;
     assert_eq!(of((1, 0)), of((1, 0)));
     assert_ne!(of((1, 0)), of((2, 0)));
     assert_ne!(of((1, 0)), of((1, 1)));
@@ -45,13 +51,19 @@ fn a_random_anchor_comes_from_seed_and_layer() {
 
 #[test]
 fn stepped_picks() {
-    let distances = [0, 1, 2, 3];
-    assert_eq!(pick_stepped(&distances, &[0, 1, 2, 3], 2), [0, 2]);
-    assert_eq!(pick_stepped(&distances, &[0, 1, 2, 3], 4), [0, 1, 2, 3]);
-    assert_eq!(pick_stepped(&distances, &[1, 3], 2), [1, 3]);
-    assert_eq!(pick_stepped(&distances, &[2, 3], 5), [2, 3]);
-    assert_eq!(pick_stepped(&distances, &[2, 3], 0), [0usize; 0]);
-    assert_eq!(pick_stepped(&[5, 0, 5, 0], &[0, 1, 2, 3], 2), [1, 0]);
+    assert_eq!(pick_stepped(&[0, 1, 2, 3], 2), [0, 2]);
+    assert_eq!(pick_stepped(&[0, 1, 2, 3], 4), [0, 1, 2, 3]);
+    assert_eq!(pick_stepped(&[1, 3], 2), [1, 3]);
+    assert_eq!(pick_stepped(&[2, 3], 5), [2, 3]);
+    assert_eq!(pick_stepped(&[2, 3], 0), [0usize; 0]);
+}
+
+#[test]
+fn the_nearest_come_first_and_of_equals_the_earlier() {
+    let distances = [5, 0, 5, 0];
+    assert_eq!(by_distance(&[0, 1, 2, 3], |u| distances[u]), [1, 3, 0, 2]);
+    assert_eq!(by_distance(&[3, 2], |u| distances[u]), [3, 2]);
+    assert_eq!(by_distance(&[], |u| distances[u]), [0usize; 0]);
 }
 
 #[test]
@@ -65,18 +77,20 @@ fn spread_picks() {
 }
 
 #[test]
-fn exactly_half_the_bits_are_set() {
-    let scores = [1.0, 1.0, 1.0, 1.0, 1.0, 2.0];
-    let marks = upper_half(&scores, &[0, 1, 2, 3, 4, 5], 3);
-    assert_eq!(bits(&marks), "000111");
-    assert_eq!(bits(&upper_half(&scores, &[0, 2, 5], 1)), "000001");
+fn rows_are_recorded_from_their_first_bit_on() {
+    let wide = format!("{}1 {}0", "0".repeat(69), "1".repeat(69));
+    let signatures = rows(&wide);
+    for (unit, row) in wide.split(' ').enumerate() {
+        let bits: Vec<bool> = row.chars().map(|c| c == '1').collect();
+        assert_eq!(signatures.recorded(unit), BitRow::new(&bits));
+    }
 }
 
 #[test]
 fn an_anchor_bit_per_unit_counts_what_differs_from_it() {
-    let signed = distances(rows("1100 1110 0001"), Anchor::Alternating, true, (0, 0));
+    let signed = Signed::new(rows("1100 1110 0001"), Anchor::Alternating, true, (0, 0));
     assert_eq!((bits(&signed.anchor).as_str(), signed.distances), ("010", vec![2, 1, 1]));
-    let signed = distances(rows("1100 1110 0001"), Anchor::Mean, true, (0, 0));
+    let signed = Signed::new(rows("1100 1110 0001"), Anchor::Mean, true, (0, 0));
     assert_eq!((bits(&signed.anchor).as_str(), signed.distances), ("010", vec![2, 1, 1]));
 }
 

@@ -208,6 +208,8 @@ impl<'a> Layer<'a> {
         assert!(whole == 0 || verdicts.len() == 1, "one for the layer, or one per head");
         assert!(verdicts.is_sorted_by(|a, b| a.head < b.head), "heads ascend");
         assert!(verdicts.is_empty() || self.case.policy.acts(when));
+        let most = self.residents.iter().map(Vec::len).max().unwrap_or(0) as u32;
+        assert!(verdicts.is_empty() || !self.case.policy.rests(&self.moment(when), most));
         for verdict in verdicts {
             for h in self.covered(verdict) {
                 let residents = &self.residents[h];
