@@ -1,5 +1,7 @@
 //! What attention leaves behind, handed to the policy's accumulators.
 
+use std::borrow::Cow;
+
 use super::core::Engine;
 use super::sequence::Work;
 use crate::attention::{RowSink, Wants};
@@ -109,7 +111,10 @@ pub(super) fn class(tokenizer: &Tokenizer, id: u32) -> TokenClass {
 }
 
 /// Positions and values of the slots that are not holes.
-fn live(slots: &[Position], values: &[f32]) -> (Vec<Position>, Vec<f32>) {
+fn live<'a>(slots: &'a [Position], values: &'a [f32]) -> (Cow<'a, [Position]>, Cow<'a, [f32]>) {
+    if !slots.contains(&HOLE) {
+        return (slots.into(), values.into());
+    }
     let positions = slots.iter().copied().filter(|&p| p != HOLE).collect();
     let values = slots.iter().zip(values).filter(|&(&p, _)| p != HOLE).map(|(_, &x)| x).collect();
     (positions, values)

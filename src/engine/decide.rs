@@ -95,6 +95,12 @@ impl Engine {
     }
 
     fn verdicts(&self, index: usize, layer: Layer, when: When) -> Vec<Verdict> {
+        let moment = self.moment(index, layer, when);
+        let table = self.cache.table(self.sequences[index].id, layer);
+        let most = (0..table.heads()).map(|h| table.live(h)).max().unwrap_or(0);
+        if self.policy.rests(&moment, most as u32) {
+            return Vec::new();
+        }
         let mut residents = self.residents(index, layer, self.policy.needs());
         // A policy is shown the keys as attention reads them; a merge rule, as they lie.
         let head_dim = self.cache.config().shape.head_dim;
@@ -108,7 +114,7 @@ impl Engine {
         }
         let inputs = self.inputs(index, layer, &residents);
         let mut out = Vec::new();
-        self.policy.decide(&self.moment(index, layer, when), &inputs, &mut out);
+        self.policy.decide(&moment, &inputs, &mut out);
         out
     }
 

@@ -69,19 +69,20 @@ fn part<T>(rows: &[T], place: usize, len: usize) -> &[T] {
 
 /// Rows of these slots in full precision, `[slot][head_dim]`.
 pub(super) fn full_precision(pages: &cache::Pages<'_>, slots: &[u32]) -> Vec<f32> {
-    let slots = slots.iter().map(|&slot| slot as usize);
-    match pages {
-        cache::Pages::F32(list) => slots.flat_map(|slot| list.row(slot)).copied().collect(),
-        cache::Pages::F16(list) => slots.flat_map(|slot| list.row(slot)).map(|x| x.to_f32()).collect(),
-        cache::Pages::Coded(list) => slots
-            .flat_map(|slot| {
+    let mut rows = Vec::new();
+    for slot in slots.iter().map(|&slot| slot as usize) {
+        match pages {
+            cache::Pages::F32(list) => rows.extend_from_slice(list.row(slot)),
+            cache::Pages::F16(list) => rows.extend(list.row(slot).iter().map(|x| x.to_f32())),
+            cache::Pages::Coded(list) => {
                 let row = list.row(slot);
-                let mut values = vec![0.0; row.row()];
-                row.decode(&mut values);
-                values
-            })
-            .collect(),
+                let end = rows.len() + row.row();
+                rows.resize(end, 0.0);
+                row.decode(&mut rows[end - row.row()..]);
+            }
+        }
     }
+    rows
 }
 
 /// Bytes that the rows of these slots occupy.
