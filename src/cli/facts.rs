@@ -231,7 +231,11 @@ pub(super) fn policies(args: &ListArgs) -> Result<(), Failure> {
             lines.push(format!("    defaults there: {}", e.source_defaults));
         }
         let needs = e.needs().names();
-        let needs = if needs.is_empty() { "no attention".into() } else { needs.join(", ") };
+        let needs = match needs.is_empty() {
+            true if e.is_wrapper() => "what that rule needs".into(),
+            true => "no accumulators".into(),
+            false => needs.join(", "),
+        };
         lines.push(format!("    acts {}; decides {}; needs {needs}", e.acts, e.granularity.words()));
         for p in e.params {
             let live = if p.live { "live" } else { "re-run" };

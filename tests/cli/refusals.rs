@@ -96,6 +96,41 @@ fn numbers_that_cannot_be() {
     refused(&["--compress", "nonsense"], &["--compress nonsense", "context or prompt"]);
 }
 
+/// "Mia" is two tokens with BOS.
+#[test]
+fn budgets_under_the_fixed_parts() {
+    for (policy, fixed) in [
+        ("streaming:budget=4", "sinks=4"),
+        ("lm-infinite:budget=25%", "sinks=4"),
+        ("scissorhands:budget=10", "recent=10"),
+        ("snapkv:budget=32", "window=32"),
+        ("pyramidkv:budget=8", "window=8"),
+        ("fastgen:budget=4", "sinks=4"),
+        ("roco:budget=10", "newest=10"),
+        ("buzz:budget=3", "sinks=4"),
+        ("nacl:budget=20", "window=16 and sinks=4"),
+        ("expected:budget=4", "sinks=4"),
+        ("snapkv:budget=32+adakv+kvcrush", "window=32"),
+    ] {
+        let name = policy.split(':').next().unwrap();
+        refused(&["--policy", policy], &[name, "budget=", fixed, "must leave room", "use at least"]);
+    }
+}
+
+#[test]
+fn compositions_that_make_no_sense() {
+    refused(&["--policy", "adakv"], &["adakv", "write it behind one", "h2o:budget=25%+adakv"]);
+    refused(&["--policy", "h2o+tova"], &["h2o+tova", "one evictor"]);
+    refused(&["--policy", "full+h2o"], &["full+h2o", "joins no other"]);
+    refused(&["--policy", "full+adakv"], &["full+adakv", "nothing to wrap"]);
+    refused(&["--policy", "buzz+kvcrush"], &["buzz+kvcrush", "does not rank tokens"]);
+    refused(&["--policy", "tova+adakv"], &["tova+adakv", "by=head"]);
+    refused(&["--policy", "h2o:by=page+kvcrush"], &["h2o+kvcrush", "kvcrush.group"]);
+    refused(&["--policy", "h2o+adakv+adakv"], &["adakv", "named twice"]);
+    refused(&["--policy", "h2o+kcache"], &["kcache is a read set", "--read"]);
+    refused(&["--read", "h2o"], &["h2o is an eviction policy", "--policy"]);
+}
+
 #[test]
 fn what_clap_refuses_has_the_same_code() {
     for args in [
