@@ -71,6 +71,7 @@ fn pages_and_attention_are_those_of_the_reference() {
             dtype: KvDtype::Nuq(Nuq { bits, outliers_ppm: 50_000, first: FIRST, calibrate: 60 }),
             rope: RopeMode::Pre,
             host_v_from_layer: None,
+            far_blocks: false,
             salt: [0; 32],
         })
         .unwrap();

@@ -64,7 +64,7 @@ impl Cache {
             let Some(row) = row else { continue };
             assert_eq!(row.len(), head_dim, "a row is of one head");
             arena.write(lane, slot, 1, row, head_dim);
-            if let Pages::Coded(pages) = arena.pages(lane, None) {
+            if let Pages::Coded(pages) = arena.pages(arena, lane, None) {
                 let mut back = vec![0.0; head_dim];
                 pages.row(slot).decode(&mut back);
                 self.tally.measure(layer, head, part, row, &back);
@@ -87,6 +87,7 @@ mod tests {
             dtype,
             rope: RopeMode::Post,
             host_v_from_layer: Some(1),
+            far_blocks: false,
             salt: [0; 32],
         })
         .unwrap();
@@ -189,6 +190,7 @@ mod tests {
             dtype: KvDtype::Kivi { bits: 4, residual: 32 },
             rope: RopeMode::Post,
             host_v_from_layer: None,
+            far_blocks: false,
             salt: [0; 32],
         })
         .unwrap();

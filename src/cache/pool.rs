@@ -225,7 +225,10 @@ impl Pool {
     /// The only owner moves the pages of a block; none of it is in codes.
     pub(super) fn rehome(&mut self, id: BlockId, home: Home) {
         let meta = &mut self.metas[id as usize];
-        debug_assert!(meta.owners == 1 && meta.coded == [0; 2], "moved while shared, or in codes");
+        debug_assert!(
+            meta.owners == 1 && meta.coded.iter().all(|run| run.from == run.to),
+            "moved while shared, or in codes"
+        );
         let (filled, live) = (meta.filled as usize, meta.live as usize);
         let from = &mut self.counts[std::mem::replace(&mut meta.home, home) as usize];
         (from.blocks, from.filled, from.live) = (from.blocks - 1, from.filled - filled, from.live - live);

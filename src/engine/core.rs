@@ -72,7 +72,10 @@ impl Engine {
     /// Settings that are wrong, or do not fit the model or the prompt: one clear line.
     pub fn new(model: Arc<Model>, settings: &Settings, prompt: &Prompt) -> Result<Self, EngineError> {
         let plan = Plan::new(&model, settings, prompt)?;
-        let (needs, rope) = (kept(&plan.policy, plan.merge.as_ref()), rope_mode(&plan.policy, plan.read.as_ref(), plan.dtype));
+        let (needs, rope) = (
+            kept(&plan.policy, plan.merge.as_ref()),
+            rope_mode(&plan.policy, plan.read.as_ref(), plan.dtype),
+        );
         Self::keeping(model, plan, needs, rope)
     }
 
@@ -328,7 +331,8 @@ impl Engine {
 
 /// How keys are kept under a policy and a read set, in pages of a type.
 pub(super) fn rope_mode(policy: &Policy, read: Option<&ReadSet>, dtype: KvDtype) -> RopeMode {
-    let turned_later = dtype.keeps_keys_before_rope() || read.is_some_and(|read| read.rule().memory().is_some());
+    let turned_later =
+        dtype.keeps_keys_before_rope() || read.is_some_and(|read| read.rule().memory().is_some());
     match policy.rope() {
         policy::Rope::Post if !turned_later => RopeMode::Post,
         policy::Rope::Pre | policy::Rope::Post => RopeMode::Pre,

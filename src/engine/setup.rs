@@ -48,7 +48,7 @@ impl Plan {
         let read = if settings.read.is_empty() { None } else { Some(parse_read(&settings.read)?) };
         let dtype = page_type(settings, card, &policy)?;
         if let Some(read) = &read {
-check_read(read, &policy, dtype, settings.block_size)?;
+            check_read(read, &policy, dtype, settings.block_size)?;
         }
         let merge = merge_rule(settings, card, &policy, dtype)?;
 

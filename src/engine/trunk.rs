@@ -49,7 +49,10 @@ impl Branch {
         Ok(Self {
             stem: Stem {
                 rope: rope_mode(&policy, read.as_ref(), dtype),
-                read_in_prompt: read.filter(|read| read.rule().memory().is_some()).map(|read| read.to_string()),
+                read_in_prompt: read
+                    .as_ref()
+                    .filter(|read| read.rule().memory().is_some())
+                    .map(ToString::to_string),
                 host_v_from_layer: host_v_from_layer(read.as_ref(), layers),
                 settings: Settings {
                     policy: String::new(),

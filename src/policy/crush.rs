@@ -172,16 +172,8 @@ impl<'a> Lane<'a> {
         let places = (budget as usize).saturating_sub(fixed);
         let representatives = (ratio * places as f64) as usize / group as usize;
         let reserved = (representatives * group as usize) as u32;
-        let lane = Self {
-            head,
-            positions,
-            units,
-            worth,
-            keys,
-            important: Best::ALL,
-            representatives,
-            budget,
-        };
+        let lane =
+            Self { head, positions, units, worth, keys, important: Best::ALL, representatives, budget };
         Self { important: lane.best(budget - reserved.min(budget)), ..lane }
     }
 
@@ -372,7 +364,8 @@ fn picture(lane: &Lane<'_>, signed: &Signed, picks: &Picks, group: u32, moment: 
     };
     // Who would stay if there were no representatives.
     let best = lane.best(lane.budget);
-    let by_score = |u: usize| !competing.contains(&u) || best.has(u - competing.start, lane.keys[u - competing.start]);
+    let by_score =
+        |u: usize| !competing.contains(&u) || best.has(u - competing.start, lane.keys[u - competing.start]);
     let shown = lane.units.len().min(crate::event::crush::MAX_UNITS);
     Crush {
         layer: moment.layer,

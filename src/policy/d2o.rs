@@ -75,7 +75,7 @@ struct D2o {
 }
 
 impl Score for D2o {
-    const FIXED: Option<&'static str> = Some("sinks");
+    const FIXED: &'static [&'static str] = &["sinks"];
 
     fn needs(&self) -> Needs {
         Needs { sum: true, ..Needs::NONE }

@@ -9,9 +9,9 @@ use super::param::Param;
 use super::read::ReadRule;
 use super::spec::Part;
 use super::{
-    EvictPolicy, adakv, buzz, cam, crush, d2o, expected, fastgen, full, h2o, infllm, kcache, keydiff, keyformer,
-    knorm, lm_infinite, minicache, nacl, pyramidkv, quest, random, roco, scissorhands, snapkv, streaming,
-    tova,
+    EvictPolicy, adakv, buzz, cam, crush, d2o, expected, fastgen, full, h2o, infllm, kcache, keydiff,
+    keyformer, knorm, lm_infinite, minicache, nacl, pyramidkv, quest, random, roco, scissorhands, snapkv,
+    streaming, tova,
 };
 
 /// Every rule: evictors, then their wrappers, then read sets, then merges. A new rule is its own file and one line here.

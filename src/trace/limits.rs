@@ -5,9 +5,8 @@ use std::collections::HashSet;
 
 use super::wire::CodecError;
 use crate::event::{
-    Crush, LaneRegret, LayerCoding, LayerReads, LayerTraffic, MAX_CHANNELS, Merge, RunInfo, SeqStep, Shadow, Step,
-    StepId,
-    TierUse,
+    Crush, LaneRegret, LayerCoding, LayerReads, LayerTraffic, MAX_CHANNELS, Merge, RunInfo, SeqStep, Shadow,
+    Step, StepId, TierUse,
 };
 
 /// Uncompressed bytes of a chunk.

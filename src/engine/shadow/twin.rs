@@ -10,7 +10,7 @@ use super::super::lanes::Lanes;
 use super::judge::{kl_divergence, last_row};
 use super::ledger::Ledger;
 use crate::attention::cpu::CpuAttention;
-use crate::attention::{Attention, Queries, Rope, Shape, Wants};
+use crate::attention::{Attention, Queries, Rope, Rotation, Shape, Wants};
 use crate::cache::{Cache, CacheConfig, KvDtype, KvShape, RopeMode};
 use crate::event::{Head, Judged, Layer, Position, SeqId};
 use crate::model::{self, Model, Qkv, Sampler};
@@ -43,6 +43,7 @@ impl Twin {
             dtype: KvDtype::F32,
             rope: RopeMode::Post,
             host_v_from_layer: None,
+            far_blocks: false,
             salt: [0; 32],
         })?;
         (0..batch as SeqId).for_each(|seq| cache.add(seq));
@@ -98,7 +99,7 @@ impl Twin {
             self.rotate(&mut qkv, first);
             self.cache.write(seq, layer as Layer, first, &qkv.k, &qkv.v)?;
             let pages = Lanes::of(&self.cache, seq, layer as Layer);
-            let lanes = pages.resident(None);
+            let lanes = pages.resident(Rotation::None);
             let mut sinks = ledger.sinks(self.lanes(layer as Layer, None));
             let mut out = vec![0.0; qkv.q.len()];
             let queries = Queries { rows: &qkv.q, first };
