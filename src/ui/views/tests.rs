@@ -161,7 +161,7 @@ fn quest_shows_pages_read_in_place_of_rows_moved() {
     state(&mut app).reads = Reads { last: vec![blank, reads], total: vec![blank, reads] };
     for (width, height) in [(80, 24), (200, 60)] {
         let shown = words(&app, width, height);
-        for figure in ["5/20", "25.0%", "75.0%", "1.0 KiB", "of K"] {
+        for figure in ["5/20", "25.0%", "75.0%", "1.00 KiB"] {
             assert!(shown.contains(figure), "{figure}: {shown}");
         }
     }
