@@ -191,6 +191,7 @@ impl Bed {
             })
             .collect();
         let moment = Moment {
+            share: None,
             when,
             layer: layer as u16,
             layers: LAYERS as u16,
