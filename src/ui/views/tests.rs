@@ -324,6 +324,7 @@ fn what_was_merged_is_told_from_what_was_lost() {
             })
         })
         .collect();
+    let group = (state.run.model.heads / state.run.model.kv_heads) as u16;
     let drift = serde_json::json!({ "rows": 4, "squared_change": 0.09, "squares": 1.0 });
     let none = serde_json::json!({ "rows": 0, "squared_change": 0.0, "squares": 0.0 });
     let layers: Vec<_> = (0..state.run.model.layers)
@@ -337,6 +338,7 @@ fn what_was_merged_is_told_from_what_was_lost() {
     }
     press(&mut app, "4");
     (app.cursor.layer, app.cursor.position) = (layer, Some(victims[0]));
+    app.cursor.head = newest.eviction.head.unwrap_or(0) * group;
     let shown = words(&app, 160, 45);
     assert!(shown.contains("merged into 777 and 3 more") && shown.contains("+ cam:m=4"), "{shown}");
 }
