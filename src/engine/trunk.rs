@@ -147,6 +147,7 @@ impl Trunk {
         let clock = Clock::new();
         for index in 0..engine.sequences.len() {
             engine.decide(index, When::EndOfPrompt)?;
+            engine.merge_layers(index)?;
             let id = engine.sequences[index].id;
             engine.cache.take_ops(id);
         }
