@@ -235,7 +235,7 @@ impl Bed {
         self.lanes.iter_mut().flatten().for_each(|lane| lane.append(position));
         let start = computed();
         let verdicts: Vec<_> = (0..LAYERS).map(|layer| self.decide(layer, When::Token)).collect();
-        let took = computed() - start;
+        let took = computed().saturating_sub(start);
         for (layer, verdicts) in verdicts.iter().enumerate() {
             self.evict(layer, verdicts);
         }
@@ -291,7 +291,7 @@ fn decode(layers: usize, kv_heads: usize, policy: &str) -> (f64, f64) {
         let step = engine.step().expect("the engine goes on").expect("and is not finished");
         deciding.push(step.outer_ns[Phase::Policy as usize] as f64 / 1e3 / layers as f64);
     }
-    let step = (computed_by_all() - start).as_nanos() as f64 / 1e3 / ENGINE_STEPS as f64;
+    let step = computed_by_all().saturating_sub(start).as_nanos() as f64 / 1e3 / ENGINE_STEPS as f64;
     (step, median(&mut deciding))
 }
 
@@ -340,7 +340,7 @@ fn clock(criterion: &mut Criterion, kv_heads: usize, rule: &str) -> Row {
             let times = iterations.min(LAYERS as u64);
             let start = computed();
             (0..times as usize).for_each(|l| drop(black_box(bed.decide(l, When::EndOfPrompt))));
-            let took = computed() - start;
+            let took = computed().saturating_sub(start);
             note(0, took, times, 1);
             took.mul_f64(iterations as f64 / times as f64)
         });

@@ -254,18 +254,15 @@ pub(super) fn decide(
     let lane = |head, positions, scores: &[f32], budget| {
         Lane::new(head, positions, scores, budget, plan.protected, crushing)
     };
-    let of_layer = match plan.by == Granularity::Head && crushing.variant == Variant::Vllm {
-        true => None,
-        false => Some(plan.layer_scores()),
-    };
-    let lanes: Vec<Lane<'_>> = match &of_layer {
-        Some(scores) => vec![lane(None, first.positions, scores, plan.budget)],
-        None => {
-            let per_head = heads.iter().zip(&plan.scores).zip(plan.budgets(heads)).enumerate();
-            per_head
-                .map(|(h, ((head, scores), budget))| lane(Some(h as Head), head.positions, scores, budget))
-                .collect()
-        }
+    let per_head = plan.by == Granularity::Head && crushing.variant == Variant::Vllm;
+    let of_layer = if per_head { None } else { Some(plan.layer_scores()) };
+    let lanes: Vec<Lane<'_>> = if let Some(scores) = &of_layer {
+        vec![lane(None, first.positions, scores, plan.budget)]
+    } else {
+        let heads = heads.iter().zip(&plan.scores).zip(plan.budgets(heads)).enumerate();
+        heads
+            .map(|(h, ((head, scores), budget))| lane(Some(h as Head), head.positions, scores, budget))
+            .collect()
     };
     if lanes.iter().all(|lane| lane.open().next().is_none()) {
         return;
@@ -292,7 +289,9 @@ fn token_bits(crushing: Crushing, lane: &Lane<'_>, scores: &[f32]) -> Signatures
     let torch = crushing.variant == Variant::Torch;
     let units: Vec<usize> = if torch { lane.open().collect() } else { lane.units.competing().collect() };
     let mut takes_part = vec![false; lane.units.len()];
-    units.iter().for_each(|&u| takes_part[u] = true);
+    for &u in &units {
+        takes_part[u] = true;
+    }
     let residents = || units.iter().flat_map(|&u| lane.units.residents(u).map(move |i| (u, i)));
     let scores: Vec<f32> = residents().map(|(_, i)| scores[i]).collect();
     let keys = keys(&scores);

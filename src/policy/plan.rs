@@ -58,7 +58,9 @@ impl Plan {
         for scores in others {
             means.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score);
         }
-        means.iter_mut().for_each(|sum| *sum /= self.scores.len() as f32);
+        for sum in &mut means {
+            *sum /= self.scores.len() as f32;
+        }
         means
     }
 

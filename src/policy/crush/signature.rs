@@ -91,7 +91,7 @@ impl Signed {
                 (s.ones(i) as usize, if s.takes_part[i] { s.width } else { 0 })
             } else {
                 let ones: u64 =
-                    (0..units).flat_map(|u| s.row(u).get(i / 64)).map(|w| w >> (63 - i % 64) & 1).sum();
+                    (0..units).filter_map(|u| s.row(u).get(i / 64)).map(|w| w >> (63 - i % 64) & 1).sum();
                 (ones as usize, s.takes_part.iter().filter(|&&takes_part| takes_part).count())
             }
         };
@@ -127,7 +127,9 @@ pub(super) fn by_distance(units: &[usize], distance: impl Fn(usize) -> u32) -> V
     let most = units.iter().map(|&u| distance(u)).max().unwrap_or(0) as usize;
     // Distances are small numbers: counted, every unit has its place.
     let mut next = vec![0; most + 2];
-    units.iter().for_each(|&u| next[distance(u) as usize + 1] += 1);
+    for &u in units {
+        next[distance(u) as usize + 1] += 1;
+    }
     for d in 1..next.len() {
         next[d] += next[d - 1];
     }
