@@ -284,8 +284,9 @@ pub(crate) struct EvalArgs {
     /// more of passkey, recall and perplexity.
     #[arg(value_enum, value_name = "TASK", required = true, value_delimiter = ',')]
     pub(crate) tasks: Vec<EvalTask>,
-    /// Compare many ways to keep the cache on the same prompts. Without --policies, --kv-dtypes and --reads: every policy
-    /// and wrapper at every budget, every page type, and read sets; else every combination of what they name.
+    /// Compare many ways to keep the cache on the same prompts. Without --policies, --kv-dtypes, --reads and
+    /// --merges: every policy and wrapper at every budget, merges, every page type, and read sets; else every combination of
+    /// what they name.
     #[arg(long)]
     pub(crate) sweep: bool,
     /// Of a sweep: eviction policies, separated by blanks: "h2o snapkv:window=16+adakv"; the budgets are put in.
@@ -300,6 +301,9 @@ pub(crate) struct EvalArgs {
     /// Of a sweep: read sets, separated by blanks.
     #[arg(long, value_name = "SPECS", value_delimiter = ' ', requires = "sweep")]
     pub(crate) reads: Vec<String>,
+    /// Of a sweep: merge rules, separated by blanks.
+    #[arg(long, value_name = "SPECS", value_delimiter = ' ', requires = "sweep")]
+    pub(crate) merges: Vec<String>,
     /// Of a sweep: a file of results. What it has is not run again, what is found is added: a sweep that was stopped
     /// goes on.
     #[arg(long, value_name = "FILE", requires = "sweep")]
@@ -313,7 +317,7 @@ pub(crate) struct EvalArgs {
     /// Prompts per cell. Default: by task.
     #[arg(long = "n", value_name = "N")]
     pub(crate) prompts: Option<usize>,
-    /// Lengths of passkey prompts, tokens. Default: 512,1024,2048,4096; in a sweep 768,1536.
+    /// Lengths of passkey prompts, tokens. Default: 512,1024,2048,4096; in a sweep 768,1280.
     #[arg(long, value_name = "N,…", value_delimiter = ',')]
     pub(crate) lengths: Vec<usize>,
     /// Depths of the key in passkey prompts, shares of the context.
@@ -328,7 +332,10 @@ pub(crate) struct EvalArgs {
     /// Read set of passkey, e.g. kcache:n=64,l=1.
     #[arg(long, value_name = "SPEC")]
     pub(crate) read: Option<String>,
-    /// Type of the cache's pages in passkey: f32, f16, int8, nuq4, nuq3 or nuq2.
+    /// Merge rule of passkey, e.g. cam:m=32.
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) merge: Option<String>,
+    /// Type of the cache's pages in passkey, as `kvista run` takes it.
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub(crate) kv_dtype: String,
     /// What is compressed in passkey: `context` (the question is not seen) or `prompt` (it is).

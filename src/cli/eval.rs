@@ -75,7 +75,8 @@ fn regime(args: &EvalArgs) -> Result<Regime, Failure> {
     let of_policy = Regime::policy(&args.policy);
     let chunk = if args.policy == "full" { Regime::full().chunk } else { of_policy.chunk };
     let read = args.read.clone().unwrap_or_default();
-    Ok(Regime { read, kv_dtype: args.kv_dtype.clone(), span, chunk, ..of_policy })
+    let merge = args.merge.clone().unwrap_or_default();
+    Ok(Regime { read, merge, kv_dtype: args.kv_dtype.clone(), span, chunk, ..of_policy })
 }
 
 /// What is compressed before the answer is asked for.

@@ -16,7 +16,7 @@ use crate::ui;
 
 /// Prompts of each task.
 const PROMPTS: usize = 100;
-const LENGTHS: [usize; 2] = [768, 1536];
+const LENGTHS: [usize; 2] = [768, 1280];
 /// Tokens of the prompts whose length does not vary.
 const TOKENS: usize = 1024;
 
@@ -75,6 +75,7 @@ fn asked(args: &EvalArgs, n: usize) -> Result<Sweep, Failure> {
         budgets: args.budgets.clone(),
         kv_dtypes: args.kv_dtypes.clone(),
         reads: args.reads.clone(),
+        merges: args.merges.clone(),
         span,
     };
     let prompts = Prompts {

@@ -81,7 +81,8 @@ impl Sequence {
         self.queries.clone_from(&grown.queries);
         self.classes.clone_from(&grown.classes);
         self.pulled.clone_from(&grown.pulled);
-        // The bounds of pages follow the keys from any state; none are kept here.
+        self.far.clone_from(&grown.far);
+        // The bounds of pages follow the keys from any state; shares and what merges remember begin with the decisions.
     }
 
     /// What comes next; `None` when the sequence has ended. `adopted` ids at the start of the prompt are already in the

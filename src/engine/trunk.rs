@@ -221,6 +221,7 @@ mod tests {
         all.push(settings("full", "kcache:n=4,l=1", "f32"));
         all.push(settings("h2o:budget=24", "kcache:n=4,l=1", "f32"));
         all.push(settings("h2o:budget=24", "quest:budget=16,page=4", "f32"));
+        all.push(settings("full", "infllm:local=16,init=0,block=16,topk=1,cache=2", "f32"));
         all.push(settings("h2o:budget=24", "", "int8"));
         all.push(settings("full", "", "int4"));
         all.push(settings("h2o:budget=24", "", "nuq4"));

@@ -36,6 +36,8 @@ pub struct Regime {
     pub policy: String,
     /// Read set, as on the command line; empty for none.
     pub read: String,
+    /// Merge rule, as on the command line; empty for none.
+    pub merge: String,
     /// Type of the cache's pages.
     pub kv_dtype: String,
     /// What is compressed.
@@ -51,6 +53,7 @@ impl Regime {
             name: "full".into(),
             policy: "full".into(),
             read: String::new(),
+            merge: String::new(),
             kv_dtype: "f32".into(),
             span: Span::Context,
             chunk: LONG_CHUNK,
@@ -73,6 +76,7 @@ impl Regime {
             block_size: dtype.map_or(Settings::default().block_size, KvDtype::usual_block_size),
             policy: self.policy.clone(),
             read: self.read.clone(),
+            merge: self.merge.clone(),
             kv_dtype: self.kv_dtype.clone(),
             chunk: self.chunk,
             scores: ScoreLevel::Off,

@@ -178,5 +178,6 @@ fn words(regime: &Regime) -> String {
         super::Span::Prompt => "context and question compressed together",
     };
     let read = if regime.read.is_empty() { String::new() } else { format!(", read {}", regime.read) };
-    format!("{}{read}, {} pages, {span}", regime.policy, regime.kv_dtype)
+    let merge = if regime.merge.is_empty() { String::new() } else { format!(", merge {}", regime.merge) };
+    format!("{}{read}{merge}, {} pages, {span}", regime.policy, regime.kv_dtype)
 }

@@ -78,7 +78,7 @@ impl Sweep {
             .map(|cell| {
                 let fits = grid::fits(&cell.regime, tokens).and_then(|settings| {
                     let prompt = Prompt { text: "a".into(), ..Prompt::default() };
-                    let full = Settings { policy: "full".into(), ..settings.clone() };
+                    let full = Settings { policy: "full".into(), merge: String::new(), ..settings.clone() };
                     // What the model refuses whatever the prompt, such as pages that its heads do not fit.
                     crate::engine::check(&lab.model, &full, &prompt).map_err(|error| error.to_string())?;
                     Ok(settings)

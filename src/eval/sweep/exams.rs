@@ -143,7 +143,9 @@ mod tests {
         let ends = |i: usize| i % 10 == 9;
         let answers = |at: &[usize], tokens: usize| {
             let mut answers = vec![false; tokens];
-            at.iter().for_each(|&i| answers[i] = true);
+            for &i in at {
+                answers[i] = true;
+            }
             answers
         };
         assert_eq!(before_questions(&answers(&[105, 455, 475], 490), ends), 440);

@@ -3,14 +3,28 @@
 use crate::cache::KvDtype;
 use crate::eval::{EvalError, Regime, Result, Span};
 use crate::event::Settings;
-use crate::policy::{Kind, parse_policy, parse_read, registry};
+use crate::policy::{Kind, parse_merge, parse_policy, parse_read, registry};
 
 /// Budgets of a sweep where none are named.
 pub const BUDGETS: [&str; 3] = ["50%", "25%", "12.5%"];
-/// Read sets of the whole laboratory.
-const READS: [&str; 3] = ["kcache:n=8", "kcache:n=32", "kcache:n=64"];
+/// Read sets of the whole laboratory. The embedded model has four layers and short prompts: Quest leaves one dense layer in
+/// place of two, InfLLM has a small window and small blocks.
+const READS: [&str; 6] = [
+    "kcache:n=8",
+    "kcache:n=32",
+    "kcache:n=64",
+    "quest:budget=64,dense=1",
+    "quest:budget=256,dense=1",
+    "infllm:local=128,init=16,block=32,topk=4,cache=8",
+];
+/// Merge rules of the whole laboratory with the policies that they stand behind: CaM behind the sinks and window of its
+/// source, both behind H2O, D2O's two halves together.
+const MERGES: [(&str, &str); 5] =
+    [("streaming", "cam"), ("h2o", "cam"), ("h2o", "d2o"), ("d2o", "d2o"), ("full", "minicache")];
 /// What the wrappers stand behind in the whole laboratory.
 const WRAPPED: [&str; 3] = ["h2o", "snapkv", "pyramidkv"];
+/// KVCrush token by token, which its sources know beside pages.
+const BY_TOKEN: [&str; 2] = ["h2o+kvcrush:group=1", "keydiff+kvcrush:group=1"];
 
 /// What varies; an empty list is the one plain choice: `full`, nothing left unread, `f32` pages.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +37,8 @@ pub struct Grid {
     pub kv_dtypes: Vec<String>,
     /// Read sets.
     pub reads: Vec<String>,
+    /// Merge rules.
+    pub merges: Vec<String>,
     /// What is compressed before the answer is asked for.
     pub span: Span,
 }
@@ -41,7 +57,10 @@ pub struct Cell {
 impl Grid {
     /// Whether nothing was named.
     pub const fn is_empty(&self) -> bool {
-        self.policies.is_empty() && self.kv_dtypes.is_empty() && self.reads.is_empty()
+        self.policies.is_empty()
+            && self.kv_dtypes.is_empty()
+            && self.reads.is_empty()
+            && self.merges.is_empty()
     }
 
     /// The ways to keep the cache, the full one first: every combination of what was named; of nothing, the whole
@@ -50,18 +69,19 @@ impl Grid {
     /// # Errors
     /// A name or a parameter that is wrong.
     pub fn cells(&self) -> Result<Vec<Cell>> {
-        let mut cells = vec![self.cell("full", None, "", "f32")?];
+        let plain = Keeping { policy: "full", read: "", kv_dtype: "f32", merge: "" };
+        let mut cells = vec![self.cell(plain, None)?];
         if self.is_empty() {
             self.laboratory(&mut cells)?;
         } else {
             let or = |list: &[String], plain: &str| {
                 if list.is_empty() { vec![plain.into()] } else { list.to_vec() }
             };
-            for read in or(&self.reads, "") {
-                for dtype in or(&self.kv_dtypes, "f32") {
-                    for policy in or(&self.policies, "full") {
-                        self.budgeted(&mut cells, &policy, &read, &dtype)?;
-                    }
+            let (reads, merges) = (or(&self.reads, ""), or(&self.merges, ""));
+            let (dtypes, policies) = (or(&self.kv_dtypes, "f32"), or(&self.policies, "full"));
+            for ((read, merge), kv_dtype) in product(product(reads.iter(), &merges), &dtypes) {
+                for policy in &policies {
+                    self.budgeted(&mut cells, Keeping { policy, read, kv_dtype, merge })?;
                 }
             }
         }
@@ -71,65 +91,84 @@ impl Grid {
     }
 
     fn laboratory(&self, cells: &mut Vec<Cell>) -> Result<()> {
+        let plain = Keeping { policy: "full", read: "", kv_dtype: "f32", merge: "" };
         let alone = registry::of_kind(Kind::Evict).map(|entry| entry.name.to_owned());
         let wrapped =
             registry::wrappers().flat_map(|wrapper| WRAPPED.map(|base| format!("{base}+{}", wrapper.name)));
-        for policy in alone.chain(wrapped) {
-            self.budgeted(cells, &policy, "", "f32")?;
+        for policy in alone.chain(wrapped).chain(BY_TOKEN.map(str::to_owned)) {
+            self.budgeted(cells, Keeping { policy: &policy, ..plain })?;
         }
-        for dtype in KvDtype::NAMES {
-            cells.push(self.cell("full", None, "", dtype)?);
+        for (policy, merge) in MERGES {
+            self.budgeted(cells, Keeping { policy, merge, ..plain })?;
+        }
+        for kv_dtype in KvDtype::NAMES {
+            cells.push(self.cell(Keeping { kv_dtype, ..plain }, None)?);
         }
         for read in READS {
-            cells.push(self.cell("full", None, read, "f32")?);
+            cells.push(self.cell(Keeping { read, ..plain }, None)?);
         }
         Ok(())
     }
 
     /// A policy at every budget; once, where it has none.
-    fn budgeted(&self, cells: &mut Vec<Cell>, policy: &str, read: &str, dtype: &str) -> Result<()> {
-        let has_budget =
-            parse_policy(policy).map_err(crate::engine::EngineError::from)?.spec().budget().is_some();
-        if !has_budget {
-            cells.push(self.cell(policy, None, read, dtype)?);
+    fn budgeted(&self, cells: &mut Vec<Cell>, keeping: Keeping<'_>) -> Result<()> {
+        if parse_policy(keeping.policy)?.spec().budget().is_none() {
+            cells.push(self.cell(keeping, None)?);
             return Ok(());
         }
         let usual = BUDGETS.map(str::to_owned);
         for budget in if self.budgets.is_empty() { &usual[..] } else { &self.budgets } {
-            cells.push(self.cell(policy, Some(budget), read, dtype)?);
+            cells.push(self.cell(keeping, Some(budget))?);
         }
         Ok(())
     }
 
-    fn cell(&self, policy: &str, budget: Option<&str>, read: &str, dtype: &str) -> Result<Cell> {
-        let mut spec = parse_policy(policy).map_err(crate::engine::EngineError::from)?;
+    fn cell(&self, keeping: Keeping<'_>, budget: Option<&str>) -> Result<Cell> {
+        let Keeping { policy, read, kv_dtype, merge } = keeping;
+        let mut spec = parse_policy(policy)?;
         if let Some(budget) = budget {
-            spec.set("budget", budget).map_err(crate::engine::EngineError::from)?;
+            spec.set("budget", budget)?;
         }
         if !read.is_empty() {
-            parse_read(read).map_err(crate::engine::EngineError::from)?;
+            parse_read(read)?;
         }
-        let mut family: Vec<&str> = Vec::new();
-        if policy != "full" || (read.is_empty() && dtype == "f32") {
-            family.push(policy);
+        if !merge.is_empty() {
+            parse_merge(merge)?;
         }
-        if !read.is_empty() {
-            family.push(read);
-        }
-        if dtype != "f32" {
-            family.push(dtype);
-        }
-        let family = family.join(" ");
+        let merged = format!("merge {merge}");
+        let is_plain = policy == "full" && (!read.is_empty() || !merge.is_empty() || kv_dtype != "f32");
+        let parts = [
+            (!is_plain).then_some(policy),
+            (!read.is_empty()).then_some(read),
+            (!merge.is_empty()).then_some(merged.as_str()),
+            (kv_dtype != "f32").then_some(kv_dtype),
+        ];
+        let family = parts.into_iter().flatten().collect::<Vec<_>>().join(" ");
         let regime = Regime {
             name: budget.map_or_else(|| family.clone(), |budget| format!("{family} {budget}")),
             policy: spec.to_string(),
             read: read.into(),
-            kv_dtype: dtype.into(),
+            merge: merge.into(),
+            kv_dtype: kv_dtype.into(),
             span: self.span,
             chunk: WHOLE,
         };
         Ok(Cell { family, budget: budget.map(str::to_owned), regime })
     }
+}
+
+/// How the cache is kept, but for the budget.
+#[derive(Clone, Copy)]
+struct Keeping<'a> {
+    policy: &'a str,
+    read: &'a str,
+    kv_dtype: &'a str,
+    merge: &'a str,
+}
+
+/// Every one of the first with every one of the second.
+fn product<A: Copy, B>(first: impl Iterator<Item = A>, second: &[B]) -> impl Iterator<Item = (A, &B)> {
+    first.flat_map(move |a| second.iter().map(move |b| (a, b)))
 }
 
 /// The prompt as one chunk: policies decide at its end, where a fork is made.
@@ -162,9 +201,19 @@ mod tests {
         let cells = Grid::default().cells().unwrap();
         let has = |name: &str| cells.iter().filter(|cell| cell.regime.name == name).count();
         assert_eq!(cells[0].regime.name, "full");
-        for name in
-            ["full", "h2o 50%", "h2o 12.5%", "h2o+kvcrush 25%", "pyramidkv+adakv 50%", "int8", "int2", "f16"]
-        {
+        for name in [
+            "full",
+            "h2o 50%",
+            "h2o 12.5%",
+            "h2o+kvcrush 25%",
+            "pyramidkv+adakv 50%",
+            "d2o merge d2o 25%",
+            "merge minicache",
+            "nuq3",
+            "int8",
+            "int2",
+            "f16",
+        ] {
             assert_eq!(has(name), 1, "{name}");
         }
         assert_eq!((has("kcache:n=8"), has("f32")), (1, 0));
