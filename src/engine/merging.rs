@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::EngineError;
 use super::core::Engine;
 use super::decide::Residents;
+use crate::attention::PageBounds;
 use crate::cache::NewRows;
 use crate::event::crush::BitRow;
 use crate::event::merge::MAX_STEP_ARCS;
@@ -76,6 +77,9 @@ impl Engine {
             }
         }
         let [k, v] = drifts;
+        if k.rows > 0 {
+            self.forget_bounds(seq, layer, head);
+        }
         Ok(Merge {
             layer,
             head,
@@ -89,6 +93,14 @@ impl Engine {
             arcs,
             saved_bytes: 0,
         })
+    }
+
+    /// Bounds of pages follow keys that come and go; of keys that change where they lie they must be made anew.
+    fn forget_bounds(&mut self, seq: SeqId, layer: Layer, head: Head) {
+        let lane = self.lane_index(usize::from(layer), usize::from(head));
+        for sequence in self.sequences.iter_mut().filter(|sequence| sequence.id == seq) {
+            sequence.bounds[lane] = PageBounds::default();
+        }
     }
 
     /// Makes pairs of layers alike, under a rule that does. Layers ascending, heads within them.
@@ -148,6 +160,9 @@ impl Engine {
                 let new = NewRows { k: Some(&k[s]), v: Some(&v[s]) };
                 self.cache.alter(seq, merge.layer, head, pair[s].positions[common[i][s]], new)?;
             }
+        }
+        for layer in [lower, upper] {
+            self.forget_bounds(seq, layer, head);
         }
         told[1].saved_bytes = 2 * u64::from(told[1].merged) * MiniCache::saved_bytes(row_bytes);
         Ok(told)

@@ -1,6 +1,7 @@
 //! Runs under Quest: what is read, what it is held against, and the bounds it goes by.
 
 use proptest::prelude::*;
+use proptest::sample::select;
 
 use super::{Case, cases, wild_cases};
 use crate::attention::{PageBounds, Rotation};
@@ -102,12 +103,33 @@ proptest! {
     fn bounds_follow_the_pages(case in wild_cases(), page in 1..=40usize) {
         let mut case = case;
         case.settings.read = String::new();
+        // Whoever changes keys where they lie makes the bounds anew: the engine's own are looked at below.
+        case.settings.merge = String::new();
         if keeps_keys_unrotated(&case.settings.policy) {
             case.settings.policy = "full".into();
         }
         let lanes = case.config.layers * case.config.kv_heads;
         let mut kept = vec![vec![PageBounds::default(); lanes]; case.settings.batch as usize];
         case.run(|engine, _| check_bounds(engine, &mut kept, page));
+    }
+
+    #[test]
+    fn bounds_hold_where_a_merge_changes_keys(
+        case in cases(),
+        page in 1..=20u32,
+        merge in select(vec!["d2o", "minicache:from=0"]),
+    ) {
+        let mut case = case;
+        case.config.layers = case.config.layers.max(2);
+        let case = case.with(|s| {
+            s.policy = "h2o:budget=30%".into();
+            s.merge = merge.into();
+            s.read = format!("quest:budget=8,page={page},dense=0");
+        });
+        case.run(|engine, _| {
+            let mut own: Vec<_> = engine.sequences.iter().map(|sequence| sequence.bounds.clone()).collect();
+            check_bounds(engine, &mut own, page as usize);
+        });
     }
 
     #[test]
