@@ -126,7 +126,7 @@ fn a_replay_prints_the_very_same_lines() {
         &["--shadow=every:3", "--batch", "2"],
         &["--batch", "2", "--scores", "top:4"],
         &["--kv-dtype", "int2"],
-        &["--kv-dtype", "nuq3:calibrate=32"],
+        &["--kv-dtype", "nuq3:calibrate=48"],
         &["--merge", "cam:m=4"],
         &["--merge", "d2o", "--kv-dtype", "f16", "--batch", "2"],
         &["--policy", "full", "--merge", "minicache", "--kcache", "n=8,l=1"],
