@@ -22,6 +22,7 @@ mod pool;
 mod prefix;
 mod replay;
 mod sequence;
+mod shelf;
 pub mod table;
 
 use std::collections::BTreeMap;

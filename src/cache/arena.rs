@@ -10,6 +10,7 @@ use super::dtype::KvDtype;
 use super::kivi::KiviStore;
 use super::nuq::NuqStore;
 use super::pool::Part;
+use super::shelf::Shelf;
 use super::table::{LaneView, RowMove};
 use crate::event::BlockId;
 use crate::quant::{Codec, CodedRows, NuqCodec};
@@ -29,7 +30,7 @@ pub(super) enum Arena {
 
 #[derive(Clone, Debug)]
 pub(super) struct Store<T> {
-    pages: Vec<Option<Box<[T]>>>,
+    pages: Shelf<Box<[T]>>,
     /// Elements per row.
     row: usize,
     /// Rows per page.
@@ -143,49 +144,37 @@ impl<'a, T> PageList<'a, T> {
 
 /// The page of a block, in whichever store it is.
 fn held<'a, T>(store: &'a Store<T>, far: &'a Store<T>, id: BlockId) -> &'a [T] {
-    store.find(id).or_else(|| far.find(id)).expect(HELD)
+    store.pages.find(id).unwrap_or_else(|| far.pages.page(id))
 }
-
-pub(super) const HELD: &str = "a block in a table has its page";
 
 impl<T: Copy + Default> Store<T> {
     const fn new(row: usize, width: usize) -> Self {
-        Self { pages: Vec::new(), row, width }
+        Self { pages: Shelf::new(), row, width }
     }
 
     fn allocate(&mut self, id: BlockId) {
-        self.put(id, vec![T::default(); self.row * self.width].into());
-    }
-
-    fn put(&mut self, id: BlockId, page: Box<[T]>) {
-        let id = id as usize;
-        if self.pages.len() <= id {
-            self.pages.resize_with(id + 1, || None);
-        }
-        debug_assert!(self.pages[id].is_none(), "block {id} is taken twice");
-        self.pages[id] = Some(page);
+        self.pages.put(id, vec![T::default(); self.row * self.width].into());
     }
 
     fn free(&mut self, id: BlockId) {
-        self.pages[id as usize] = None;
+        self.pages.free(id);
     }
 
     fn page_mut(&mut self, id: BlockId) -> &mut [T] {
-        self.pages[id as usize].as_deref_mut().expect(HELD)
+        self.pages.page_mut(id)
     }
 
     /// Copies a page to another tier and gives up the first; returns its bytes.
     fn move_page(&mut self, to: &mut Self, id: BlockId) -> usize {
         let page: Box<[T]> = self.page(id).into();
         let bytes = std::mem::size_of_val(&*page);
-        to.put(id, page);
+        to.pages.put(id, page);
         self.free(id);
         bytes
     }
 
     fn copy_page(&mut self, from: BlockId, to: BlockId) {
-        let page = self.page(from).into();
-        self.put(to, page);
+        self.pages.copy(from, to);
     }
 
     /// Moves rows of one lane whose blocks, in table order, are `blocks`.
@@ -200,11 +189,8 @@ impl<T: Copy + Default> Store<T> {
                 if source == target {
                     self.page_mut(source).copy_within(a..a + n * row, b);
                 } else {
-                    let pages = self.pages.get_disjoint_mut([source as usize, target as usize]);
-                    let [source, target] = pages.expect("two blocks of one lane differ");
-                    let source = source.as_deref().expect(HELD);
-                    target.as_deref_mut().expect(HELD)[b..b + n * row]
-                        .copy_from_slice(&source[a..a + n * row]);
+                    let (source, target) = self.pages.two(source, target);
+                    target[b..b + n * row].copy_from_slice(&source[a..a + n * row]);
                 }
                 (from, to, left) = (from + n, to + n, left - n);
             }
@@ -224,15 +210,11 @@ impl<T: Copy + Default> Store<T> {
 
 impl<T> Store<T> {
     fn page(&self, id: BlockId) -> &[T] {
-        self.find(id).expect(HELD)
-    }
-
-    fn find(&self, id: BlockId) -> Option<&[T]> {
-        self.pages.get(id as usize)?.as_deref()
+        self.pages.page(id)
     }
 
     fn held_bytes(&self) -> usize {
-        self.pages.iter().flatten().map(|page| std::mem::size_of_val(&**page)).sum()
+        self.pages.iter().map(|page| std::mem::size_of_val(&**page)).sum()
     }
 }
 

@@ -3,7 +3,7 @@
 //! A page's leading rows are in codes and the others exact, and a lane's coded rows come before its exact ones. Both parts
 //! are as long as what they hold, so a page takes the bytes that are counted for it.
 
-use super::arena::HELD;
+use super::shelf::Shelf;
 use super::table::LaneView;
 use crate::event::BlockId;
 use crate::quant::{Codec, CodedRows, Grouping};
@@ -11,7 +11,7 @@ use crate::quant::{Codec, CodedRows, Grouping};
 /// Pages of one kind (K or V) in one tier.
 #[derive(Clone, Debug)]
 pub(super) struct KiviStore {
-    pages: Vec<Option<Page>>,
+    pages: Shelf<Page>,
     codec: Codec,
     /// Elements per row.
     row: usize,
@@ -27,46 +27,33 @@ struct Page {
 
 impl KiviStore {
     pub(super) const fn new(codec: Codec, row: usize, width: usize) -> Self {
-        Self { pages: Vec::new(), codec, row, width }
+        Self { pages: Shelf::new(), codec, row, width }
     }
 
     pub(super) fn allocate(&mut self, id: BlockId) {
-        self.put(id, Page { coded: Box::default(), exact: vec![0.0; self.row * self.width].into() });
-    }
-
-    fn put(&mut self, id: BlockId, page: Page) {
-        let id = id as usize;
-        if self.pages.len() <= id {
-            self.pages.resize_with(id + 1, || None);
-        }
-        self.pages[id] = Some(page);
+        self.pages.put(id, Page { coded: Box::default(), exact: vec![0.0; self.row * self.width].into() });
     }
 
     pub(super) fn free(&mut self, id: BlockId) {
-        self.pages[id as usize] = None;
+        self.pages.free(id);
     }
 
     pub(super) fn copy_page(&mut self, from: BlockId, to: BlockId) {
-        let page = self.page(from).clone();
-        self.put(to, page);
-    }
-
-    fn page(&self, id: BlockId) -> &Page {
-        self.pages[id as usize].as_ref().expect(HELD)
+        self.pages.copy(from, to);
     }
 
     pub(super) fn rows(&self, id: BlockId) -> CodedRows<'_> {
-        let page = self.page(id);
+        let page = self.pages.page(id);
         CodedRows::new(self.codec, &page.coded, &page.exact)
     }
 
     /// Rows of a page that are in codes.
     pub(super) fn in_codes(&self, id: BlockId) -> usize {
-        self.page(id).coded.len() / self.codec.row_bytes()
+        self.pages.page(id).coded.len() / self.codec.row_bytes()
     }
 
     pub(super) fn held_bytes(&self) -> usize {
-        self.pages.iter().flatten().map(|p| p.coded.len() + size_of_val(&*p.exact)).sum()
+        self.pages.iter().map(|p| p.coded.len() + size_of_val(&*p.exact)).sum()
     }
 
     /// Writes `n` exact rows from slot `slot` on; row `i` starts at `rows[i * stride]`.
@@ -74,7 +61,7 @@ impl KiviStore {
         for i in 0..n {
             let (id, at) = (lane.block((slot + i) / self.width), (slot + i) % self.width);
             let at = (at - self.in_codes(id)) * self.row;
-            let page = self.pages[id as usize].as_mut().expect(HELD);
+            let page = self.pages.page_mut(id);
             page.exact[at..at + self.row].copy_from_slice(&rows[i * stride..][..self.row]);
         }
     }
@@ -89,7 +76,7 @@ impl KiviStore {
         mut seen: impl FnMut(&[f32], &[f32]),
     ) {
         let from = self.in_codes(id);
-        let page = self.pages[id as usize].as_mut().expect(HELD);
+        let page = self.pages.page_mut(id);
         let live = &live[from..end];
         let (rows, rest) = page.exact.split_at(live.len() * self.row);
         let mut fresh = vec![0; live.len() * self.codec.row_bytes()];
@@ -129,7 +116,7 @@ impl KiviStore {
                 Grouping::Token(_) => self.next_page(&mut coded, &mut exact),
                 Grouping::Channel(_) => self.next_page(&mut Vec::new(), &mut exact),
             };
-            self.pages[id as usize] = Some(page);
+            self.pages.replace(id, page);
         }
         if let Grouping::Channel(_) = self.codec.grouping() {
             let live = vec![true; self.width];

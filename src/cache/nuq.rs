@@ -14,11 +14,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::arena::HELD;
 use super::coding::Tally;
 use super::config::CacheConfig;
 use super::dtype::{KvDtype, Nuq};
 use super::pool::{Part, Pool};
+use super::shelf::Shelf;
 use super::table::{LaneView, LayerTable};
 use super::{Cache, CacheError, HOLE};
 use crate::event::{BlockId, Head, Layer, Position, SeqId};
@@ -77,7 +77,7 @@ impl Calibration {
 /// Pages of one kind (K or V) in one tier. A page's leading rows may be exact, the others are in codes.
 #[derive(Clone, Debug)]
 pub(super) struct NuqStore {
-    pages: Vec<Option<Page>>,
+    pages: Shelf<Page>,
     layout: NuqLayout,
     /// Rows per page.
     width: usize,
@@ -96,71 +96,54 @@ struct Page {
 
 impl NuqStore {
     pub(super) const fn new(layout: NuqLayout, width: usize) -> Self {
-        Self { pages: Vec::new(), layout, width }
+        Self { pages: Shelf::new(), layout, width }
     }
 
     /// A page of exact rows.
     pub(super) fn allocate(&mut self, id: BlockId) {
-        self.put(id, Page { exact: vec![0.0; self.layout.row * self.width].into(), ..Page::default() });
+        self.pages.put(id, Page { exact: vec![0.0; self.layout.row * self.width].into(), ..Page::default() });
     }
 
     /// A page of rows in codes.
     pub(super) fn allocate_coded(&mut self, id: BlockId) {
         let dense = vec![0; self.layout.row_bytes() * self.width].into();
-        self.put(id, Page { dense, in_codes: true, ..Page::default() });
-    }
-
-    fn put(&mut self, id: BlockId, page: Page) {
-        let id = id as usize;
-        if self.pages.len() <= id {
-            self.pages.resize_with(id + 1, || None);
-        }
-        self.pages[id] = Some(page);
+        self.pages.put(id, Page { dense, in_codes: true, ..Page::default() });
     }
 
     pub(super) fn free(&mut self, id: BlockId) {
-        self.pages[id as usize] = None;
+        self.pages.free(id);
     }
 
     pub(super) fn copy_page(&mut self, from: BlockId, to: BlockId) {
-        let page = self.page(from).clone();
-        self.put(to, page);
-    }
-
-    fn page(&self, id: BlockId) -> &Page {
-        self.pages[id as usize].as_ref().expect(HELD)
-    }
-
-    fn page_mut(&mut self, id: BlockId) -> &mut Page {
-        self.pages[id as usize].as_mut().expect(HELD)
+        self.pages.copy(from, to);
     }
 
     pub(super) fn rows<'a>(&'a self, id: BlockId, codec: &'a NuqCodec) -> CodedRows<'a> {
-        let page = self.page(id);
+        let page = self.pages.page(id);
         CodedRows::nuq(codec, &page.exact, &page.dense, &page.sparse)
     }
 
     /// Leading rows of a page that are exact.
     pub(super) fn exact_rows(&self, id: BlockId) -> usize {
-        self.page(id).exact.len() / self.layout.row
+        self.pages.page(id).exact.len() / self.layout.row
     }
 
     /// The rows of a page in codes, and the outliers of each.
     pub(super) fn coded(&self, id: BlockId) -> (Range<usize>, Vec<usize>) {
-        let each = self.page(id).dense.chunks_exact(self.layout.row_bytes());
+        let each = self.pages.page(id).dense.chunks_exact(self.layout.row_bytes());
         (self.exact_rows(id)..self.width, each.map(|row| self.layout.outliers(row)).collect())
     }
 
     pub(super) fn held_bytes(&self) -> usize {
         let bytes = |p: &Page| size_of_val(&*p.exact) + p.dense.len() + p.sparse.len();
-        self.pages.iter().flatten().map(bytes).sum()
+        self.pages.iter().map(bytes).sum()
     }
 
     /// Writes `n` rows from slot `slot` on into exact pages; row `i` starts at `rows[i * stride]`.
     pub(super) fn write(&mut self, lane: LaneView<'_>, slot: usize, n: usize, rows: &[f32], stride: usize) {
         let (width, row) = (self.width, self.layout.row);
         for i in 0..n {
-            let page = self.page_mut(lane.block((slot + i) / width));
+            let page = self.pages.page_mut(lane.block((slot + i) / width));
             let at = (slot + i) % width * row;
             page.exact[at..at + row].copy_from_slice(&rows[i * stride..][..row]);
         }
@@ -168,7 +151,7 @@ impl NuqStore {
 
     /// The exact row of a slot.
     fn exact(&self, lane: LaneView<'_>, slot: usize) -> &[f32] {
-        &self.page(lane.block(slot / self.width)).exact[slot % self.width * self.layout.row..]
+        &self.pages.page(lane.block(slot / self.width)).exact[slot % self.width * self.layout.row..]
             [..self.layout.row]
     }
 
@@ -176,7 +159,7 @@ impl NuqStore {
     fn cut_exact(&mut self, id: BlockId, rows: usize) {
         let (row, coded) = (self.layout.row, self.width - rows);
         let dense = vec![0; coded * self.layout.row_bytes()].into();
-        let page = self.page_mut(id);
+        let page = self.pages.page_mut(id);
         let exact = page.exact[..rows * row].into();
         *page = Page { exact, dense, sparse: Vec::new(), in_codes: true };
     }
@@ -184,7 +167,7 @@ impl NuqStore {
     /// Puts a row in codes into a page. Rows come in order.
     fn put_row(&mut self, id: BlockId, at: usize, dense: &[u8], sparse: &[u8]) {
         let at = (at - self.exact_rows(id)) * dense.len();
-        let page = self.page_mut(id);
+        let page = self.pages.page_mut(id);
         page.dense[at..at + dense.len()].copy_from_slice(dense);
         page.sparse.reserve_exact(sparse.len());
         page.sparse.extend_from_slice(sparse);
@@ -194,12 +177,12 @@ impl NuqStore {
     /// `blocks` are the lane's pages as they were.
     pub(super) fn gather(&mut self, blocks: &[BlockId], first: usize, kept: &[usize]) {
         let (width, row, row_bytes) = (self.width, self.layout.row, self.layout.row_bytes());
-        let Some(in_codes) = blocks.get(first).map(|&id| self.page(id).in_codes) else { return };
+        let Some(in_codes) = blocks.get(first).map(|&id| self.pages.page(id).in_codes) else { return };
         let mut pages: Vec<Page> = Vec::new();
         for rows in kept.chunks(width) {
             let (mut exact, mut dense, mut sparse) = (Vec::new(), Vec::new(), Vec::new());
             for slot in rows {
-                let page = self.page(blocks[slot / width]);
+                let page = self.pages.page(blocks[slot / width]);
                 let (at, first_coded) = (slot % width, page.exact.len() / row);
                 let Some(at) = at.checked_sub(first_coded) else {
                     exact.extend_from_slice(&page.exact[at * row..(at + 1) * row]);
@@ -220,7 +203,7 @@ impl NuqStore {
             pages.push(Page { exact: exact.into(), dense: dense.into(), sparse, in_codes });
         }
         for (page, &id) in pages.into_iter().zip(&blocks[first..]) {
-            self.pages[id as usize] = Some(page);
+            self.pages.replace(id, page);
         }
     }
 }
@@ -394,7 +377,7 @@ impl Coder<'_> {
         for (i, id) in lane.blocks().enumerate() {
             let slots = lane.block_slots(i);
             let exact = end.saturating_sub(i * self.keys.width).min(slots.len());
-            let rows = [&*self.keys, &*self.values].map(|store| store.page(id).exact.clone());
+            let rows = [&*self.keys, &*self.values].map(|store| store.pages.page(id).exact.clone());
             self.keys.cut_exact(id, exact);
             self.values.cut_exact(id, exact);
             for part in [Part::K, Part::V] {
