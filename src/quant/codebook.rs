@@ -62,7 +62,7 @@ fn percentile(sorted: &[f32], at: f64) -> f32 {
 }
 
 /// `points` centres of the values by Lloyd's iteration, ascending: it starts at the quantiles `(i + 1/2) / points`, runs
-/// until no value changes sides or [`ROUNDS`] are over, and a centre without values stays where it is. A value halfway
+/// until no value changes sides or fifty rounds are over, and a centre without values stays where it is. A value halfway
 /// belongs to the lower centre. `values` come back sorted; without any the points are spread evenly over -1 to 1.
 pub fn k_means(values: &mut [f32], points: usize) -> Vec<f32> {
     values.sort_unstable_by(f32::total_cmp);
