@@ -217,14 +217,41 @@ mod tests {
             .prop_map(|(scale, offset, xs)| xs.into_iter().map(|x| (x + offset) * scale / 1.3).collect())
     }
 
-    /// Scale of every element's group, read from the bytes as the layout is documented.
-    fn scale_of(codec: Codec, coded: &[u8], row: usize, element: usize) -> f32 {
+    /// Scale and zero of an element's group, read from the bytes as the layout is documented.
+    fn affine_of(codec: Codec, coded: &[u8], row: usize, element: usize) -> [f32; 2] {
         let half = |bytes: &[u8], i: usize| f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32();
         let code_bytes = codec.row * codec.bits / 8;
-        match codec.grouping {
-            Grouping::Token(n) => half(&coded[row * codec.row_bytes() + code_bytes..], element / n),
-            Grouping::Channel(tokens) => half(&coded[tokens * code_bytes..], element),
+        let (shared, group) = match codec.grouping {
+            Grouping::Token(n) => {
+                (&coded[row * codec.row_bytes() + code_bytes..(row + 1) * codec.row_bytes()], element / n)
+            }
+            Grouping::Channel(tokens) => (&coded[tokens * code_bytes..], element),
+        };
+        let (scales, zeros) = shared.split_at(shared.len() / 2);
+        [half(scales, group), half(zeros, group)]
+    }
+
+    /// How far an element may come back from where it was: half a step, and what f32 arithmetic rounds of the numbers that
+    /// it goes through.
+    fn half_a_step(x: f32, [scale, zero]: [f32; 2]) -> f32 {
+        scale / 2.0 + 4.0 * f32::EPSILON * (x.abs() + (x - zero).abs() + scale)
+    }
+
+    #[test]
+    fn an_element_far_from_its_zero_and_between_two_codes_comes_back_within_half_a_step() {
+        let codec = Codec::new(8, Grouping::Channel(32), 32);
+        let mut rows = vec![0.0; 32 * 32];
+        let column = [-40.90729, 2.0493603, -0.5628059];
+        for (t, x) in column.into_iter().enumerate() {
+            rows[t * 32] = x;
         }
+        let live: Vec<bool> = (0..32).map(|t| t < column.len()).collect();
+        let mut coded = vec![0; 32 * codec.row_bytes()];
+        codec.encode(&rows, &live, &mut coded);
+        let mut out = vec![0.0; rows.len()];
+        CodedRows::new(codec, &coded, &[]).decode(&mut out);
+        let affine = affine_of(codec, &coded, 2, 0);
+        assert!((out[64] - column[2]).abs() <= half_a_step(column[2], affine), "{} {affine:?}", out[64]);
     }
 
     proptest! {
@@ -239,11 +266,8 @@ mod tests {
             let mut out = vec![f32::NAN; rows.len()];
             CodedRows::new(codec, &coded, &[]).decode(&mut out);
             for (i, (&x, &y)) in rows.iter().zip(&out).enumerate().filter(|(i, _)| live[i / codec.row]) {
-                let scale = scale_of(codec, &coded, i / codec.row, i % codec.row);
-                // The last term is what f32 arithmetic itself rounds, of numbers as large as the whole range.
-                let range = scale * (1u32 << codec.bits) as f32;
-                let bound = scale / 2.0 + 4.0 * f32::EPSILON * (x.abs() + y.abs() + range);
-                prop_assert!((x - y).abs() <= bound, "{x} {y} scale {scale}");
+                let affine = affine_of(codec, &coded, i / codec.row, i % codec.row);
+                prop_assert!((x - y).abs() <= half_a_step(x, affine), "{x} {y} {affine:?}");
             }
             // The dead rows have no say.
             let mut other = rows.clone();
