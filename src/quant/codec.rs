@@ -241,7 +241,7 @@ mod tests {
     fn an_element_far_from_its_zero_and_between_two_codes_comes_back_within_half_a_step() {
         let codec = Codec::new(8, Grouping::Channel(32), 32);
         let mut rows = vec![0.0; 32 * 32];
-        let column = [-40.90729, 2.0493603, -0.5628059];
+        let column = [-40.907_29, 2.049_360_3, -0.562_805_9];
         for (t, x) in column.into_iter().enumerate() {
             rows[t * 32] = x;
         }
