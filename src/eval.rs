@@ -34,6 +34,7 @@ pub use self::statistics::Measure;
 pub use self::stories::{losses, stories};
 use crate::engine::EngineError;
 use crate::model::{Model, demo as language};
+use crate::policy::SpecError;
 
 /// Why a task cannot be run.
 #[derive(Debug, Error)]
@@ -71,6 +72,12 @@ impl EvalError {
             Self::OtherLanguage(_) | Self::Length { .. } | Self::File { .. } => true,
             Self::Engine(error) => error.is_input(),
         }
+    }
+}
+
+impl From<SpecError> for EvalError {
+    fn from(error: SpecError) -> Self {
+        Self::Engine(error.into())
     }
 }
 

@@ -164,6 +164,10 @@ impl Verdict {
     }
 }
 
+/// How many times the mean budget each layer gets ([`Moment::share`]): asked once per sequence, before its first decision.
+/// The layers bring positions and accumulators.
+pub type Shares = fn(&[Vec<HeadInputs<'_>>]) -> Vec<f32>;
+
 /// The rule of an evictor.
 pub trait EvictPolicy: fmt::Debug + Send + Sync {
     /// What it reads of attention and of the cache.
@@ -182,10 +186,8 @@ pub trait EvictPolicy: fmt::Debug + Send + Sync {
         Some(Bound::each(self.slots(moment)?, kv_heads))
     }
 
-    /// How many times the mean budget each layer gets ([`Moment::share`]), of a rule that must see all layers to say so:
-    /// asked once per sequence, before its first decision. `layers` bring positions and accumulators. `None` of any other
-    /// rule.
-    fn shares(&self, _layers: &[Vec<HeadInputs<'_>>]) -> Option<Vec<f32>> {
+    /// How the budget is shared over the layers, of a rule that must see all of them to say so.
+    fn shares(&self) -> Option<Shares> {
         None
     }
 
@@ -206,9 +208,9 @@ pub trait EvictPolicy: fmt::Debug + Send + Sync {
     }
 
     /// Whether nothing is lost at this moment where no head holds more than `most` tokens. What a decision reads need
-    /// not be gathered then; a rule that cannot tell says no.
-    fn rests(&self, _moment: &Moment, _most: u32) -> bool {
-        false
+    /// not be gathered then; a rule that takes more than what is above its slots says no.
+    fn rests(&self, moment: &Moment, most: u32) -> bool {
+        self.slots(moment).is_none_or(|slots| most <= slots)
     }
 
     /// How keys must be stored.
@@ -297,8 +299,8 @@ impl Policy {
     }
 
     /// How the budget is shared over the layers, see [`EvictPolicy::shares`].
-    pub fn shares(&self, layers: &[Vec<HeadInputs<'_>>]) -> Option<Vec<f32>> {
-        self.rule.shares(layers)
+    pub fn shares(&self) -> Option<Shares> {
+        self.rule.shares()
     }
 
     /// Decides for one layer, see [`EvictPolicy::decide`]; appends nothing at a moment at which the policy does not act.

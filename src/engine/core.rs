@@ -126,7 +126,7 @@ impl Engine {
                     classes: Vec::new(),
                     pulled: vec![Vec::new(); layers * kv_heads],
                     bounds: vec![PageBounds::default(); layers * kv_heads],
-                    shares: None,
+                    shares: Vec::new(),
                     memory: vec![Memory::default(); layers],
                     far: vec![LayerMemory::default(); layers],
                 }

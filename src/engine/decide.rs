@@ -65,16 +65,16 @@ impl Engine {
 
     /// Before a sequence's first decision a rule may look at all layers, to share its budget over them.
     fn share_budget(&mut self, index: usize) {
-        if self.sequences[index].shares.is_some() {
+        let Some(share) = self.policy.shares().filter(|_| self.sequences[index].shares.is_empty()) else {
             return;
-        }
+        };
         let layers = 0..self.model.decoder.config().layers as Layer;
         let residents: Vec<_> =
             layers.clone().map(|layer| self.residents(index, layer, Needs::NONE)).collect();
         let inputs: Vec<_> =
             layers.zip(&residents).map(|(layer, own)| self.inputs(index, layer, own)).collect();
-        let shares = self.policy.shares(&inputs).unwrap_or_default();
-        self.sequences[index].shares = Some(shares);
+        let shares = share(&inputs);
+        self.sequences[index].shares = shares;
     }
 
     /// The moment at which one layer of a sequence decides.
@@ -89,7 +89,7 @@ impl Engine {
             next_position: s.fed.len() as Position,
             block_size: self.cache.config().block_size,
             step: self.step,
-            share: s.shares.as_ref().and_then(|shares| shares.get(usize::from(layer)).copied()),
+            share: s.shares.get(usize::from(layer)).copied(),
             seed: sequence_seed(&self.info.settings, s.id),
         }
     }

@@ -7,13 +7,13 @@ use super::accumulate::{RowsInto, class};
 use super::core::{Engine, Observe, rotation};
 use super::lanes::{Lanes, StagedPages, Staging};
 use super::sequence::Work;
-use crate::attention::{HeadLane, PrefillTime, Queries, RowSink, Selection, Wants, observe};
+use crate::attention::{HeadLane, PrefillTime, Queries, Rope, RowSink, Selection, Wants, observe};
 use crate::cache::{Cache, RopeMode};
 use crate::event::{
     AttentionGroup, AttentionMap, Fed, Finish, Head, Layer, LayerTraffic, PHASES, Phase, Position, ProbeCost,
     Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
 };
-use crate::model::{self, Qkv};
+use crate::model::{self, Config, Qkv};
 use crate::policy::{Kcache, ReadRule, ReadSet, When};
 use crate::probe::PhaseTimer;
 
@@ -135,17 +135,11 @@ impl Engine {
         if self.cache.config().rope == RopeMode::Pre {
             return;
         }
-        let config = self.model.decoder.config();
-        let (q_width, kv_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let positions = work.iter().flat_map(|w| {
             let first = w.first_computed() as usize;
             first..first + w.computed().len()
         });
-        let rows = qkv.q.chunks_exact_mut(q_width).zip(qkv.k.chunks_exact_mut(kv_width));
-        for ((q, k), position) in rows.zip(positions) {
-            self.rope.apply_heads(q, config.head_dim, position);
-            self.rope.apply_heads(k, config.head_dim, position);
-        }
+        rotate(&self.rope, self.model.decoder.config(), qkv, positions);
     }
 
     /// Attention of one sequence in one layer: output, accumulators, the read set's traffic, the picture.
@@ -482,6 +476,16 @@ fn common(a: &[Position], b: &[Position]) -> u64 {
             rest.first() == Some(&p)
         })
         .count() as u64
+}
+
+/// Rotates the queries and keys of tokens to their positions.
+pub(super) fn rotate(rope: &Rope, config: &Config, qkv: &mut Qkv, positions: impl Iterator<Item = usize>) {
+    let (q_width, kv_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    let rows = qkv.q.chunks_exact_mut(q_width).zip(qkv.k.chunks_exact_mut(kv_width));
+    for ((q, k), position) in rows.zip(positions) {
+        rope.apply_heads(q, config.head_dim, position);
+        rope.apply_heads(k, config.head_dim, position);
+    }
 }
 
 /// Shares the wall time of a prefill out over its parts, which were clocked per KV head on as many threads as worked.

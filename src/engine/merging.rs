@@ -9,7 +9,7 @@ use crate::attention::PageBounds;
 use crate::cache::NewRows;
 use crate::event::crush::BitRow;
 use crate::event::merge::MAX_STEP_ARCS;
-use crate::event::{Drift, Head, Layer, Merge, SeqId};
+use crate::event::{Drift, Head, Layer, Merge};
 use crate::policy::{
     HeadMerge, MergeRule, Merging, MiniCache, Needs, Parting, Verdict, VictimMerge, When, blend,
 };
@@ -39,17 +39,16 @@ impl Engine {
             .inputs(index, layer, &residents)
             .into_iter()
             .zip(&lost)
-            .map(|(head, lost)| Parting { head, lost: lost.clone() })
+            .map(|(head, lost)| Parting { head, lost })
             .collect();
         let merges = rule.merge(&moment, &partings, &mut memory);
         drop(partings);
         self.sequences[index].memory[usize::from(layer)] = memory;
-        let seq = self.sequences[index].id;
         merges
             .into_iter()
             .map(|merge| {
                 let head = usize::from(merge.head);
-                self.blend_head((seq, layer), &*rule, merge, &residents[head], &lost[head])
+                self.blend_head((index, layer), &*rule, merge, &residents[head], &lost[head])
             })
             .collect()
     }
@@ -57,12 +56,13 @@ impl Engine {
     /// Alters the rows that a head's merges go into, and tells of it.
     fn blend_head(
         &mut self,
-        (seq, layer): (SeqId, Layer),
+        (index, layer): (usize, Layer),
         rule: &dyn VictimMerge,
         HeadMerge { head, threshold, arcs }: HeadMerge,
         own: &Residents,
         lost: &[bool],
     ) -> Result<Merge, EngineError> {
+        let seq = self.sequences[index].id;
         let victims = own.positions.iter().zip(lost).filter_map(|(&p, &lost)| lost.then_some(p));
         let fates: Vec<bool> =
             victims.map(|p| arcs.binary_search_by_key(&p, |arc| arc.from).is_ok()).collect();
@@ -78,7 +78,7 @@ impl Engine {
         }
         let [k, v] = drifts;
         if k.rows > 0 {
-            self.forget_bounds(seq, layer, head);
+            self.forget_bounds(index, layer, head);
         }
         Ok(Merge {
             layer,
@@ -96,11 +96,9 @@ impl Engine {
     }
 
     /// Bounds of pages follow keys that come and go; of keys that change where they lie they must be made anew.
-    fn forget_bounds(&mut self, seq: SeqId, layer: Layer, head: Head) {
+    fn forget_bounds(&mut self, index: usize, layer: Layer, head: Head) {
         let lane = self.lane_index(usize::from(layer), usize::from(head));
-        for sequence in self.sequences.iter_mut().filter(|sequence| sequence.id == seq) {
-            sequence.bounds[lane] = PageBounds::default();
-        }
+        self.sequences[index].bounds[lane] = PageBounds::default();
     }
 
     /// Makes pairs of layers alike, under a rule that does. Layers ascending, heads within them.
@@ -162,7 +160,7 @@ impl Engine {
             }
         }
         for layer in [lower, upper] {
-            self.forget_bounds(seq, layer, head);
+            self.forget_bounds(index, layer, head);
         }
         told[1].saved_bytes = 2 * u64::from(told[1].merged) * MiniCache::saved_bytes(row_bytes);
         Ok(told)

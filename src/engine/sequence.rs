@@ -26,8 +26,8 @@ pub(super) struct Sequence {
     pub(super) pulled: Vec<Vec<Position>>,
     /// Bounds of the pages' keys, per (layer, KV head); nothing is in them unless the read set goes by pages.
     pub(super) bounds: Vec<PageBounds>,
-    /// How the policy's budget is shared over the layers, empty where it is not; `None` before the first decision.
-    pub(super) shares: Option<Vec<f32>>,
+    /// How the policy's budget is shared over the layers; empty where it is not, and before the first decision.
+    pub(super) shares: Vec<f32>,
     /// What the merge rule remembers, per layer.
     pub(super) memory: Vec<Memory>,
     /// Per layer what a memory on the host keeps; nothing is in them under any other read set.

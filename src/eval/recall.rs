@@ -8,7 +8,7 @@ use crate::model::demo::DocumentKind;
 use crate::model::demo::prompt;
 
 /// Tokens of a pass key: a space and five digits.
-const KEY_TOKENS: usize = 6;
+pub(super) const KEY_TOKENS: usize = 6;
 /// Tokens of stories before a vote.
 const BEFORE_VOTE: usize = 256;
 /// StreamingLLM's sinks, in the controls.

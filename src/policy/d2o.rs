@@ -19,12 +19,12 @@
 
 pub(super) mod merge;
 
-use super::Needs;
 use super::inputs::{HeadInputs, Moment};
 use super::param::{Budget, Param};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
 use super::rule::{Acts, Score, Scored};
 use super::select::Protected;
+use super::{Needs, Shares};
 use crate::event::Head;
 
 const SOURCE: Source = Source {
@@ -91,10 +91,8 @@ impl Score for D2o {
         (!is_exempt).then(|| slots.max(1))
     }
 
-    fn shares(&self, layers: &[Vec<HeadInputs<'_>>]) -> Option<Vec<f32>> {
-        let flatness: Vec<f64> = layers.iter().map(|heads| (-spread(heads)).exp()).collect();
-        let total: f64 = flatness.iter().sum();
-        Some(flatness.iter().map(|x| (x / total * layers.len() as f64) as f32).collect())
+    fn shares(&self) -> Option<Shares> {
+        Some(shares)
     }
 
     fn protected(&self, slots: u32) -> Protected {
@@ -104,6 +102,13 @@ impl Score for D2o {
     fn scores(&self, _: &Moment, _: Head, head: &HeadInputs<'_>) -> Vec<f32> {
         head.positions.iter().map(|&p| head.acc.sum(p)).collect()
     }
+}
+
+/// The flatter a layer's attention, the more it gets.
+fn shares(layers: &[Vec<HeadInputs<'_>>]) -> Vec<f32> {
+    let flatness: Vec<f64> = layers.iter().map(|heads| (-spread(heads)).exp()).collect();
+    let total: f64 = flatness.iter().sum();
+    flatness.iter().map(|x| (x / total * layers.len() as f64) as f32).collect()
 }
 
 /// Mean over a layer's heads of the variance of the attention received, brought to 0..1 over the heads.
@@ -145,7 +150,7 @@ mod tests {
         let accs = [[0.0, 1.0, 2.0], [1.0; 3], [1.0; 3], [2.0; 3]].map(|sums| received(&sums));
         let positions = [0, 1, 2];
         let head = |i: usize| HeadInputs::new(&positions, &accs[i]);
-        let shares = RULE.shares(&[vec![head(0), head(1)], vec![head(2), head(3)]]).unwrap();
+        let shares = shares(&[vec![head(0), head(1)], vec![head(2), head(3)]]);
         let steep = (-0.5f64 / (1.0 + RANGE_FLOOR)).exp();
         let want = [2.0 * steep / (steep + 1.0), 2.0 / (steep + 1.0)];
         assert!(
@@ -182,7 +187,7 @@ mod tests {
         let policy = parse_policy("d2o:budget=8+adakv").unwrap();
         let acc = received(&[0.0, 1.0]);
         let heads = || vec![HeadInputs::new(&[0, 1], &acc)];
-        assert_eq!(policy.shares(&[heads(), heads()]), Some(vec![1.0, 1.0]));
-        assert_eq!(parse_policy("h2o:budget=8").unwrap().shares(&[heads()]), None);
+        assert_eq!(policy.shares().unwrap()(&[heads(), heads()]), [1.0, 1.0]);
+        assert!(parse_policy("h2o:budget=8").unwrap().shares().is_none());
     }
 }

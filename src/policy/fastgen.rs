@@ -96,6 +96,11 @@ impl EvictPolicy for FastGen {
         self.terms.slots(moment)
     }
 
+    /// A mix may keep less than there are slots.
+    fn rests(&self, _: &Moment, _: u32) -> bool {
+        false
+    }
+
     fn decide(&self, moment: &Moment, heads: &[HeadInputs<'_>], out: &mut Vec<Verdict>) {
         for (h, head) in heads.iter().enumerate() {
             let mut keep = self.kept(self.mix(moment, head), moment, head);

@@ -68,7 +68,7 @@ pub struct Parting<'a> {
     /// Its residents.
     pub head: HeadInputs<'a>,
     /// Which of them are lost, one per resident.
-    pub lost: Vec<bool>,
+    pub lost: &'a [bool],
 }
 
 impl Parting<'_> {

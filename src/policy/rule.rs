@@ -12,7 +12,7 @@ use super::plan::{self, Plan};
 use super::registry::Granularity;
 use super::select::Protected;
 use super::spec::Part;
-use super::{Bound, EvictPolicy, Needs, Rope, SpecError, Verdict};
+use super::{Bound, EvictPolicy, Needs, Rope, Shares, SpecError, Verdict};
 use crate::event::Head;
 
 /// When a rule decides.
@@ -103,7 +103,7 @@ pub(super) trait Score: fmt::Debug + Send + Sync + 'static {
     }
 
     /// See [`EvictPolicy::shares`].
-    fn shares(&self, _layers: &[Vec<HeadInputs<'_>>]) -> Option<Vec<f32>> {
+    fn shares(&self) -> Option<Shares> {
         None
     }
 
@@ -156,8 +156,8 @@ impl<S: Score> EvictPolicy for Scored<S> {
         Some(plan::bound(self.terms.by, self.slots(moment)?, moment.block_size, kv_heads))
     }
 
-    fn shares(&self, layers: &[Vec<HeadInputs<'_>>]) -> Option<Vec<f32>> {
-        self.score.shares(layers)
+    fn shares(&self) -> Option<Shares> {
+        self.score.shares()
     }
 
     fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
@@ -174,10 +174,6 @@ impl<S: Score> EvictPolicy for Scored<S> {
             floor: None,
             crush: None,
         })
-    }
-
-    fn rests(&self, moment: &Moment, most: u32) -> bool {
-        self.slots(moment).is_none_or(|slots| most <= slots)
     }
 
     fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
@@ -229,10 +225,6 @@ impl<C: Cut> EvictPolicy for PerHead<C> {
         out.extend(over.filter_map(|(h, head)| self.cut.cut(moment, h, head, slots)));
     }
 
-    fn rests(&self, moment: &Moment, most: u32) -> bool {
-        self.slots(moment).is_none_or(|slots| most <= slots)
-    }
-
     fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
         self.terms.check(prompt_len)
     }
@@ -281,12 +273,8 @@ impl<W: Wrap> EvictPolicy for Wrapped<W> {
         Some(self.wrap.change(self.inner.plan(moment, heads)?))
     }
 
-    fn shares(&self, layers: &[Vec<HeadInputs<'_>>]) -> Option<Vec<f32>> {
-        self.inner.shares(layers)
-    }
-
-    fn rests(&self, moment: &Moment, most: u32) -> bool {
-        self.inner.rests(moment, most)
+    fn shares(&self) -> Option<Shares> {
+        self.inner.shares()
     }
 
     fn rope(&self) -> Rope {

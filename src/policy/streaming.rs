@@ -94,10 +94,6 @@ impl EvictPolicy for Streaming {
         out.extend(select(None, head.positions, budget, protected, &[]));
     }
 
-    fn rests(&self, moment: &Moment, most: u32) -> bool {
-        self.slots(moment).is_none_or(|slots| most <= slots)
-    }
-
     fn rope(&self) -> Rope {
         if self.reposition { Rope::Pre } else { Rope::Post }
     }

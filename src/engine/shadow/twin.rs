@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::super::EngineError;
+use super::super::forward::rotate;
 use super::super::lanes::Lanes;
 use super::judge::{kl_divergence, last_row};
 use super::ledger::Ledger;
@@ -13,7 +14,7 @@ use crate::attention::cpu::CpuAttention;
 use crate::attention::{Attention, Queries, Rope, Rotation, Shape, Wants};
 use crate::cache::{Cache, CacheConfig, KvDtype, KvShape, RopeMode};
 use crate::event::{Head, Judged, Layer, Position, SeqId};
-use crate::model::{self, Model, Qkv, Sampler};
+use crate::model::{self, Model, Sampler};
 
 /// Slots of a page.
 pub(super) const BLOCK_SIZE: u32 = 16;
@@ -96,7 +97,7 @@ impl Twin {
         let mut x = self.model.decoder.embed(ids)?;
         for layer in 0..self.model.decoder.config().layers {
             let mut qkv = self.model.decoder.qkv(layer, &x)?;
-            self.rotate(&mut qkv, first);
+            rotate(&self.rope, self.model.decoder.config(), &mut qkv, first as usize..);
             self.cache.write(seq, layer as Layer, first, &qkv.k, &qkv.v)?;
             let pages = Lanes::of(&self.cache, seq, layer as Layer);
             let lanes = pages.resident(Rotation::None);
@@ -109,16 +110,6 @@ impl Twin {
         // Nobody replays its tables.
         self.cache.take_ops(seq);
         Ok(x)
-    }
-
-    fn rotate(&self, qkv: &mut Qkv, first: Position) {
-        let config = self.model.decoder.config();
-        let (q_width, kv_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let rows = qkv.q.chunks_exact_mut(q_width).zip(qkv.k.chunks_exact_mut(kv_width));
-        for ((q, k), position) in rows.zip(first as usize..) {
-            self.rope.apply_heads(q, config.head_dim, position);
-            self.rope.apply_heads(k, config.head_dim, position);
-        }
     }
 
     /// Holds a draw of the run, its logits and the id drawn, against what the twin sees after the last of its `rows`.

@@ -3,11 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::eval::lab::Exam;
+use crate::eval::recall::KEY_TOKENS;
 use crate::eval::{Lab, Result, Span};
 use crate::model::demo::{DocumentKind, prompt};
 
-/// Tokens of a pass key: a space and five digits.
-const KEY_TOKENS: usize = 6;
 /// Most tokens of the questions at the end of a document that are told after the compression.
 const MOST_QUESTIONS: usize = 224;
 /// Tokens told after it where questions go on further back than that.

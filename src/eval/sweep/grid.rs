@@ -1,7 +1,7 @@
 //! What a sweep compares: ways to keep the cache, as rows and columns.
 
 use crate::cache::KvDtype;
-use crate::eval::{EvalError, Regime, Result, Span};
+use crate::eval::{Regime, Result, Span};
 use crate::event::Settings;
 use crate::policy::{Kind, parse_merge, parse_policy, parse_read, registry};
 
@@ -184,12 +184,6 @@ pub(super) fn fits(regime: &Regime, tokens: usize) -> std::result::Result<Settin
         .and_then(|policy| policy.check(tokens as u32))
         .map_err(|error| error.to_string())?;
     Ok(settings)
-}
-
-impl From<crate::policy::SpecError> for EvalError {
-    fn from(error: crate::policy::SpecError) -> Self {
-        Self::Engine(error.into())
-    }
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ impl Lane {
             values: &self.values,
             ..HeadInputs::new(&self.positions, &self.acc)
         };
-        Parting { head, lost: self.lost.clone() }
+        Parting { head, lost: &self.lost }
     }
 }
 
