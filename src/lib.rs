@@ -13,7 +13,7 @@
 //! | 4 | [`engine`] | the live loop |
 //! | 3 | [`model`], [`trace`], [`state`] | decoder and weights, recordings in and out, reducers |
 //! | 2 | [`attention`], [`cache`], [`probe`] | kernels' facade, the paged pool, clock and ring |
-//! | 1 | [`policy`], [`quant`], [`device`] | the rules, rows in codes, both pure; what the processor does fast |
+//! | 1 | [`policy`], [`quant`], [`device`] | the rules, rows in codes, both pure; what the processor can do |
 //! | 0 | [`event`] | ids, units, `Step` |
 
 pub mod app;
