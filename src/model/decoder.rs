@@ -274,6 +274,7 @@ pub(super) mod tests {
             tied: false,
             bos: Some(256),
             eos: vec![],
+            arch: crate::model::config::Arch::default(),
         }
     }
 
