@@ -102,8 +102,6 @@ pub struct Arch {
     /// Per layer the positions that a query sees, its own included; 0 where it sees all. Empty where no layer has a
     /// window.
     pub windows: Vec<u32>,
-    /// Stands before the names of tensors in a file that holds more than the decoder: `language_model.`, or nothing.
-    pub prefix: String,
 }
 
 impl Default for Arch {
@@ -123,7 +121,6 @@ impl Default for Arch {
             rope_scaling: Scaling::None,
             local_rope_theta: None,
             windows: Vec::new(),
-            prefix: String::new(),
         }
     }
 }
@@ -201,7 +198,6 @@ impl Config {
                 rope_scaling: rotation.scaling,
                 local_rope_theta: rotation.local_theta,
                 windows: windows(fields, Pattern::of(family), layers)?,
-                prefix: if inner.is_some() { "language_model.".into() } else { String::new() },
                 ..family.arch(fields, hidden, head_dim)?
             },
         };

@@ -1,26 +1,8 @@
 //! The tensors of a decoder: which there are, by the names that Hugging Face gives them, and their shapes.
 
+use super::matrix::Matrix;
+use super::weights::{EMBEDDING, FINAL_NORM, HEAD, Source, bias_name, part_name};
 use super::{Config, Result};
-
-/// The embedding's rows, and the head's where it shares them.
-pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
-/// The norm before the head.
-pub(super) const FINAL_NORM: &str = "model.norm.weight";
-/// The head, where it has rows of its own.
-pub(super) const HEAD: &str = "lm_head.weight";
-
-/// What stands before every name in a file that holds more than the decoder is put in place of this.
-pub(super) const MODEL: &str = "model.";
-
-/// The name of a part of a layer.
-pub(super) fn part_name(layer: usize, part: &str) -> String {
-    format!("model.layers.{layer}.{part}.weight")
-}
-
-/// The name of its bias.
-pub(super) fn bias_name(layer: usize, part: &str) -> String {
-    format!("model.layers.{layer}.{part}.bias")
-}
 
 /// Matrices of a layer that share their input.
 pub(super) struct Projection {
@@ -104,4 +86,79 @@ pub(super) fn visit(config: &Config, mut tensor: impl FnMut(&str, &[usize]) -> R
     }
     tensor(FINAL_NORM, &[hidden])?;
     if config.tied { Ok(()) } else { tensor(HEAD, &[vocab, hidden]) }
+}
+
+/// What stands before a decoder's names, and before them in files that hold more than one.
+const MODEL: &str = "model.";
+const PLACES: [&str; 3] = [MODEL, "language_model.model.", "model.language_model."];
+
+/// A source whose file may hold a decoder beside other parts, as those of models with eyes do.
+pub(super) struct Placed<S> {
+    source: S,
+    /// Stands in the file for [`MODEL`].
+    place: &'static str,
+}
+
+impl<S: Source> Placed<S> {
+    /// Looks for the embedding.
+    pub(super) fn new(source: S, config: &Config) -> Self {
+        let has = |place: &&str| {
+            let name = format!("{place}{}", &EMBEDDING[MODEL.len()..]);
+            source.check(&name, &[config.vocab, config.hidden]).is_ok()
+        };
+        let place = PLACES.into_iter().find(has).unwrap_or(MODEL);
+        Self { source, place }
+    }
+
+    fn name(&self, name: &str) -> String {
+        name.strip_prefix(MODEL).map_or_else(|| name.into(), |rest| format!("{}{rest}", self.place))
+    }
+}
+
+impl<S: Source> Source for Placed<S> {
+    fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        self.source.check(&self.name(name), shape)
+    }
+
+    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        self.source.matrix(&self.name(name), shape)
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
+        self.source.vector(&self.name(name), len)
+    }
+
+    fn dtype(&self) -> String {
+        self.source.dtype()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::decoder::tests::{Named, odd_config};
+    use super::*;
+    use crate::model::Decoder;
+
+    #[test]
+    fn a_decoder_is_found_beside_other_parts() {
+        let config = Config { tied: true, ..odd_config() };
+        let logits = |place: &str| {
+            let mut tensors = std::collections::HashMap::new();
+            visit(&config, |name, shape| {
+                let size: usize = shape.iter().product();
+                let seed = name.len() + size;
+                let elements = (0..size).map(|i| ((i * seed) % 13) as f32 / 7.0 - 0.8).collect();
+                tensors.insert(name.replacen(MODEL, place, 1), (shape.to_vec(), elements));
+                Ok(())
+            })
+            .unwrap();
+            tensors.insert("vision_tower.weight".into(), (vec![1], vec![0.0]));
+            let decoder =
+                Decoder::load(config.clone(), Placed::new(Named(tensors), &config), (String::new(), String::new()), Ok);
+            let decoder = decoder.unwrap();
+            decoder.logits(&decoder.embed(&[7]).unwrap()).unwrap()
+        };
+        let [plain, outer, inner] = PLACES.map(logits);
+        assert!(plain == outer && plain == inner);
+    }
 }
