@@ -13,6 +13,8 @@ mod accumulate;
 mod core;
 mod decide;
 mod error;
+#[cfg(test)]
+mod families;
 mod fault;
 mod feed;
 mod forward;

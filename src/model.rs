@@ -18,6 +18,7 @@ mod golden;
 mod matrix;
 pub mod sampler;
 pub mod tokenizer;
+mod tensors;
 mod weights;
 
 use std::fs::File;
@@ -32,6 +33,7 @@ pub use sampler::{Drawn, Sampler};
 pub use tokenizer::Tokenizer;
 
 use bytes::Bytes;
+use tensors::Placed;
 use weights::Safetensors;
 
 /// What every fallible call of this room returns.
@@ -79,6 +81,7 @@ pub fn load(folder: &Path) -> Result<Model> {
 
     let weights_path = weights_path(folder)?;
     let weights = Safetensors::open(weights_path.display().to_string(), map(&weights_path)?)?;
+    let weights = Placed::new(weights, &config);
     // The header vouches for the vocabulary's size before a table of that length is made.
     weights::check(&weights, &config)?;
     let shown_path = tokenizer_path.display().to_string();

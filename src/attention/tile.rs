@@ -114,7 +114,7 @@ impl Tile {
         }
         if let Rotation::Windowed { rope, window } = lane.rotation {
             self.windowed_products(lane, (rope, window), read, probs, stride, scratch);
-            return self.softmax(probs, stride);
+            return self.softmax(lane, probs, stride);
         }
         let (mut rank, mut query) = (0, 0);
         for (block, slots) in lane.slots[..reach].chunks(lane.block_size).enumerate() {
@@ -136,13 +136,18 @@ impl Tile {
                 }
             }
         }
-        self.softmax(probs, stride);
+        self.softmax(lane, probs, stride);
     }
 
     /// Products to probabilities, each row over the slots that its query sees.
-    fn softmax(&self, probs: &mut [f32], stride: usize) {
+    fn softmax(&self, lane: &HeadLane<'_>, probs: &mut [f32], stride: usize) {
+        let mut hidden = 0;
         for (r, row) in probs.chunks_mut(stride).take(self.visible.len() * self.group).enumerate() {
-            let (seen, rest) = row.split_at_mut(self.visible[r / self.group]);
+            let query = r / self.group;
+            let (seen, rest) = row.split_at_mut(self.visible[query]);
+            let slots = &lane.slots[..seen.len()];
+            hidden = lane.scoring.hidden(slots, self.first.saturating_add(query as Position), hidden);
+            lane.scoring.bend(seen, hidden);
             softmax(seen);
             rest.fill(0.0);
         }
