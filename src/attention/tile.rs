@@ -127,8 +127,9 @@ impl Tile {
         }
     }
 
-    /// Scores of every row: products, bent as the layer has it, with the keys of the slots from `first` on, as many as there are cells for them; `-inf`
-    /// where a slot is not read. What stands where a query does not see a slot means nothing.
+    /// Scores of every row: its products, as the layer bends them, with the keys of the slots from `first` on, as many as
+    /// there are cells for them; `-inf` where a slot is not read. What stands where a query does not see a slot means
+    /// nothing.
     pub(super) fn products(
         &self,
         lane: &HeadLane<'_>,
