@@ -7,6 +7,7 @@
 //! Files come from anywhere. Every size a file states is checked before memory is taken for it, and each refusal is one
 //! line with the file, what is wrong in it, and what would be right.
 
+pub mod chat;
 pub mod config;
 pub mod decoder;
 pub mod demo;
@@ -22,6 +23,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+pub use chat::{ChatTemplate, Message, Role};
 pub use config::Config;
 pub use decoder::{Decoder, Qkv};
 pub use error::Error;
@@ -41,6 +43,19 @@ pub struct Model {
     pub decoder: Decoder,
     /// Text to ids and back.
     pub tokenizer: Tokenizer,
+    /// How a conversation is put to it, or why it cannot be.
+    pub chat: Result<ChatTemplate>,
+}
+
+impl Model {
+    /// A model that no conversation was shown how to be put to.
+    pub fn new(decoder: Decoder, tokenizer: Tokenizer) -> Self {
+        let chat = Err(Error::Chat(format!(
+            "model '{}' has no chat template: leave --chat out, and what is typed goes on with the text",
+            decoder.card().name
+        )));
+        Self { decoder, tokenizer, chat }
+    }
 }
 
 /// Largest `config.json` or `generation_config.json` read; real ones stay under 32 KiB.
@@ -86,8 +101,9 @@ pub fn load(folder: &Path) -> Result<Model> {
         Tokenizer::from_json(&shown_path, &tokenizer_json, &config)?
     };
     drop(tokenizer_json);
+    let chat = ChatTemplate::of_folder(folder, &tokenizer);
     let decoder = Decoder::load(config, weights, name_of(folder), shown)?;
-    Ok(Model { decoder, tokenizer })
+    Ok(Model { decoder, tokenizer, chat })
 }
 
 /// The folder's own name, also where the path is `.` or ends in `..`.

@@ -37,7 +37,7 @@ pub fn load() -> Result<Model> {
     let config = config();
     let weights = Weights::open("the embedded model.safetensors".into(), Cursor::new(WEIGHTS))?;
     let decoder = Decoder::load(config, weights, NAME.into(), String::new())?;
-    Ok(Model { decoder, tokenizer: tokenizer() })
+    Ok(Model::new(decoder, tokenizer()))
 }
 
 fn config() -> Config {
