@@ -4,6 +4,7 @@
 //! a profiler shows every token by itself. The bytes of each token are derived once, from the vocabulary and the kind
 //! of the decoder; set one after the other they are the text, with the leading space that a decoder would strip.
 
+mod gguf;
 mod words;
 
 use std::cell::Cell;
@@ -12,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use serde::Deserialize;
 use serde_json::Value;
 
+pub use self::gguf::{TokenKind, Vocabulary};
 use self::words::Words;
 use super::error::{MOST_REASON_CHARS, quoted};
 use super::{Config, Error, Result};
