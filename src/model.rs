@@ -13,14 +13,18 @@ pub mod decoder;
 pub mod demo;
 mod error;
 pub mod footprint;
+mod gguf;
 #[cfg(test)]
 mod golden;
+pub mod hub;
 pub mod sampler;
+mod shards;
 pub mod tokenizer;
 mod weights;
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 pub use chat::{ChatTemplate, Message, Role};
@@ -32,6 +36,20 @@ pub use sampler::{Drawn, Sampler};
 pub use tokenizer::Tokenizer;
 
 use weights::Weights;
+
+/// Bytes on their way: a file being fetched, weights being read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// What is on its way.
+    pub what: &'a str,
+    /// Bytes that are there.
+    pub done_bytes: u64,
+    /// Bytes of all of it.
+    pub total_bytes: u64,
+}
+
+/// Hears of progress, often; a `Break` ends the loading with [`Error::Stopped`].
+pub type Watch<'a> = dyn FnMut(&Progress<'_>) -> ControlFlow<()> + 'a;
 
 /// What every fallible call of this room returns.
 pub type Result<T> = std::result::Result<T, Error>;

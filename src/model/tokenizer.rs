@@ -4,6 +4,7 @@
 //! a profiler shows every token by itself. The bytes of each token are derived once, from the vocabulary and the kind
 //! of the decoder; set one after the other they are the text, with the leading space that a decoder would strip.
 
+mod gguf;
 mod stream;
 mod words;
 
@@ -13,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use serde::Deserialize;
 use serde_json::Value;
 
+pub use self::gguf::{TokenKind, Vocabulary};
 pub use self::stream::{TextStream, open_tail};
 use self::words::Words;
 use super::error::{MOST_REASON_CHARS, quoted};
@@ -387,5 +389,7 @@ fn byte_level(token: &str) -> Vec<u8> {
     bytes
 }
 
+#[cfg(test)]
+mod goldens;
 #[cfg(test)]
 pub(super) mod tests;
