@@ -506,17 +506,17 @@ mod tests {
     use crate::trace::Recording;
 
     /// A listener that folds what it hears.
-    struct Ear {
+    pub(super) struct Ear {
         items: Receiver<Item>,
         state: Option<State>,
         info: Option<Arc<RunInfo>>,
-        reference: Option<Reference>,
+        pub(super) reference: Option<Reference>,
         statuses: Vec<Status>,
     }
 
     impl Ear {
         /// Listens until a status fulfils the condition.
-        fn until(&mut self, what: impl Fn(&Status) -> bool) -> &mut Self {
+        pub(super) fn until(&mut self, what: impl Fn(&Status) -> bool) -> &mut Self {
             let deadline = Instant::now() + Duration::from_secs(120);
             let heard = self.statuses.len();
             while !self.statuses[heard..].iter().any(&what) {
@@ -540,12 +540,12 @@ mod tests {
             self
         }
 
-        fn state(&self) -> &State {
+        pub(super) fn state(&self) -> &State {
             self.state.as_ref().unwrap()
         }
     }
 
-    fn start(policy: &str, pause_at_decode: bool, record: Option<PathBuf>) -> (Live, Ear, Prompt, Settings) {
+    pub(super) fn start(policy: &str, pause_at_decode: bool, record: Option<PathBuf>) -> (Live, Ear, Prompt, Settings) {
         let key = demo::passkey(1, 300, 0.3);
         let prompt = Prompt { text: key.context, question: key.question, expected: Some(key.key), ..Prompt::default() };
         let settings = Settings {
@@ -567,7 +567,7 @@ mod tests {
         (live, ear, prompt, settings)
     }
 
-    fn finished(status: &Status) -> bool {
+    pub(super) fn finished(status: &Status) -> bool {
         matches!(status, Status::Finished(_))
     }
 
@@ -657,7 +657,7 @@ mod tests {
     }
 
     /// The state at the end of a recording, which may begin in mid-run.
-    fn folded(path: &Path) -> State {
+    pub(super) fn folded(path: &Path) -> State {
         let recording = Recording::open(path).unwrap();
         assert!(recording.complete());
         let run = Arc::new(recording.run().clone());

@@ -182,7 +182,10 @@ impl Tokenizer {
     pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
         let ids = match &self.scheme {
             Scheme::Hf { inner, .. } => hf_ids(inner, text, false)?,
-            Scheme::Words(words) => words.encode(text),
+            Scheme::Words(words) => match text.strip_prefix(words::BOS) {
+                Some(rest) => [&[words::BOS_ID], &words.encode(rest)[..]].concat(),
+                None => words.encode(text),
+            },
         };
         self.checked(ids)
     }

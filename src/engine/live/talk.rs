@@ -88,8 +88,6 @@ impl Loop {
             Said::Here(tokens) => format!("turn {}: {tokens} tokens", self.said.len() + 2),
             Said::Anew(_) => ANEW.to_owned(),
         };
-        // It was the answer to a shorter conversation.
-        self.reference = None;
         if let Said::Anew(engine) = said {
             self.wind_up();
             if !self.start(&model, *engine) {
@@ -115,4 +113,70 @@ pub(super) fn say_to(
         ids.clear();
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::tests::{Ear, finished, folded, start};
+    use crate::engine::{Command, Prompt, Status};
+    use crate::event::Settings;
+
+    const TURN: &str = "One day Leo took a red ball";
+
+    fn turns(ear: &Ear) -> usize {
+        ear.state().seqs[0].turns().len()
+    }
+
+    fn said(status: &Status) -> bool {
+        matches!(status, Status::Said { .. })
+    }
+
+    #[test]
+    fn turns_are_said_recorded_and_said_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("talk.mcap");
+        let (live, mut ear, prompt, settings) = start("h2o:budget=50%", false, Some(file.clone()));
+        ear.until(finished);
+        let send = |command| live.commands.send(command).unwrap();
+        send(Command::Say("Leo met nobody".into()));
+        ear.until(|s| matches!(s, Status::Unsaid(why) if why.contains("'met'")));
+        assert_eq!(turns(&ear), 1);
+        send(Command::Say(TURN.into()));
+        ear.until(said).until(finished);
+        assert_eq!(turns(&ear), 2);
+        let (hash, ids) = (ear.state().hash, ear.state().seqs[0].generated_ids());
+
+        // The same conversation again, and what the full cache would have said in it.
+        let again = Prompt { turns: vec![TURN.into()], ..prompt };
+        send(Command::Rerun(Box::new(settings.clone()), again.clone()));
+        ear.until(|s| *s == Status::Reference).until(finished);
+        assert_eq!((ear.state().hash, turns(&ear)), (hash, 2));
+        let reference = ear.reference.clone().unwrap();
+        assert_eq!(reference.ids.len(), ids.len());
+        let full = Settings { policy: "full".into(), ..settings };
+        send(Command::Rerun(Box::new(full), again));
+        ear.until(finished);
+        assert_eq!(ear.state().seqs[0].generated_ids(), reference.ids);
+        live.finish().unwrap();
+        assert_eq!(folded(Path::new(&file)).hash, hash);
+        assert_eq!(folded(&folder.path().join("talk-2.mcap")).hash, hash);
+    }
+
+    #[test]
+    fn a_paused_answer_is_cut_short_and_a_running_one_is_heard_out() {
+        let (live, mut ear, ..) = start("full", true, None);
+        ear.until(|s| *s == Status::Paused);
+        let send = |command| live.commands.send(command).unwrap();
+        send(Command::StepOnce);
+        ear.until(|s| *s == Status::Paused);
+        send(Command::Say(TURN.into()));
+        send(Command::Say(TURN.into()));
+        ear.until(|s| matches!(s, Status::Said { line, .. } if line.contains("once the model has answered")));
+        ear.until(finished);
+        let answers: Vec<usize> = ear.state().seqs[0].turns().iter().map(|turn| turn.ids().len()).collect();
+        assert_eq!(answers, [2, 12, 12]);
+        live.finish().unwrap();
+    }
 }
