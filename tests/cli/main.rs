@@ -6,6 +6,7 @@
 mod program;
 
 mod chat;
+mod doctor;
 mod endings;
 mod facts;
 mod frames;
