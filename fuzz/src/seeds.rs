@@ -61,9 +61,10 @@ impl Sample {
             text: "The key is 7.\u{1b}".into(),
             question: question.into(),
             expected: Some("7".into()),
+            ..Prompt::default()
         };
         let settings = Settings { max_tokens: 20, ignore_eos: true, block_size: 4, chunk: 6, ..settings };
-        let mut engine = Engine::new(Arc::new(Model { decoder, tokenizer }), &settings, &prompt)
+        let mut engine = Engine::new(Arc::new(Model::new(decoder, tokenizer)), &settings, &prompt)
             .expect("settings that fit the prompt");
         let run = Arc::clone(engine.info());
         let mut state = State::new(Arc::clone(&run)).expect("a small model");

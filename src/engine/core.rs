@@ -9,6 +9,7 @@ use super::sequence::{Script, Sequence, Work};
 use super::setup::Plan;
 use super::shadow::Shadow;
 use super::teacher::Teacher;
+use super::turns::{Talk, TurnStart};
 use super::{EngineError, Prompt};
 use crate::attention::cpu::CpuAttention;
 use crate::attention::{Attention, PageBounds, Rope, Ropes, Rotation, Shape};
@@ -43,8 +44,13 @@ pub struct Engine {
     pub(super) cache: Cache,
     pub(super) attention: Box<dyn Attention>,
     pub(super) ropes: Ropes,
+    /// Everything up to where the newest answer begins.
     pub(super) prompt: Vec<u32>,
     pub(super) context_len: usize,
+    /// The conversation, with `--chat`.
+    pub(super) talk: Option<Talk>,
+    /// The newest turn; `None` before the second.
+    pub(super) turn: Option<TurnStart>,
     pub(super) sequences: Vec<Sequence>,
     pub(super) timer: PhaseTimer,
     pub(super) observe: Observe,
@@ -129,6 +135,7 @@ impl Engine {
                     shares: Vec::new(),
                     memory: vec![Memory::default(); layers],
                     far: vec![LayerMemory::default(); layers],
+                    merged: 0,
                 }
             })
             .collect();
@@ -146,6 +153,8 @@ impl Engine {
             cache,
             prompt: plan.prompt_ids,
             context_len: plan.context_len,
+            talk: plan.talk,
+            turn: None,
             sequences,
             observe: Observe::Rows,
             step: 0,
@@ -279,6 +288,7 @@ impl Engine {
             context_len: self.context_len,
             chunk: self.info.settings.chunk as usize,
             has_question: !self.info.question.is_empty(),
+            turn: self.turn,
         };
         let Some(work) = self.sequences[index].next(index, &script, adopted) else { return Ok(Next::Wait) };
         match self.cache.reserve(seq, work.first_computed(), work.computed().len()) {

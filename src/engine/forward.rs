@@ -8,7 +8,7 @@ use super::sequence::Work;
 use crate::attention::{HeadLane, PrefillTime, Queries, Rope, RowSink, Selection, Wants, observe};
 use crate::cache::{Cache, RopeMode};
 use crate::event::{
-    AttentionGroup, AttentionMap, Fed, Finish, Head, Layer, LayerTraffic, PHASES, Phase, Position, ProbeCost,
+    AttentionGroup, AttentionMap, Fed, Finish, Head, Layer, LayerTraffic, PHASES, Origin, Phase, Position, ProbeCost,
     Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
 };
 use crate::model::{Config, Qkv};
@@ -377,7 +377,12 @@ impl Engine {
         let fed = w
             .ids
             .iter()
-            .map(|&id| Fed { id, piece: self.model.tokenizer.piece(id), origin: w.origin })
+            .enumerate()
+            .map(|(i, &id)| Fed {
+                id,
+                piece: self.model.tokenizer.piece(id),
+                origin: if i < w.drawn { Origin::Generated } else { w.origin },
+            })
             .collect();
         let attention = (!gathered.groups.is_empty()).then(|| AttentionMap {
             level: self.info.settings.scores,

@@ -59,7 +59,7 @@ impl Case {
     fn model(&self) -> Arc<Model> {
         let decoder = Decoder::random(self.config.clone(), self.weights).unwrap();
         let tokenizer = Tokenizer::bytes(&self.config).unwrap();
-        Arc::new(Model { decoder, tokenizer })
+        Arc::new(Model::new(decoder, tokenizer))
     }
 
     fn engine(&self) -> Engine {
@@ -215,7 +215,7 @@ fn prompts() -> impl Strategy<Value = (Prompt, &'static str)> {
     ("[ -~]{1,44}", prop_oneof![Just(String::new()), "[ -~]{1,16}".prop_map(String::from)], any::<bool>())
         .prop_map(|(text, question, context)| {
             let compress = if !question.is_empty() && context { "context" } else { "prompt" };
-            (Prompt { text, question, expected: None }, compress)
+            (Prompt { text, question, ..Prompt::default() }, compress)
         })
 }
 

@@ -83,6 +83,9 @@ pub struct Settings {
     pub batch: u32,
     /// A layer's survivors are moved together when more than this share of its slots is stranded; 1 is never.
     pub compact: f64,
+    /// The prompt and every turn after it go through the model's chat template.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub chat: bool,
     /// A full-cache twin follows the run and judges every so many draws (1: each of them); 0 is none.
     #[serde(default)]
     pub shadow: u32,
@@ -111,6 +114,7 @@ impl Default for Settings {
             threads: 1,
             batch: 1,
             compact: 1.0,
+            chat: false,
             shadow: 0,
         }
     }
@@ -171,6 +175,9 @@ impl RunInfo {
         };
         if !self.model.source.is_empty() {
             arg("model", &self.model.source);
+        }
+        if s.chat {
+            arg("chat", "");
         }
         if !self.prompt.is_empty() && self.expected.is_none() {
             arg("prompt", &self.prompt);
