@@ -110,6 +110,17 @@ impl Decoder {
         Self::load(config, weights, ("random".into(), String::new()), Ok)
     }
 
+    /// Elements of all tensors that a configuration asks for.
+    #[cfg(test)]
+    pub(crate) fn elements(config: &Config) -> u64 {
+        let mut sum = 0;
+        let all = weights::visit(config, |_, shape| {
+            sum += shape.iter().product::<usize>() as u64;
+            Ok(())
+        });
+        all.map_or(0, |()| sum)
+    }
+
     /// A decoder of tensors by name: shape, and elements row after row.
     #[cfg(test)]
     pub(crate) fn of_tensors(
