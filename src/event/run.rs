@@ -155,7 +155,12 @@ pub struct RunInfo {
 }
 
 impl RunInfo {
-    /// Tokens that a sequence of the run can get to at most.
+    /// Tokens that rotations are made for: turns of a conversation may fill the context.
+    pub fn reach(&self) -> Position {
+        if self.settings.chat { self.model.context } else { self.longest() }
+    }
+
+    /// Tokens that a sequence of the run can get to at most, without further turns.
     pub fn longest(&self) -> Position {
         self.prompt_tokens.saturating_add(self.settings.max_tokens).min(self.model.context)
     }

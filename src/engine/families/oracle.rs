@@ -90,7 +90,12 @@ fn with_default(mut json: Value, field: &str) -> Value {
 
 fn with_inverted_divisors(mut json: Value) -> Value {
     for field in ["short_factor", "long_factor"] {
-        for divisor in json.pointer_mut(&format!("/rope_scaling/{field}")).and_then(Value::as_array_mut).into_iter().flatten() {
+        for divisor in json
+            .pointer_mut(&format!("/rope_scaling/{field}"))
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             *divisor = (1.0 / divisor.as_f64().unwrap()).into();
         }
     }

@@ -26,7 +26,10 @@ const EXPECTED: [(&str, Result<(u64, Option<u32>), &[&str]>); 33] = [
         Err(&["\"deepseek_v3\"", "n_routed_experts 256", "multi-head latent attention (kv_lora_rank 512)"]),
     ),
     ("deepseek-v2-lite.json", Err(&["\"deepseek_v2\"", EXPERTS, "latent attention (kv_lora_rank 512)"])),
-    ("glm-5.2-fp8.json", Err(&["\"glm_moe_dsa\"", EXPERTS, "latent attention", "an indexer (index_topk 2048)"])),
+    (
+        "glm-5.2-fp8.json",
+        Err(&["\"glm_moe_dsa\"", EXPERTS, "latent attention", "an indexer (index_topk 2048)"]),
+    ),
     ("google--gemma-4-26B-A4B_config.json", Err(&["\"gemma4\"", "num_experts 128"])),
     ("llama-2-7b-hf.json", Ok((6_738_415_616, None))),
     ("llama-3.1-70b-instruct.json", Ok((70_553_706_496, None))),
@@ -72,7 +75,7 @@ fn cut(mut config: Config, layers: usize) -> Config {
 fn run(config: Config) {
     let vocab = config.vocab;
     let tokenizer = Tokenizer::bytes(&config).unwrap();
-    let model = Arc::new(Model { decoder: Decoder::random(config, 1).unwrap(), tokenizer });
+    let model = Arc::new(Model::new(Decoder::random(config, 1).unwrap(), tokenizer));
     let settings = Settings {
         chunk: 4,
         max_tokens: 2,

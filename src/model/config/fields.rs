@@ -67,9 +67,7 @@ impl<'a> Fields<'a> {
 
     /// A size between 1 and `most`. Integral floats are taken (some writers produce them).
     pub(in crate::model) fn size(&self, field: &str, default: Option<usize>, most: u64) -> Result<usize> {
-        self.optional_size(field, most)?
-            .or(default)
-            .ok_or_else(|| self.error(format!("{field} is missing")))
+        self.optional_size(field, most)?.or(default).ok_or_else(|| self.error(format!("{field} is missing")))
     }
 
     /// The same where there need be none.
