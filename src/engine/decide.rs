@@ -97,7 +97,9 @@ impl Engine {
         let is_one = |a: &Eviction, b: &Eviction| a.positions == b.positions && a.kept == b.kept;
         if passed.windows(2).all(|pair| is_one(&pair[0], &pair[1])) {
             passed.truncate(1);
-            passed.iter_mut().for_each(|decision| decision.head = None);
+            for decision in &mut passed {
+                decision.head = None;
+            }
         }
         passed.retain(|decision| !decision.positions.is_empty());
         passed

@@ -40,7 +40,6 @@ fn family(name: &str) -> Value {
             "head_dim": 12, "attention_bias": true, "use_sliding_window": false, "sliding_window": null,
             "max_window_layers": 3, "tie_word_embeddings": true,
         }),
-        "phi3" => json!({}),
         "gemma" => json!({
             "head_dim": 12, "attention_bias": false, "hidden_act": null, "hidden_activation": "gelu_pytorch_tanh",
             "tie_word_embeddings": true,

@@ -210,7 +210,9 @@ impl Decoder {
         let mut logits = vec![0.0; x.len() / self.config.hidden * self.config.vocab];
         self.head.product(&normed, &mut logits, self.config.vocab)?;
         if let Some(cap) = self.config.arch.logit_softcap {
-            logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+            for logit in &mut logits {
+                *logit = cap * (*logit / cap).tanh();
+            }
         }
         Ok(logits)
     }
@@ -248,14 +250,18 @@ fn linear(
 fn norm(source: &mut impl Source, name: &str, len: usize, offset: f32) -> Result<Vec<f32>> {
     let mut weights = source.vector(name, len)?;
     if offset != 0.0 {
-        weights.iter_mut().for_each(|weight| *weight += offset);
+        for weight in &mut weights {
+            *weight += offset;
+        }
     }
     Ok(weights)
 }
 
 fn scale(rows: &mut [f32], by: f32) {
     if by != 1.0 {
-        rows.iter_mut().for_each(|x| *x *= by);
+        for x in rows {
+            *x *= by;
+        }
     }
 }
 
@@ -264,11 +270,10 @@ fn gated(gate_up: &[f32], width: usize, activation: Activation) -> Vec<f32> {
     let mut out = Vec::with_capacity(gate_up.len() / 2);
     for row in gate_up.chunks_exact(2 * width) {
         let (gate, up) = row.split_at(width);
+        let gates = gate.iter().zip(up);
         match activation {
-            Activation::Silu => {
-                out.extend(gate.iter().zip(up).map(|(&gate, up)| gate / (1.0 + (-gate).exp()) * up))
-            }
-            Activation::GeluTanh => out.extend(gate.iter().zip(up).map(|(&gate, up)| gelu(gate) * up)),
+            Activation::Silu => out.extend(gates.map(|(&gate, up)| gate / (1.0 + (-gate).exp()) * up)),
+            Activation::GeluTanh => out.extend(gates.map(|(&gate, up)| gelu(gate) * up)),
         }
     }
     out
@@ -300,7 +305,7 @@ impl Source for Random {
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
-        if name.ends_with(".bias") {
+        if name.rsplit('.').next() == Some("bias") {
             return Ok((0..len).map(|_| self.rng.random_range(-0.1..0.1)).collect());
         }
         Ok(vec![self.norm; len])

@@ -15,8 +15,11 @@ const VOCAB: usize = 4096;
 
 const EXPERTS: &str = "a mixture of experts";
 
-/// What becomes of each file: its parameters as published, and the window of its layers; or the words of the refusal.
-const EXPECTED: [(&str, Result<(u64, Option<u32>), &[&str]>); 33] = [
+/// Parameters as published, and the window of the layers; or the words of the refusal.
+type Outcome = Result<(u64, Option<u32>), &'static [&'static str]>;
+
+/// What becomes of each file.
+const EXPECTED: [(&str, Outcome); 33] = [
     ("Qwen--Qwen3-0.6B_config.json", Ok((596_049_920, None))),
     ("Qwen--Qwen3-30B-A3B_config.json", Err(&["\"qwen3_moe\"", EXPERTS, "num_experts 128"])),
     ("Qwen--Qwen3-8B_config.json", Ok((8_190_735_360, None))),
