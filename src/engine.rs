@@ -7,6 +7,7 @@
 //! * [`Told`] is how a model took a text that it was made to say ([`Engine::teach`]).
 //! * [`Trunk`] is a prompt fed once, for runs that differ in what becomes of its cache.
 //! * A full-cache twin may follow the run and tell what it costs (`--shadow`).
+//! * [`Engine::fill`] stands in for a long prompt where only the time of what follows is of interest.
 //! * [`recorder`] is a listener that writes a file.
 
 mod accumulate;
@@ -15,6 +16,7 @@ mod decide;
 mod error;
 mod fault;
 mod feed;
+mod fill;
 mod forward;
 #[cfg(test)]
 mod golden;
