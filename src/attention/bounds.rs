@@ -122,7 +122,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::attention::Rotation;
+    use crate::attention::{Rotation, Scoring};
 
     /// Slots with their keys, cut into blocks.
     fn follow(
@@ -135,7 +135,8 @@ mod tests {
     ) {
         let pages: Vec<&[f32]> = keys.chunks(block * d).collect();
         let k = Pages::F32(&pages);
-        let lane = HeadLane { slots, block_size: block, k, v: Pages::F32(&[]), rotation: Rotation::None };
+        let (v, rotation, scoring) = (Pages::F32(&[]), Rotation::None, Scoring::default());
+        let lane = HeadLane { slots, block_size: block, k, v, rotation, scoring };
         bounds.follow(&lane, page, d);
     }
 

@@ -8,6 +8,7 @@ use crate::event::Position;
 use crate::quant::CodedRows;
 
 use super::rope::Rope;
+use super::scoring::Scoring;
 
 /// Stands in [`HeadLane::slots`] for a slot whose token was evicted.
 pub const HOLE: Position = Position::MAX;
@@ -105,6 +106,8 @@ pub struct HeadLane<'a> {
     pub v: Pages<'a>,
     /// How keys and queries are rotated at read.
     pub rotation: Rotation<'a>,
+    /// What becomes of scores before the softmax.
+    pub scoring: Scoring,
 }
 
 /// By what keys that were stored *before* RoPE are rotated at read, and queries with them.
@@ -295,6 +298,7 @@ mod tests {
             k: Pages::F32(&[]),
             v: Pages::F32(&[]),
             rotation: Rotation::None,
+            scoring: Scoring::default(),
         };
         assert_eq!(lane.visible(4, (0, 0)), (3, 2));
         assert_eq!(lane.visible(8, (3, 2)), (4, 3));

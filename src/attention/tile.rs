@@ -8,6 +8,7 @@ use crate::event::Position;
 use super::kernel::{add, softmax};
 use super::lane::{HOLE, HeadLane, Rotation, Rows, Shape};
 use super::pages::Reads;
+use super::scoring::Scoring;
 
 /// Slots per partial sum; see the room's note on same bits.
 pub const RANGE_SLOTS: usize = 1024;
@@ -126,8 +127,9 @@ impl Tile {
         }
     }
 
-    /// Products of every row with the keys of the slots from `first` on, as many as there are cells for them; `-inf`
-    /// where a slot is not read. What stands where a query does not see a slot means nothing.
+    /// Scores of every row: its products, as the layer bends them, with the keys of the slots from `first` on, as many as
+    /// there are cells for them; `-inf` where a slot is not read. What stands where a query does not see a slot means
+    /// nothing.
     pub(super) fn products(
         &self,
         lane: &HeadLane<'_>,
@@ -137,8 +139,36 @@ impl Tile {
         scratch: &mut Vec<f32>,
     ) {
         if let Rotation::Windowed { rope, window } = lane.rotation {
-            return self.windowed_products(lane, (rope, window), read, first, cells, scratch);
+            self.windowed_products(lane, (rope, window), read, first, cells, scratch);
+        } else {
+            self.plain_products(lane, read, first, cells, scratch);
         }
+        self.bend(lane, first, cells);
+    }
+
+    /// Scores as the layer bends them, each query's over the slots that it sees.
+    fn bend(&self, lane: &HeadLane<'_>, first: usize, cells: &mut [&mut [f32]]) {
+        if lane.scoring == Scoring::default() {
+            return;
+        }
+        let mut hidden = 0;
+        for (r, row) in cells.iter_mut().enumerate() {
+            let query = r / self.group;
+            let seen = self.visible[query].saturating_sub(first).min(row.len());
+            let slots = &lane.slots[first..first + seen];
+            hidden = lane.scoring.hidden(slots, self.first.saturating_add(query as Position), hidden.min(seen));
+            lane.scoring.bend(&mut row[..seen], hidden);
+        }
+    }
+
+    fn plain_products(
+        &self,
+        lane: &HeadLane<'_>,
+        read: &impl Reads,
+        first: usize,
+        cells: &mut [&mut [f32]],
+        scratch: &mut Vec<f32>,
+    ) {
         let (isa, d) = (Isa::best(), self.head_dim);
         let slots = first..first + cells.first().map_or(0, |row| row.len());
         let mut rank = live(&lane.slots[..first]);

@@ -62,7 +62,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::cpu::CpuAttention;
-    use super::super::{Attention, Pages, Queries, Rotation, Shape, Wants};
+    use super::super::{Attention, Pages, Queries, Rotation, Scoring, Shape, Wants};
     use super::*;
 
     /// Turns a row as RoFormer has it, in f64.
@@ -99,6 +99,7 @@ mod tests {
                 k: Pages::F32(&pages),
                 v: Pages::F32(&pages),
                 rotation: Rotation::Windowed { rope: &rope, window },
+                scoring: Scoring::default(),
             };
             let rows = &queries[..fresh * 2 * d];
             let mut attention = CpuAttention::new(shape);
