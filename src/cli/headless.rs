@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::RunArgs;
+use super::loading::Loading;
 use super::setup::{self, Setup};
 use super::{Failure, json, memory, output, remark};
 use crate::engine::{Engine, Feed, Recorded, Recorder};
@@ -33,14 +34,17 @@ enum Output {
 
 /// Runs to the end, or to the first interrupt; then the recording is finished.
 pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
-    let Setup { model, settings, prompt } = setup::setup(args)?;
+    let Setup { model, weights, settings, prompt } = setup::setup(args)?;
     let format = match (args.json, args.plain) {
         (true, _) => Output::Json,
         (_, true) => Output::Plain,
         _ => Output::Text,
     };
     let interrupted = interrupt_flag()?;
-    let model = Arc::new(model.load().map_err(|e| setup::failure(&e))?);
+    let mut loading = Loading::new(&interrupted);
+    let model = model.load(weights, &mut |progress| loading.hear(progress));
+    loading.end();
+    let model = Arc::new(model.map_err(|e| setup::failure(&e))?);
     let mut engine = Engine::new(model, &settings, &prompt).map_err(|e| setup::failure(&e))?;
     if let Some(free_bytes) = memory::free_bytes() {
         engine.check_memory(free_bytes).map_err(|e| setup::failure(&e))?;
