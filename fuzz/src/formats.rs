@@ -75,14 +75,21 @@ fn array(kind: u32, elements: &[Vec<u8>]) -> Vec<u8> {
 }
 
 fn gguf_file(is_spm: bool) -> Vec<u8> {
-    const [U32, F32, TEXT, ARRAY]: [u32; 4] = [4, 6, 8, 9];
+    const U32: u32 = 4;
+    const F32: u32 = 6;
+    const TEXT: u32 = 8;
+    const ARRAY: u32 = 9;
     let mut tokens: Vec<String> = (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).collect();
     let extra = if is_spm { ["<s>", "\u{2581}", "a", "\u{2581}a"] } else { ["<s>", "Ġ", "a", "Ġa"] };
     tokens.extend(extra.map(String::from));
     let mut entries = vec![
         ("general.architecture", TEXT, text("llama")),
         ("tokenizer.ggml.model", TEXT, text(if is_spm { "llama" } else { "gpt2" })),
-        ("tokenizer.ggml.tokens", ARRAY, array(TEXT, &tokens.iter().map(|token| text(token)).collect::<Vec<_>>())),
+        (
+            "tokenizer.ggml.tokens",
+            ARRAY,
+            array(TEXT, &tokens.iter().map(|token| text(token)).collect::<Vec<_>>()),
+        ),
         ("tokenizer.ggml.bos_token_id", U32, 256u32.to_le_bytes().into()),
         ("tokenizer.ggml.eos_token_id", U32, 257u32.to_le_bytes().into()),
         ("llama.attention.layer_norm_rms_epsilon", F32, 1e-5f32.to_le_bytes().into()),
