@@ -7,16 +7,19 @@ use thiserror::Error as ThisError;
 #[non_exhaustive]
 pub enum Error {
     /// The model path does not exist.
-    #[error("{path}: no such folder; give a folder with config.json, model.safetensors and tokenizer.json")]
-    NoFolder {
+    #[error(
+        "{path}: no such folder or file; give a folder with config.json, model.safetensors and tokenizer.json, a .gguf file, \
+         or a name on the hub: ORG/NAME"
+    )]
+    NoModel {
         /// As given.
         path: String,
     },
-    /// The model path is a file.
+    /// The model path is a file of another kind.
     #[error(
-        "{path}: not a folder; give the folder that holds config.json, model.safetensors and tokenizer.json"
+        "{path}: not a folder; give the folder that holds config.json, model.safetensors and tokenizer.json, or a .gguf file"
     )]
-    NotAFolder {
+    NotAModel {
         /// As given.
         path: String,
     },
@@ -24,12 +27,6 @@ pub enum Error {
     #[error("{path}: no such file; a model needs config.json, model.safetensors and tokenizer.json")]
     NoFile {
         /// The missing file.
-        path: String,
-    },
-    /// The weights are split over several files.
-    #[error("{path}: sharded weights are not supported; merge them into one model.safetensors")]
-    Sharded {
-        /// The shards' index.
         path: String,
     },
     /// A model could not be fetched.
@@ -75,19 +72,6 @@ pub enum Error {
         /// Tensor, what was found, what was expected.
         reason: String,
     },
-    /// The weights would not fit into memory as f32.
-    #[error(
-        "{path}: needs {:.1} GB of memory as f32, {:.1} GB is available; choose a smaller model",
-        gigabytes(*.needed_bytes), gigabytes(*.available_bytes)
-    )]
-    Memory {
-        /// Which file.
-        path: String,
-        /// Weights in f32.
-        needed_bytes: u64,
-        /// What the operating system could still give.
-        available_bytes: u64,
-    },
     /// The tokenizer cannot be built.
     #[error("{path}: {reason}")]
     Tokenizer {
@@ -113,10 +97,6 @@ pub enum Error {
     /// The tensor library failed: a fault of this program, not of the input.
     #[error("tensor arithmetic failed: {0}")]
     Tensor(#[from] candle_core::Error),
-}
-
-fn gigabytes(bytes: u64) -> f64 {
-    bytes as f64 / 1e9
 }
 
 /// A text from a file as a message may show it: one line, no control characters, at most `most_chars` of it.
