@@ -10,6 +10,7 @@ mod facts;
 mod footprint;
 mod headless;
 mod json;
+mod loading;
 mod look;
 mod memory;
 mod player;

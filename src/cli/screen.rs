@@ -80,8 +80,9 @@ fn start(setup: Setup, pace: Option<f64>, record: Option<PathBuf>, look: &Look) 
         record,
         free_bytes: memory::free_bytes,
     };
-    let model = setup.model;
-    let (live, items) = live::spawn(move || model.load(), start).map_err(Failure::fault)?;
+    let (model, weights) = (setup.model, setup.weights);
+    let (live, items) =
+        live::spawn(move |watch| model.load(weights, watch), start).map_err(Failure::fault)?;
     show(app, appearance, Some((live, items)))
 }
 

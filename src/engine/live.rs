@@ -3,9 +3,11 @@
 mod talk;
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,9 +18,7 @@ use super::link::{Command, Item, Prompt, Reference, Status};
 use super::recorder::{self, Recorder};
 use super::{Engine, EngineError, Feed, Observe};
 use crate::event::{Finish, Settings};
-use crate::model::Model;
-pub use talk::ANEW;
-
+use crate::model::{Model, Progress, Watch};
 use crate::policy::{parse_policy, parse_read};
 use crate::probe::Receiver;
 
@@ -26,6 +26,10 @@ use crate::probe::Receiver;
 const RING: usize = 4_096;
 /// Waiting for a command, the engine still looks this often whether a lagging listener can catch up.
 const NUDGE_EVERY: Duration = Duration::from_millis(50);
+/// How often it is told how far the loading is.
+const TELL_LOADING_EVERY: Duration = Duration::from_millis(50);
+/// How long a model that is being loaded is waited for by one who leaves.
+const LOADING_PATIENCE: Duration = Duration::from_secs(1);
 /// Fastest pace that is still paced; above it waiting costs more than it shows.
 const MAX_PACE: f64 = 10_000.0;
 
@@ -50,6 +54,8 @@ pub struct Live {
     /// Obeyed at step boundaries.
     pub commands: mpsc::Sender<Command>,
     thread: JoinHandle<Result<(), String>>,
+    /// Whether the model is not there yet.
+    loading: Arc<AtomicBool>,
 }
 
 impl Live {
@@ -60,21 +66,32 @@ impl Live {
     pub fn finish(self) -> Result<(), String> {
         // The thread may have ended already; then nobody hears it.
         let _ = self.commands.send(Command::Quit);
+        // A network that says nothing cannot be interrupted; nothing is recorded yet that would need an end.
+        let patience = Instant::now() + LOADING_PATIENCE;
+        while self.loading.load(Ordering::Acquire) && !self.thread.is_finished() {
+            if Instant::now() > patience {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         self.thread.join().unwrap_or_else(|_| Err("internal fault: the engine panicked".into()))
     }
 }
 
-/// Starts the engine's thread; `load` runs on it, so the caller stays responsive while weights are read.
+/// Starts the engine's thread; `load` runs on it, so the caller stays responsive while weights are read, and tells its
+/// progress to the watch it is given.
 ///
 /// # Errors
 /// The thread cannot be started.
 pub fn spawn(
-    load: impl FnOnce() -> Result<Model, EngineError> + Send + 'static,
+    load: impl FnOnce(&mut Watch<'_>) -> Result<Model, EngineError> + Send + 'static,
     start: Start,
 ) -> std::io::Result<(Live, Receiver<Item>)> {
     let (commands, inbox) = mpsc::channel();
     let mut feed = Feed::default();
     let (_, items) = feed.listen(RING);
+    let loading = Arc::new(AtomicBool::new(true));
+    let of_thread = Arc::clone(&loading);
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
         let mut live = Loop {
             feed,
@@ -92,6 +109,8 @@ pub fn spawn(
             turns: VecDeque::new(),
             said: Vec::new(),
             free_bytes: start.free_bytes,
+            loading: of_thread,
+            told_loading: None,
         };
         let outcome = catch_unwind(AssertUnwindSafe(|| live.run(load, &start)));
         let result = match outcome {
@@ -106,7 +125,7 @@ pub fn spawn(
         live.feed.tell(&Item::Status(Status::Gone));
         result.and(recorded)
     })?;
-    Ok((Live { commands, thread }, items))
+    Ok((Live { commands, thread, loading }, items))
 }
 
 /// What a panic said.
@@ -148,6 +167,9 @@ struct Loop {
     /// Turns said since the prompt.
     said: Vec<String>,
     free_bytes: fn() -> Option<u64>,
+    loading: Arc<AtomicBool>,
+    /// When it was last told how far the loading is.
+    told_loading: Option<Instant>,
 }
 
 /// What decides a full-cache answer.
@@ -176,12 +198,14 @@ impl Question {
 }
 
 impl Loop {
-    fn run(&mut self, load: impl FnOnce() -> Result<Model, EngineError>, start: &Start) {
-        self.tell(Status::Loading { what: "weights".into() });
-        let model = match load() {
+    fn run(&mut self, load: impl FnOnce(&mut Watch<'_>) -> Result<Model, EngineError>, start: &Start) {
+        self.tell(Status::Loading { what: "weights".into(), done_bytes: 0, total_bytes: 0 });
+        let model = match load(&mut |progress: &Progress<'_>| self.watch_loading(progress)) {
             Ok(model) => Arc::new(model),
+            Err(_) if self.waiting.contains(&Command::Quit) => return,
             Err(error) => return self.fail_for_good(&error.to_string()),
         };
+        self.loading.store(false, Ordering::Release);
         if let Some(path) = &start.record {
             self.start_recording(path);
         }
@@ -194,6 +218,18 @@ impl Loop {
             }
         }
         self.wind_up();
+    }
+
+    /// Tells of what is being loaded, now and then, and ends it for one who leaves.
+    fn watch_loading(&mut self, progress: &Progress<'_>) -> ControlFlow<()> {
+        let is_due = self.told_loading.is_none_or(|told| told.elapsed() >= TELL_LOADING_EVERY);
+        if is_due || progress.done_bytes >= progress.total_bytes {
+            self.told_loading = Some(Instant::now());
+            let Progress { what, done_bytes, total_bytes } = *progress;
+            self.tell(Status::Loading { what: what.into(), done_bytes, total_bytes });
+        }
+        self.waiting.extend(self.inbox.try_iter());
+        if self.waiting.contains(&Command::Quit) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     /// A run that cannot even begin: wait for the listener to go.
@@ -545,9 +581,18 @@ mod tests {
         }
     }
 
-    pub(super) fn start(policy: &str, pause_at_decode: bool, record: Option<PathBuf>) -> (Live, Ear, Prompt, Settings) {
+    pub(super) fn start(
+        policy: &str,
+        pause_at_decode: bool,
+        record: Option<PathBuf>,
+    ) -> (Live, Ear, Prompt, Settings) {
         let key = demo::passkey(1, 300, 0.3);
-        let prompt = Prompt { text: key.context, question: key.question, expected: Some(key.key), ..Prompt::default() };
+        let prompt = Prompt {
+            text: key.context,
+            question: key.question,
+            expected: Some(key.key),
+            ..Prompt::default()
+        };
         let settings = Settings {
             policy: policy.into(),
             compress: "context".into(),

@@ -12,6 +12,9 @@ pub struct ModelCard {
     pub name: String,
     /// What `--model` was given; empty for the embedded demo.
     pub source: String,
+    /// What `--weights` was given; empty where the weights stay as their file has them.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub weights_asked: String,
     /// `model_type` of its configuration.
     pub family: String,
     /// Decoder layers.
@@ -190,6 +193,9 @@ impl RunInfo {
         }
         if s.chat {
             arg("chat", "");
+        }
+        if !self.model.weights_asked.is_empty() {
+            arg("weights", &self.model.weights_asked);
         }
         if !self.prompt.is_empty() && self.expected.is_none() {
             arg("prompt", &self.prompt);

@@ -135,6 +135,11 @@ impl Decoder {
         &self.card
     }
 
+    /// Puts down which type the weights were asked to be put into.
+    pub(super) fn note_weights(&mut self, weights: Option<super::Precision>) {
+        self.card.weights_asked = weights.map(|weights| weights.to_string()).unwrap_or_default();
+    }
+
     /// Shape and constants.
     pub const fn config(&self) -> &Config {
         &self.config
@@ -314,6 +319,10 @@ impl Source for Random {
     fn dtype(&self) -> String {
         "f32".into()
     }
+
+    fn bytes(&self) -> u64 {
+        0
+    }
 }
 
 #[cfg(test)]
@@ -350,6 +359,10 @@ pub(super) mod tests {
 
         fn dtype(&self) -> String {
             "f32".into()
+        }
+
+        fn bytes(&self) -> u64 {
+            0
         }
     }
 

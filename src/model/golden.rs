@@ -14,7 +14,7 @@ struct Rows {
 }
 
 /// A sequence that attends to everything it has seen.
-struct Reference<'a> {
+pub(super) struct Reference<'a> {
     decoder: &'a Decoder,
     layers: Vec<Rows>,
     /// Per layer, the last token's probabilities, `[heads][positions]`.
@@ -23,13 +23,13 @@ struct Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    fn new(decoder: &'a Decoder) -> Self {
+    pub(super) fn new(decoder: &'a Decoder) -> Self {
         let layers = (0..decoder.config().layers).map(|_| Rows::default()).collect();
         Self { decoder, layers, last_rows: Vec::new(), position: 0 }
     }
 
     /// Feeds tokens; logits of the last `wanted` of them.
-    fn feed(&mut self, ids: &[u32], wanted: usize) -> Vec<f32> {
+    pub(super) fn feed(&mut self, ids: &[u32], wanted: usize) -> Vec<f32> {
         let c = self.decoder.config();
         let mut x = self.decoder.embed(ids).unwrap();
         self.last_rows.clear();

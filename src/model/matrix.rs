@@ -142,6 +142,24 @@ impl Matrix {
         }) as u64
     }
 
+    /// Reads every page of weights that are mapped, so that they are in memory.
+    pub fn touch(&self) {
+        /// No system has smaller ones.
+        const PAGE_BYTES: usize = 4096;
+        fn pages<T>(elements: &Elements<T>) {
+            if let Elements::Within(bytes, range) = elements {
+                let mapped = &bytes.as_slice()[range.clone()];
+                std::hint::black_box(mapped.iter().step_by(PAGE_BYTES).fold(0u8, |sum, byte| sum ^ byte));
+            }
+        }
+        match &self.data {
+            Data::F32(elements) => pages(elements),
+            Data::F16(elements) => pages(elements),
+            Data::Bf16(elements) => pages(elements),
+            Data::Quantised(..) => {}
+        }
+    }
+
     /// Appends a weight row as f32: what an embedding looks up.
     ///
     /// # Errors

@@ -131,6 +131,10 @@ impl<S: Source> Source for Placed<S> {
     fn dtype(&self) -> String {
         self.source.dtype()
     }
+
+    fn bytes(&self) -> u64 {
+        self.source.bytes()
+    }
 }
 
 #[cfg(test)]
