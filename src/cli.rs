@@ -4,6 +4,7 @@
 //! on standard error that says what, where and what to do; `report` is the only reporter.
 
 mod args;
+mod doctor;
 mod eval;
 mod facts;
 mod footprint;
@@ -101,6 +102,7 @@ fn dispatch(args: Args) -> Result<(), Failure> {
         Some(Verb::Repair(repair)) => facts::repair(&repair),
         Some(Verb::Eval(eval)) => eval::eval(&eval, &args.look),
         Some(Verb::Policies(list)) => facts::policies(&list),
+        Some(Verb::Doctor(list)) => doctor::doctor(&list),
         Some(Verb::Themes(list)) => facts::themes(&list),
         Some(Verb::Keys(list)) => facts::keys(&list),
         Some(Verb::Config(config)) => facts::config(&config),

@@ -13,13 +13,14 @@
 //! | 4 | [`engine`] | the live loop |
 //! | 3 | [`model`], [`trace`], [`state`] | decoder and weights, recordings in and out, reducers |
 //! | 2 | [`attention`], [`cache`], [`probe`] | kernels' facade, the paged pool, clock and ring |
-//! | 1 | [`policy`], [`quant`] | the rules, rows in codes; both pure |
+//! | 1 | [`policy`], [`quant`], [`device`] | the rules, rows in codes, both pure; what the processor can do |
 //! | 0 | [`event`] | ids, units, `Step` |
 
 pub mod app;
 pub mod attention;
 pub mod cache;
 pub mod cli;
+pub mod device;
 pub mod engine;
 pub mod eval;
 pub mod event;

@@ -7,6 +7,7 @@
 //! Files come from anywhere. Every size a file states is checked before memory is taken for it, and each refusal is one
 //! line with the file, what is wrong in it, and what would be right.
 
+mod bytes;
 pub mod config;
 pub mod decoder;
 pub mod demo;
@@ -14,6 +15,7 @@ mod error;
 pub mod footprint;
 #[cfg(test)]
 mod golden;
+mod matrix;
 pub mod sampler;
 pub mod tokenizer;
 mod weights;
@@ -29,7 +31,8 @@ pub use footprint::{Footprint, Sharing};
 pub use sampler::{Drawn, Sampler};
 pub use tokenizer::Tokenizer;
 
-use weights::Weights;
+use bytes::Bytes;
+use weights::Safetensors;
 
 /// What every fallible call of this room returns.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -75,10 +78,9 @@ pub fn load(folder: &Path) -> Result<Model> {
     let tokenizer_json = read(&tokenizer_path, MAX_TOKENIZER_BYTES)?;
 
     let weights_path = weights_path(folder)?;
-    let weights = Weights::open(weights_path.display().to_string(), open(&weights_path)?)?;
+    let weights = Safetensors::open(weights_path.display().to_string(), map(&weights_path)?)?;
     // The header vouches for the vocabulary's size before a table of that length is made.
-    weights.check(&config)?;
-    weights.check_memory(&config, weights::available_bytes())?;
+    weights::check(&weights, &config)?;
     let shown_path = tokenizer_path.display().to_string();
     let tokenizer = if is_words {
         Tokenizer::from_words(&shown_path, &tokenizer_json, &config)?
@@ -86,7 +88,7 @@ pub fn load(folder: &Path) -> Result<Model> {
         Tokenizer::from_json(&shown_path, &tokenizer_json, &config)?
     };
     drop(tokenizer_json);
-    let decoder = Decoder::load(config, weights, name_of(folder), shown)?;
+    let decoder = Decoder::load(config, weights, (name_of(folder), shown), Ok)?;
     Ok(Model { decoder, tokenizer })
 }
 
@@ -116,6 +118,10 @@ fn open(path: &Path) -> Result<File> {
     let kind = file.metadata().map_err(|source| Error::Read { path: shown(), source })?;
     // A device or a pipe has no length to check anything against.
     if kind.is_file() { Ok(file) } else { Err(Error::NoFile { path: shown() }) }
+}
+
+fn map(path: &Path) -> Result<Bytes> {
+    Bytes::map(&open(path)?).map_err(|source| Error::Read { path: path.display().to_string(), source })
 }
 
 fn read(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {

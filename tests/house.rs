@@ -22,7 +22,7 @@ const FORBIDDEN: [(&str, &[&str], &[&str]); 3] = [
 ];
 
 /// Where `unsafe` may stand.
-const UNSAFE: [&str; 4] = ["attention.rs", "attention/", "device/", "model/weights.rs"];
+const UNSAFE: [&str; 4] = ["attention.rs", "attention/", "device/", "model/bytes.rs"];
 
 /// A source file: its path under `src`, its text, and the text with comments, strings and characters blanked.
 struct Source {

@@ -51,6 +51,8 @@ pub(crate) enum Verb {
     Eval(Box<EvalArgs>),
     /// Every policy and read set: rule, source, parameters.
     Policies(ListArgs),
+    /// What this machine has: processor, memory, NVIDIA driver, GPUs and their measured copy speeds, libraries, toolkit.
+    Doctor(ListArgs),
     /// Every theme.
     Themes(ListArgs),
     /// Every key.

@@ -1,7 +1,5 @@
 //! One forward: model, cache and attention glued together, and the [`Step`] that tells of it.
 
-use candle_core::{Device, Tensor};
-
 use super::EngineError;
 use super::accumulate::{RowsInto, class};
 use super::core::{Engine, Observe, rotation};
@@ -13,7 +11,7 @@ use crate::event::{
     AttentionGroup, AttentionMap, Fed, Finish, Head, Layer, LayerTraffic, PHASES, Phase, Position, ProbeCost,
     Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
 };
-use crate::model::{self, Config, Qkv};
+use crate::model::{Config, Qkv};
 use crate::policy::{Kcache, ReadRule, ReadSet, When};
 use crate::probe::PhaseTimer;
 
@@ -92,10 +90,10 @@ impl Engine {
     fn layer(
         &mut self,
         layer: usize,
-        x: Tensor,
+        x: Vec<f32>,
         work: &[Work],
         gathered: &mut [Gathered],
-    ) -> Result<Tensor, EngineError> {
+    ) -> Result<Vec<f32>, EngineError> {
         let mut qkv = self.model.decoder.qkv(layer, &x)?;
         self.observe_queries(layer, &qkv, work);
         self.rotate(&mut qkv, work);
@@ -313,22 +311,20 @@ impl Engine {
     }
 
     /// Logits of the sequences that want them, and the tokens drawn from these.
-    fn draw(&mut self, x: &Tensor, work: &[Work], gathered: &mut [Gathered]) -> Result<(), EngineError> {
+    fn draw(&mut self, x: &[f32], work: &[Work], gathered: &mut [Gathered]) -> Result<(), EngineError> {
+        let hidden = self.model.decoder.config().hidden;
         let mut last_rows = Vec::new();
-        let mut row = 0u32;
+        let mut row = 0;
         for w in work {
-            row += w.computed().len() as u32;
+            row += w.computed().len();
             if w.draws {
-                last_rows.push(row - 1);
+                last_rows.extend_from_slice(&x[(row - 1) * hidden..row * hidden]);
             }
         }
         if last_rows.is_empty() {
             return Ok(());
         }
-        let rows =
-            Tensor::from_slice(&last_rows, last_rows.len(), &Device::Cpu).map_err(model::Error::from)?;
-        let x = x.index_select(&rows, 0).map_err(model::Error::from)?;
-        let logits = self.model.decoder.logits(&x)?;
+        let logits = self.model.decoder.logits(&last_rows)?;
         self.timer.lap(None, Phase::Logits);
         let vocab = self.model.decoder.config().vocab;
         let drawing = work.iter().zip(gathered).filter(|(w, _)| w.draws);

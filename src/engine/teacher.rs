@@ -2,12 +2,10 @@
 
 use std::collections::VecDeque;
 
-use candle_core::{Device, Tensor};
-
 use super::sequence::Work;
 use super::{Engine, EngineError};
 use crate::event::{Position, Stage};
-use crate::model::{self, Drawn};
+use crate::model::{self, Config, Drawn};
 
 /// Rows of logits computed at once: a row of a large vocabulary is half a megabyte.
 const ROWS_AT_ONCE: usize = 64;
@@ -88,7 +86,7 @@ impl Engine {
 
     /// Judges a chunk of the prompt: what each row says of the token after it, which the prompt knows. The last layer's
     /// rows `x` are of all the step's work.
-    pub(super) fn judge(&mut self, x: &Tensor, work: &[Work]) -> Result<(), EngineError> {
+    pub(super) fn judge(&mut self, x: &[f32], work: &[Work]) -> Result<(), EngineError> {
         // The first sequence's work comes first.
         let Some(w) = work.first().filter(|w| self.teacher.with_prompt && w.index == 0) else {
             return Ok(());
@@ -98,11 +96,10 @@ impl Engine {
         }
         let after = w.first_computed() as usize + 1;
         let end = (after + w.computed().len()).min(self.prompt.len());
-        let vocab = self.model.decoder.config().vocab;
+        let Config { vocab, hidden, .. } = *self.model.decoder.config();
         for first in (after..end).step_by(ROWS_AT_ONCE) {
-            let rows: Vec<u32> = (first..end.min(first + ROWS_AT_ONCE)).map(|p| (p - after) as u32).collect();
-            let rows = Tensor::from_slice(&rows, rows.len(), &Device::Cpu).map_err(model::Error::from)?;
-            let logits = self.model.decoder.logits(&x.index_select(&rows, 0).map_err(model::Error::from)?)?;
+            let rows = first - after..end.min(first + ROWS_AT_ONCE) - after;
+            let logits = self.model.decoder.logits(&x[rows.start * hidden..rows.end * hidden])?;
             for (position, logits) in (first..).zip(logits.chunks_exact(vocab)) {
                 let id = self.prompt[position];
                 self.teacher.told.push(Told {

@@ -64,19 +64,6 @@ pub enum Error {
         /// Tensor, what was found, what was expected.
         reason: String,
     },
-    /// The weights would not fit into memory as f32.
-    #[error(
-        "{path}: needs {:.1} GB of memory as f32, {:.1} GB is available; choose a smaller model",
-        gigabytes(*.needed_bytes), gigabytes(*.available_bytes)
-    )]
-    Memory {
-        /// Which file.
-        path: String,
-        /// Weights in f32.
-        needed_bytes: u64,
-        /// What the operating system could still give.
-        available_bytes: u64,
-    },
     /// The tokenizer cannot be built.
     #[error("{path}: {reason}")]
     Tokenizer {
@@ -102,10 +89,6 @@ pub enum Error {
     /// The tensor library failed: a fault of this program, not of the input.
     #[error("tensor arithmetic failed: {0}")]
     Tensor(#[from] candle_core::Error),
-}
-
-fn gigabytes(bytes: u64) -> f64 {
-    bytes as f64 / 1e9
 }
 
 /// A text from a file as a message may show it: one line, no control characters, at most `most_chars` of it.

@@ -45,7 +45,7 @@ impl<'a> Reference<'a> {
             x = self.decoder.mix(layer, x, &attention).unwrap();
         }
         self.position += ids.len();
-        self.decoder.logits(&x.narrow(0, ids.len() - wanted, wanted).unwrap()).unwrap()
+        self.decoder.logits(&x[(ids.len() - wanted) * c.hidden..]).unwrap()
     }
 }
 

@@ -1,15 +1,13 @@
-//! `model.safetensors` to f32 rows.
+//! Where a decoder's tensors come from: [`Source`], and the one of a safetensors file.
 //!
-//! The file is read, not mapped: a file cut short under a map kills the process, and a decoder that computes in f32
-//! copies every weight anyway. Tensors are read one at a time, so that loading needs the f32 weights plus one tensor.
+//! The file is mapped and its tensors stay in it, in their own type. Vectors are few and small: they are widened to f32.
 
-use std::io::{Read, Seek, SeekFrom};
-
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
+use super::bytes::{Bytes, Elements};
 use super::error::{MOST_REASON_CHARS, quoted};
+use super::matrix::Matrix;
 use super::{Config, Error, Result};
 
 /// Longest header read: three times that of a model with a hundred thousand tensors.
@@ -17,71 +15,55 @@ const MAX_HEADER_BYTES: u64 = 32 << 20;
 /// The file begins with the header's length, a little-endian u64.
 const LENGTH_BYTES: u64 = 8;
 
-/// An open weights file whose header was read and agrees with the file's length.
-#[derive(Debug)]
-pub(super) struct Weights<R> {
-    path: String,
-    reader: R,
-    tensors: Metadata,
-    /// Where the first tensor's bytes begin.
-    data_start: u64,
+/// Tensors by the names that Hugging Face gives them, checked against the shapes that a configuration asks for.
+pub(super) trait Source {
+    /// Checks that a tensor is there, in its shape and a readable type. Nothing is read.
+    fn check(&self, name: &str, shape: &[usize]) -> Result<()>;
+
+    /// A tensor of two dimensions.
+    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix>;
+
+    /// A tensor of one dimension.
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>>;
+
+    /// Type of most weights as the file has them: `f32`, `f16`, `bf16`.
+    fn dtype(&self) -> String;
 }
 
-impl<R: Read + Seek> Weights<R> {
+/// Checks that a source has every tensor of a configuration.
+pub(super) fn check(source: &impl Source, config: &Config) -> Result<()> {
+    visit(config, |name, shape| source.check(name, shape))
+}
+
+/// A safetensors file whose header was read and agrees with the file's length.
+#[derive(Debug)]
+pub(super) struct Safetensors {
+    path: String,
+    bytes: Bytes,
+    tensors: Metadata,
+    /// Where the first tensor's bytes begin.
+    data_start: usize,
+}
+
+impl Safetensors {
     /// Reads the header; `path` is only named in errors.
-    pub(super) fn open(path: String, mut reader: R) -> Result<Self> {
-        let header = read_header(&mut reader).map_err(|fault| fault.at(&path))?;
-        let tensors: Metadata = serde_json::from_slice(&header.json).map_err(|error| Error::Weights {
-            path: path.clone(),
-            reason: format!("the header is damaged: {}", quoted(&error.to_string(), MOST_REASON_CHARS)),
+    pub(super) fn open(path: String, bytes: Bytes) -> Result<Self> {
+        let fault = |reason| Error::Weights { path: path.clone(), reason };
+        let header = header(bytes.as_slice()).map_err(fault)?;
+        let tensors: Metadata = serde_json::from_slice(header).map_err(|error| {
+            fault(format!("the header is damaged: {}", quoted(&error.to_string(), MOST_REASON_CHARS)))
         })?;
-        let data_start = LENGTH_BYTES + header.json.len() as u64;
+        let data_start = LENGTH_BYTES as usize + header.len();
         // No overflow: the crate summed the tensors' sizes with checks, and they are offsets into one file.
-        let promised = data_start.saturating_add(tensors.data_len() as u64);
-        if header.file_bytes != promised {
-            let how = if header.file_bytes < promised { "truncated" } else { "too long" };
-            let reason = format!(
-                "{how}: the header describes {promised} bytes, the file has {}; fetch it again",
-                header.file_bytes
-            );
-            return Err(Error::Weights { path, reason });
+        let promised = data_start.saturating_add(tensors.data_len());
+        let found = bytes.as_slice().len();
+        if found != promised {
+            let how = if found < promised { "truncated" } else { "too long" };
+            return Err(fault(format!(
+                "{how}: the header describes {promised} bytes, the file has {found}; fetch it again"
+            )));
         }
-        Ok(Self { path, reader, tensors, data_start })
-    }
-
-    /// Checks that every tensor of the configuration is there, in its shape and a readable type. Nothing is read.
-    pub(super) fn check(&self, config: &Config) -> Result<()> {
-        visit(config, |name, shape| self.info(name, shape).map(|_| ()))
-    }
-
-    /// Checks that the weights in f32 fit into the memory that is left, where the system says how much that is. A sparse
-    /// file can promise terabytes; without this the system would end the process halfway through them.
-    pub(super) fn check_memory(&self, config: &Config, available_bytes: Option<u64>) -> Result<()> {
-        let needed_bytes = config.parameters() * size_of::<f32>() as u64;
-        match available_bytes {
-            Some(available_bytes) if needed_bytes > available_bytes => {
-                Err(Error::Memory { path: self.path.clone(), needed_bytes, available_bytes })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Type of a tensor as its file has it: `f32`, `f16`, `bf16`.
-    pub(super) fn dtype(&self, name: &str) -> String {
-        self.tensors.info(name).map_or_else(String::new, |info| info.dtype.to_string().to_lowercase())
-    }
-
-    /// Appends a tensor's elements, row-major, to `out`.
-    pub(super) fn append(&mut self, name: &str, shape: &[usize], out: &mut Vec<f32>) -> Result<()> {
-        let info = self.info(name, shape)?;
-        let (dtype, (start, end)) = (info.dtype, info.data_offsets);
-        let mut bytes = vec![0; end - start];
-        self.reader
-            .seek(SeekFrom::Start(self.data_start + start as u64))
-            .and_then(|_| self.reader.read_exact(&mut bytes))
-            .map_err(|source| Error::Read { path: self.path.clone(), source })?;
-        widen(dtype, &bytes, out);
-        Ok(())
+        Ok(Self { path, bytes, tensors, data_start })
     }
 
     fn info(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo> {
@@ -104,14 +86,46 @@ impl<R: Read + Seek> Weights<R> {
     }
 }
 
-/// Bytes that Linux could give without swapping.
-pub(super) fn available_bytes() -> Option<u64> {
-    parse_available(&std::fs::read_to_string("/proc/meminfo").ok()?)
+impl Source for Safetensors {
+    fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        self.info(name, shape).map(|_| ())
+    }
+
+    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        let info = self.info(name, &shape)?;
+        let range = self.data_start + info.data_offsets.0..self.data_start + info.data_offsets.1;
+        Ok(match info.dtype {
+            Dtype::F16 => Matrix::f16(Elements::within(&self.bytes, range, f16s), shape),
+            Dtype::BF16 => Matrix::bf16(Elements::within(&self.bytes, range, bf16s), shape),
+            _ => Matrix::f32(Elements::within(&self.bytes, range, f32s), shape),
+        })
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let info = self.info(name, &[len])?;
+        let bytes = &self.bytes.as_slice()[self.data_start..][info.data_offsets.0..info.data_offsets.1];
+        Ok(match info.dtype {
+            Dtype::F16 => f16s(bytes).into_iter().map(f16::to_f32).collect(),
+            Dtype::BF16 => bf16s(bytes).into_iter().map(bf16::to_f32).collect(),
+            _ => f32s(bytes),
+        })
+    }
+
+    fn dtype(&self) -> String {
+        self.tensors.info(EMBEDDING).map_or_else(String::new, |info| info.dtype.to_string().to_lowercase())
+    }
 }
 
-fn parse_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+fn f32s(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+fn f16s(bytes: &[u8]) -> Vec<f16> {
+    bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect()
+}
+
+fn bf16s(bytes: &[u8]) -> Vec<bf16> {
+    bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect()
 }
 
 /// Names and shapes of all tensors of a configuration, in the order of the forward pass.
@@ -150,79 +164,24 @@ pub(super) fn part_name(layer: usize, part: &str) -> String {
     format!("model.layers.{layer}.{part}.weight")
 }
 
-struct Header {
-    json: Vec<u8>,
-    file_bytes: u64,
-}
-
-enum Fault {
-    Io(std::io::Error),
-    Header(String),
-}
-
-impl Fault {
-    fn at(self, path: &str) -> Error {
-        match self {
-            Self::Io(source) => Error::Read { path: path.into(), source },
-            Self::Header(reason) => Error::Weights { path: path.into(), reason },
-        }
-    }
-}
-
-fn read_header(reader: &mut (impl Read + Seek)) -> std::result::Result<Header, Fault> {
-    let file_bytes = reader.seek(SeekFrom::End(0)).map_err(Fault::Io)?;
-    reader.rewind().map_err(Fault::Io)?;
-    if file_bytes < LENGTH_BYTES {
-        return Err(Fault::Header(format!(
-            "truncated: {file_bytes} bytes are no safetensors file; fetch it again"
-        )));
-    }
-    let mut length = [0; LENGTH_BYTES as usize];
-    reader.read_exact(&mut length).map_err(Fault::Io)?;
-    let length = u64::from_le_bytes(length);
+/// The header's JSON, or what is wrong with it.
+fn header(bytes: &[u8]) -> std::result::Result<&[u8], String> {
+    let Some((length, rest)) = bytes.split_first_chunk::<{ LENGTH_BYTES as usize }>() else {
+        return Err(format!("truncated: {} bytes are no safetensors file; fetch it again", bytes.len()));
+    };
+    let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER_BYTES {
-        return Err(Fault::Header(format!(
+        return Err(format!(
             "the header claims {length} bytes; at most {MAX_HEADER_BYTES} are supported: not a safetensors file?"
-        )));
+        ));
     }
-    if length > file_bytes - LENGTH_BYTES {
-        return Err(Fault::Header(format!(
-            "truncated: the header claims {length} bytes, the file has {file_bytes}; fetch it again"
-        )));
-    }
-    let mut json = vec![0; length as usize];
-    reader.read_exact(&mut json).map_err(Fault::Io)?;
-    Ok(Header { json, file_bytes })
-}
-
-/// Little-endian bytes of a supported type to f32. `bytes` holds whole elements: the header's sizes were checked.
-fn widen(dtype: Dtype, bytes: &[u8], out: &mut Vec<f32>) {
-    /// Elements converted at once, so that a tensor needs no second copy at its own width.
-    const RUN: usize = 4096;
-    let start = out.len();
-    match dtype {
-        Dtype::F16 => {
-            out.resize(start + bytes.len() / 2, 0.0);
-            let mut run = [f16::ZERO; RUN];
-            for (bytes, out) in bytes.chunks(2 * RUN).zip(out[start..].chunks_mut(RUN)) {
-                let run = &mut run[..out.len()];
-                for (x, b) in run.iter_mut().zip(bytes.chunks_exact(2)) {
-                    *x = f16::from_le_bytes([b[0], b[1]]);
-                }
-                run.convert_to_f32_slice(out);
-            }
-        }
-        Dtype::BF16 => {
-            out.extend(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()));
-        }
-        _ => out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
-    }
+    rest.get(..length as usize).ok_or_else(|| {
+        format!("truncated: the header claims {length} bytes, the file has {}; fetch it again", bytes.len())
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Cursor;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -232,8 +191,8 @@ mod tests {
         Config::parse("config.json", demo::CONFIG).unwrap()
     }
 
-    fn open(bytes: &[u8]) -> std::result::Result<Weights<Cursor<&[u8]>>, String> {
-        Weights::open("w".into(), Cursor::new(bytes)).map_err(|error| error.to_string())
+    fn open(bytes: &[u8]) -> std::result::Result<Safetensors, String> {
+        Safetensors::open("w".into(), Bytes::Owned(bytes.into())).map_err(|error| error.to_string())
     }
 
     fn file(header: &str, data: &[u8]) -> Vec<u8> {
@@ -253,31 +212,26 @@ mod tests {
         ] {
             let header =
                 format!(r#"{{"a":{{"dtype":"{name}","shape":[2,2],"data_offsets":[0,{}]}}}}"#, bytes.len());
+            let matrix = open(&file(&header, &bytes)).unwrap().matrix("a", [2, 2]).unwrap();
             let mut out = vec![9.0];
-            open(&file(&header, &bytes)).unwrap().append("a", &[2, 2], &mut out).unwrap();
+            (0..2).for_each(|row| matrix.row(row, &mut out).unwrap());
             assert_eq!(out[..4], [9.0, 0.0, 1.0, -2.5], "{name}");
             assert_eq!(out[4], if name == "BF16" { 65280.0 } else { 65504.0 });
+            assert_eq!(matrix.bytes() as usize, bytes.len());
+            let header = header.replace("[2,2]", "[4]");
+            assert_eq!(open(&file(&header, &bytes)).unwrap().vector("a", 4).unwrap(), out[1..]);
         }
     }
 
     #[test]
-    fn long_f16_tensors_widen_in_runs_without_a_seam() {
-        let numbers: Vec<f32> = (0..10_000).map(|i| (i % 2048) as f32).collect();
-        let bytes: Vec<u8> = numbers.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
-        let mut out = Vec::new();
-        widen(Dtype::F16, &bytes, &mut out);
-        assert_eq!(out, numbers);
-    }
-
-    #[test]
     fn the_embedded_weights_fit_their_configuration() {
-        open(demo::WEIGHTS).unwrap().check(&demo_config()).unwrap();
+        check(&open(demo::WEIGHTS).unwrap(), &demo_config()).unwrap();
     }
 
     #[test]
     fn a_wrong_tensor_is_named_with_its_shapes() {
         let weights = open(demo::WEIGHTS).unwrap();
-        let fault = |config: &Config| weights.check(config).unwrap_err().to_string();
+        let fault = |config: &Config| check(&weights, config).unwrap_err().to_string();
         let mut config = demo_config();
         config.layers = 5;
         let text = fault(&config);
@@ -294,21 +248,8 @@ mod tests {
         assert!(fault(&config).contains("lm_head.weight is missing"));
 
         let bytes = file(r#"{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#, &[0; 8]);
-        let text = open(&bytes).unwrap().append("a", &[1], &mut Vec::new()).unwrap_err().to_string();
+        let text = open(&bytes).unwrap().vector("a", 1).unwrap_err().to_string();
         assert!(text.contains("tensor a [1] is of type I64; supported: F32, F16, BF16"), "{text}");
-    }
-
-    #[test]
-    fn weights_that_do_not_fit_into_memory_are_refused() {
-        let weights = open(demo::WEIGHTS).unwrap();
-        let config = demo_config();
-        let check = |available| weights.check_memory(&config, available);
-        check(None).unwrap();
-        check(Some(4 * 2_910_464)).unwrap();
-        let text = check(Some(11_000_000)).unwrap_err().to_string();
-        assert_eq!(text, "w: needs 0.0 GB of memory as f32, 0.0 GB is available; choose a smaller model");
-        assert_eq!(parse_available("MemTotal: 9 kB\nMemAvailable:   21 kB\n"), Some(21 * 1024));
-        assert_eq!(parse_available("MemTotal: 9 kB\nMemAvailable: many kB"), None);
     }
 
     #[test]
@@ -342,8 +283,8 @@ mod tests {
             bytes[at] ^= flip;
             if let Ok(mut weights) = open(&bytes) {
                 let config = demo_config();
-                if weights.check(&config).is_ok() {
-                    weights.append(FINAL_NORM, &[config.hidden], &mut Vec::new()).unwrap();
+                if check(&weights, &config).is_ok() {
+                    weights.vector(FINAL_NORM, config.hidden).unwrap();
                 }
             }
         }

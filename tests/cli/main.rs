@@ -5,6 +5,7 @@
 #[path = "../common/program.rs"]
 mod program;
 
+mod doctor;
 mod endings;
 mod facts;
 mod frames;

@@ -1,14 +1,5 @@
 //! How far one distribution is from another.
 
-use candle_core::Tensor;
-
-use crate::model;
-
-/// The last row of `[n, hidden]`, as `[1, hidden]`.
-pub(super) fn last_row(rows: &Tensor) -> Result<Tensor, model::Error> {
-    Ok(rows.narrow(0, rows.dim(0)? - 1, 1)?)
-}
-
 /// KL(p ‖ q) in nats of the plain softmaxes of two rows of logits; infinite where q rules out what p does not. A logit
 /// that is not finite stands for probability 0.
 pub(super) fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {

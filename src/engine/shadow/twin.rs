@@ -3,12 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::Tensor;
-
 use super::super::EngineError;
 use super::super::forward::rotate;
 use super::super::lanes::Lanes;
-use super::judge::{kl_divergence, last_row};
+use super::judge::kl_divergence;
 use super::ledger::Ledger;
 use crate::attention::cpu::CpuAttention;
 use crate::attention::{Attention, Queries, Rope, Rotation, Shape, Wants};
@@ -92,7 +90,7 @@ impl Twin {
         first: Position,
         ids: &[u32],
         ledger: &mut Ledger,
-    ) -> Result<Tensor, EngineError> {
+    ) -> Result<Vec<f32>, EngineError> {
         self.cache.reserve(seq, first, ids.len())?;
         let mut x = self.model.decoder.embed(ids)?;
         for layer in 0..self.model.decoder.config().layers {
@@ -113,8 +111,8 @@ impl Twin {
     }
 
     /// Holds a draw of the run, its logits and the id drawn, against what the twin sees after the last of its `rows`.
-    pub(super) fn judge(&self, rows: &Tensor, run: &[f32], drawn: u32) -> Result<Judged, EngineError> {
-        let own = self.model.decoder.logits(&last_row(rows)?)?;
+    pub(super) fn judge(&self, rows: &[f32], run: &[f32], drawn: u32) -> Result<Judged, EngineError> {
+        let own = self.model.decoder.logits(&rows[rows.len() - self.model.decoder.config().hidden..])?;
         let is_possible = own[drawn as usize].is_finite();
         Ok(Judged {
             kl: kl_divergence(&own, run) as f32,

@@ -1,0 +1,9 @@
+//! Floor 1: the machine that computes. What its processor can do, found when the program starts, the innermost loops
+//! written for it, matrix products, and the NVIDIA driver where there is one.
+
+pub mod driver;
+mod gemm;
+pub mod simd;
+
+pub use gemm::matmul;
+pub use simd::{Isa, Stored};

@@ -1,0 +1,118 @@
+//! AVX-512: sixteen floats per register.
+
+use std::arch::x86_64::*;
+
+use super::body::within_rows;
+
+type Register = __m512;
+const WIDTH: usize = 16;
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn splat(x: f32) -> Register {
+    _mm512_set1_ps(x)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn load(x: &[f32; WIDTH]) -> Register {
+    // SAFETY: the array has as many floats as the register; no alignment is asked for.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn load_f16(x: &[f16; WIDTH]) -> Register {
+    // SAFETY: sixteen halves are 32 bytes; no alignment is asked for.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) })
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn load_bf16(x: &[bf16; WIDTH]) -> Register {
+    // SAFETY: sixteen halves are 32 bytes; no alignment is asked for.
+    let x = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn store(x: Register, out: &mut [f32; WIDTH]) {
+    // SAFETY: the array has as many floats as the register; no alignment is asked for.
+    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn fma(a: Register, b: Register, c: Register) -> Register {
+    _mm512_fmadd_ps(a, b, c)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn add(a: Register, b: Register) -> Register {
+    _mm512_add_ps(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn sub(a: Register, b: Register) -> Register {
+    _mm512_sub_ps(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn mul(a: Register, b: Register) -> Register {
+    _mm512_mul_ps(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn larger(x: Register, top: Register) -> Register {
+    _mm512_max_ps(x, top)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn below(x: Register, limit: Register, then: Register, other: Register) -> Register {
+    _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, limit), other, then)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn negative(q: Register, then: Register, other: Register) -> Register {
+    below(q, splat(0.0), then, other)
+}
+
+/// Two to the number in the low bits of the mantissa.
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn power(shifted: Register) -> Register {
+    let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
+    _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_castps_si512(splat(1.0))))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn halved(sums: [Register; REGISTERS]) -> f32 {
+    let sixteen = add(sums[0], sums[1]);
+    let upper = _mm256_castsi256_ps(_mm512_extracti64x4_epi64::<1>(_mm512_castps_si512(sixteen)));
+    let eight = _mm256_add_ps(_mm512_castps512_ps256(sixteen), upper);
+    let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+#[allow(unused_unsafe, reason = "safe in later versions of Rust only")]
+fn fetch<T>(row: &[T]) {
+    let mut at = row.as_ptr().cast::<i8>();
+    for _ in 0..size_of_val(row).div_ceil(64) {
+        // SAFETY: a hint, which no address makes fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
+        at = at.wrapping_add(64);
+    }
+}
+
+kernels!("avx512f,avx2,fma,f16c");

@@ -1,0 +1,266 @@
+//! The kernels, written once: a module per instruction set names its registers and what can be done with them, and
+//! [`kernels`] makes the loops of it.
+//!
+//! A module has `Register`, `WIDTH` (floats in one), and functions that need its features: `splat`, `load`, `load_f16`,
+//! `load_bf16` and `store` of arrays of `WIDTH`, `fma(a, b, c)` = `a * b + c`, `add`, `sub`, `mul`,
+//! `larger(x, top)` = `x > top ? x : top`, `below(x, limit, then, other)`, `negative(q, then, other)`,
+//! `power(shifted)` (see `exp`), `halved` (the sum of the partial sums) and `fetch` (a hint that an address will be
+//! read).
+
+/// Makes a kernel of every loop. The argument is the list of features.
+macro_rules! kernels {
+    ($features:literal) => {
+        use half::{bf16, f16};
+
+        use super::{EXP_LOWEST, LN2_HIGH, LN2_LOW, PARTIALS, ROUND, TAYLOR};
+
+        /// Registers of partial sums.
+        const REGISTERS: usize = PARTIALS / WIDTH;
+        /// Columns that stay in registers while rows go by.
+        const PANEL: usize = 64;
+        const PANEL_REGISTERS: usize = PANEL / WIDTH;
+
+        /// The first elements of a register, zeros after them.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn load_some(x: &[f32]) -> Register {
+            let mut all = [0.0; WIDTH];
+            all[..x.len()].copy_from_slice(x);
+            load(&all)
+        }
+
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn load_some_f16(x: &[f16]) -> Register {
+            let mut all = [f16::ZERO; WIDTH];
+            all[..x.len()].copy_from_slice(x);
+            load_f16(&all)
+        }
+
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn load_some_bf16(x: &[bf16]) -> Register {
+            let mut all = [bf16::ZERO; WIDTH];
+            all[..x.len()].copy_from_slice(x);
+            load_bf16(&all)
+        }
+
+        /// The elements of a register within a row's last, incomplete chunk; none beyond it.
+        fn within<T>(rest: &[T], register: usize) -> &[T] {
+            let start = (register * WIDTH).min(rest.len());
+            &rest[start..rest.len().min(start + WIDTH)]
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn upper_bound(q: &[f32], low: &[f32], high: &[f32]) -> f32 {
+            let (q, q_rest) = q.as_chunks::<PARTIALS>();
+            let ((low, low_rest), (high, high_rest)) =
+                (low.as_chunks::<PARTIALS>(), high.as_chunks::<PARTIALS>());
+            let mut sums = [splat(0.0); REGISTERS];
+            for ((q, low), high) in q.iter().zip(low).zip(high) {
+                let (q, low, high) =
+                    (q.as_chunks::<WIDTH>().0, low.as_chunks::<WIDTH>().0, high.as_chunks::<WIDTH>().0);
+                for i in 0..REGISTERS {
+                    let q = load(&q[i]);
+                    sums[i] = fma(q, negative(q, load(&low[i]), load(&high[i])), sums[i]);
+                }
+            }
+            if !q_rest.is_empty() {
+                for i in 0..REGISTERS {
+                    let q = load_some(within(q_rest, i));
+                    let (low, high) = (load_some(within(low_rest, i)), load_some(within(high_rest, i)));
+                    sums[i] = fma(q, negative(q, low, high), sums[i]);
+                }
+            }
+            halved(sums)
+        }
+
+        kernels!(@stored $features, f32, load, load_some, dot, dot_rows_f32, add_rows_f32);
+        kernels!(@stored $features, f16, load_f16, load_some_f16, dot_f16, dot_rows_f16, add_rows_f16);
+        kernels!(@stored $features, bf16, load_bf16, load_some_bf16, dot_bf16, dot_rows_bf16, add_rows_bf16);
+        kernels!(@widen $features, f16, load_f16, load_some_f16, widen_f16);
+        kernels!(@widen $features, bf16, load_bf16, load_some_bf16, widen_bf16);
+
+        /// The first elements of a register to where they belong.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn store_some(x: Register, out: &mut [f32]) {
+            let mut all = [0.0; WIDTH];
+            store(x, &mut all);
+            out.copy_from_slice(&all[..out.len()]);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn max(row: &[f32]) -> f32 {
+            let (chunks, rest) = row.as_chunks::<PARTIALS>();
+            let mut tops = [splat(f32::NEG_INFINITY); REGISTERS];
+            for chunk in chunks {
+                for (top, x) in tops.iter_mut().zip(chunk.as_chunks::<WIDTH>().0) {
+                    *top = larger(load(x), *top);
+                }
+            }
+            let mut top = tops[0];
+            for &other in &tops[1..] {
+                top = larger(other, top);
+            }
+            let mut all = [0.0; WIDTH];
+            store(top, &mut all);
+            all.iter().chain(rest).fold(f32::NEG_INFINITY, |top, &x| if x > top { x } else { top })
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn sum(row: &[f32]) -> f32 {
+            let (chunks, rest) = row.as_chunks::<PARTIALS>();
+            let mut sums = [splat(0.0); REGISTERS];
+            for chunk in chunks {
+                for (sum, x) in sums.iter_mut().zip(chunk.as_chunks::<WIDTH>().0) {
+                    *sum = add(*sum, load(x));
+                }
+            }
+            if !rest.is_empty() {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum = add(*sum, load_some(within(rest, i)));
+                }
+            }
+            halved(sums)
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn exp_and_sum(row: &mut [f32], max: f32) -> f32 {
+            let (chunks, rest) = row.as_chunks_mut::<PARTIALS>();
+            let (mut sums, max) = ([splat(0.0); REGISTERS], splat(max));
+            for chunk in chunks {
+                for (sum, x) in sums.iter_mut().zip(chunk.as_chunks_mut::<WIDTH>().0) {
+                    let power = exp(sub(load(x), max));
+                    store(power, x);
+                    *sum = add(*sum, power);
+                }
+            }
+            if !rest.is_empty() {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let start = (i * WIDTH).min(rest.len());
+                    let end = rest.len().min(start + WIDTH);
+                    store_some(exp(sub(load_some(&rest[start..end]), max)), &mut rest[start..end]);
+                    // Those that are not there count as 0, not as powers of 0.
+                    *sum = add(*sum, load_some(&rest[start..end]));
+                }
+            }
+            halved(sums)
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn scale(row: &mut [f32], factor: f32) {
+            let (chunks, rest) = row.as_chunks_mut::<WIDTH>();
+            let factors = splat(factor);
+            for x in chunks {
+                store(mul(load(x), factors), x);
+            }
+            for x in rest {
+                *x *= factor;
+            }
+        }
+
+        /// `e^x` for `x <= 0`; the reference has the same steps.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn exp(x: Register) -> Register {
+            let lowest = splat(EXP_LOWEST);
+            let bounded = below(x, lowest, lowest, x);
+            let shifted = add(mul(bounded, splat(std::f32::consts::LOG2_E)), splat(ROUND));
+            let n = sub(shifted, splat(ROUND));
+            let r = sub(sub(bounded, mul(n, splat(LN2_HIGH))), mul(n, splat(LN2_LOW)));
+            let mut p = splat(TAYLOR[0]);
+            for &coefficient in &TAYLOR[1..] {
+                p = add(mul(p, r), splat(coefficient));
+            }
+            let e = add(splat(1.0), add(r, mul(mul(r, r), p)));
+            below(x, lowest, splat(0.0), mul(e, power(shifted)))
+        }
+    };
+
+    // What reads stored rows, for one type of element.
+    (@stored $features:literal, $element:ty, $load:ident, $load_some:ident, $dot:ident, $dot_rows:ident, $add_rows:ident) => {
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub(super) fn $dot(a: &[f32], b: &[$element]) -> f32 {
+            let (a, a_rest) = a.as_chunks::<PARTIALS>();
+            let (b, b_rest) = b.as_chunks::<PARTIALS>();
+            let mut sums = [splat(0.0); REGISTERS];
+            for (a, b) in a.iter().zip(b) {
+                let (a, b) = (a.as_chunks::<WIDTH>().0, b.as_chunks::<WIDTH>().0);
+                for i in 0..REGISTERS {
+                    sums[i] = fma(load(&a[i]), $load(&b[i]), sums[i]);
+                }
+            }
+            if !a_rest.is_empty() {
+                for i in 0..REGISTERS {
+                    sums[i] = fma(load_some(within(a_rest, i)), $load_some(within(b_rest, i)), sums[i]);
+                }
+            }
+            halved(sums)
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn $dot_rows(x: &[f32], rows: &[$element], ahead: &[$element], out: &mut [f32]) {
+            for (i, (out, row)) in out.iter_mut().zip(rows.chunks_exact(x.len())).enumerate() {
+                fetch(within_rows(ahead, i, x.len()));
+                *out = $dot(x, row);
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn $add_rows(sum: &mut [f32], weights: &[f32], rows: &[$element], ahead: &[$element]) {
+            let width = sum.len();
+            for i in 0..weights.len() {
+                fetch(within_rows(ahead, i, width));
+            }
+            let (panels, rest) = sum.as_chunks_mut::<PANEL>();
+            let mut column = 0;
+            for panel in panels {
+                let panel = panel.as_chunks_mut::<WIDTH>().0;
+                let mut sums = [splat(0.0); PANEL_REGISTERS];
+                for i in 0..PANEL_REGISTERS {
+                    sums[i] = load(&panel[i]);
+                }
+                for (&weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
+                    let (weight, row) = (splat(weight), row[column..][..PANEL].as_chunks::<WIDTH>().0);
+                    for i in 0..PANEL_REGISTERS {
+                        sums[i] = fma(weight, $load(&row[i]), sums[i]);
+                    }
+                }
+                for i in 0..PANEL_REGISTERS {
+                    store(sums[i], &mut panel[i]);
+                }
+                column += PANEL;
+            }
+            for part in rest.chunks_mut(WIDTH) {
+                let mut sums = load_some(part);
+                for (&weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
+                    sums = fma(splat(weight), $load_some(&row[column..][..part.len()]), sums);
+                }
+                store_some(sums, part);
+                column += part.len();
+            }
+        }
+    };
+
+    (@widen $features:literal, $element:ty, $load:ident, $load_some:ident, $widen:ident) => {
+        #[target_feature(enable = $features)]
+        pub(super) fn $widen(rows: &[$element], out: &mut [f32]) {
+            let ((rows, rows_rest), (out, out_rest)) = (rows.as_chunks::<WIDTH>(), out.as_chunks_mut::<WIDTH>());
+            for (x, out) in rows.iter().zip(out) {
+                store($load(x), out);
+            }
+            if !rows_rest.is_empty() {
+                store_some($load_some(rows_rest), out_rest);
+            }
+        }
+    };
+}
+
+/// The `i`-th row of what will be read next, as much of it as there is.
+#[inline]
+pub(super) fn within_rows<T>(ahead: &[T], i: usize, width: usize) -> &[T] {
+    let start = (i * width).min(ahead.len());
+    &ahead[start..ahead.len().min(start + width)]
+}

@@ -1,0 +1,399 @@
+//! Weights of one projection, in the type that they are stored in, and their product with rows of activations.
+//!
+//! A matrix is `[outputs][inputs]`, as checkpoints have it. It stays in its stored type: a decode step reads every weight
+//! once and is bound by memory, so half the bytes are nearly twice the speed. Products accumulate in f32.
+
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::{Device, Module, Tensor};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::Result;
+use super::bytes::Elements;
+use crate::device;
+
+/// Rows of activations from which weights are packed and shared among the rows by a matrix product; below, each weight
+/// row is read once for all of them.
+const FEW_ROWS: usize = 8;
+/// Weight rows per task of a product with few rows.
+const TASK_ROWS: usize = 64;
+/// Weight rows widened at a time for a matrix product.
+const PANEL_ROWS: usize = 128;
+
+/// A weight matrix `[outputs][inputs]`.
+#[derive(Clone, Debug)]
+pub(super) struct Matrix {
+    outputs: usize,
+    inputs: usize,
+    data: Data,
+}
+
+#[derive(Clone, Debug)]
+enum Data {
+    F32(Elements<f32>),
+    F16(Elements<f16>),
+    Bf16(Elements<bf16>),
+    /// Blocks of codes as candle and llama.cpp have them, rows apart.
+    Quantised(QMatMul, Arc<QTensor>),
+}
+
+/// A stored element that widens to f32 without loss.
+trait Element: Copy + Send + Sync {
+    fn dot(row: &[Self], x: &[f32]) -> f32;
+    fn widen(from: &[Self], to: &mut [f32]);
+}
+
+impl Element for f32 {
+    fn dot(row: &[Self], x: &[f32]) -> f32 {
+        dot(row, x, |w| w)
+    }
+
+    fn widen(from: &[Self], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+}
+
+impl Element for f16 {
+    fn dot(row: &[Self], x: &[f32]) -> f32 {
+        dot(row, x, f16::to_f32)
+    }
+
+    fn widen(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+}
+
+impl Element for bf16 {
+    fn dot(row: &[Self], x: &[f32]) -> f32 {
+        dot(row, x, bf16::to_f32)
+    }
+
+    fn widen(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+}
+
+/// Sum of products in eight interleaved partial sums.
+fn dot<E: Copy>(row: &[E], x: &[f32], widen: impl Fn(E) -> f32) -> f32 {
+    let ((row, row_rest), (x, x_rest)) = (row.as_chunks::<8>(), x.as_chunks::<8>());
+    let mut sums = [0.0f32; 8];
+    for (w, x) in row.iter().zip(x) {
+        for i in 0..8 {
+            sums[i] += widen(w[i]) * x[i];
+        }
+    }
+    let rest: f32 = row_rest.iter().zip(x_rest).map(|(&w, x)| widen(w) * x).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
+impl Matrix {
+    /// Full-precision weights.
+    ///
+    /// # Panics
+    /// As many elements as the shape says must be there, here and in the other constructors.
+    pub(super) fn f32(elements: Elements<f32>, [outputs, inputs]: [usize; 2]) -> Self {
+        assert_eq!(elements.len(), outputs * inputs, "the elements of a matrix");
+        Self { outputs, inputs, data: Data::F32(elements) }
+    }
+
+    /// Half-precision weights.
+    pub(super) fn f16(elements: Elements<f16>, [outputs, inputs]: [usize; 2]) -> Self {
+        assert_eq!(elements.len(), outputs * inputs, "the elements of a matrix");
+        Self { outputs, inputs, data: Data::F16(elements) }
+    }
+
+    /// bfloat16 weights.
+    pub(super) fn bf16(elements: Elements<bf16>, [outputs, inputs]: [usize; 2]) -> Self {
+        assert_eq!(elements.len(), outputs * inputs, "the elements of a matrix");
+        Self { outputs, inputs, data: Data::Bf16(elements) }
+    }
+
+    /// Quantised weights; f32, f16 and bf16 in candle's container are taken out of it.
+    ///
+    /// # Errors
+    /// Faults of the tensor library.
+    pub(super) fn quantised(tensor: QTensor) -> Result<Self> {
+        let (outputs, inputs) = tensor.shape().dims2()?;
+        if matches!(tensor.dtype(), GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16) {
+            let elements: Vec<f32> = tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+            let wide = Self::f32(elements.into(), [outputs, inputs]);
+            return match tensor.dtype() {
+                GgmlDType::F16 => Ok(wide.narrowed_to_f16()),
+                GgmlDType::BF16 => Ok(wide.narrowed_to_bf16()),
+                _ => Ok(wide),
+            };
+        }
+        let tensor = Arc::new(tensor);
+        Ok(Self { outputs, inputs, data: Data::Quantised(QMatMul::from_arc(Arc::clone(&tensor))?, tensor) })
+    }
+
+    /// The same weights as f32 in memory.
+    ///
+    /// # Errors
+    /// Faults of the tensor library.
+    pub(super) fn widened(&self) -> Result<Self> {
+        let shape = [self.outputs, self.inputs];
+        let mut wide = vec![0.0; self.outputs * self.inputs];
+        match &self.data {
+            Data::F32(_) => return Ok(self.clone()),
+            Data::F16(elements) => Element::widen(elements.as_slice(), &mut wide),
+            Data::Bf16(elements) => Element::widen(elements.as_slice(), &mut wide),
+            Data::Quantised(_, tensor) => {
+                wide = tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+            }
+        }
+        Ok(Self::f32(wide.into(), shape))
+    }
+
+    /// The same weights in a block type of candle's.
+    ///
+    /// # Errors
+    /// Rows that are not whole blocks: the tensor library says so.
+    pub(super) fn quantise(&self, dtype: GgmlDType) -> Result<Self> {
+        let wide = self.widened()?;
+        let Data::F32(elements) = &wide.data else { unreachable!("widened to f32") };
+        let tensor = Tensor::from_slice(elements.as_slice(), (self.outputs, self.inputs), &Device::Cpu)?;
+        Self::quantised(QTensor::quantize(&tensor, dtype)?)
+    }
+
+    fn narrowed_to_f16(&self) -> Self {
+        let Data::F32(elements) = &self.data else { unreachable!("called on f32 only") };
+        let narrow: Vec<f16> = elements.as_slice().iter().map(|&x| f16::from_f32(x)).collect();
+        Self::f16(narrow.into(), [self.outputs, self.inputs])
+    }
+
+    fn narrowed_to_bf16(&self) -> Self {
+        let Data::F32(elements) = &self.data else { unreachable!("called on f32 only") };
+        let narrow: Vec<bf16> = elements.as_slice().iter().map(|&x| bf16::from_f32(x)).collect();
+        Self::bf16(narrow.into(), [self.outputs, self.inputs])
+    }
+
+    /// Elements of a product's row.
+    pub(super) const fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Elements of a row of activations.
+    pub(super) const fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Bytes of the weights as they lie.
+    pub(super) fn bytes(&self) -> u64 {
+        (match &self.data {
+            Data::F32(elements) => size_of_val(elements.as_slice()),
+            Data::F16(elements) => size_of_val(elements.as_slice()),
+            Data::Bf16(elements) => size_of_val(elements.as_slice()),
+            Data::Quantised(_, tensor) => tensor.storage_size_in_bytes(),
+        }) as u64
+    }
+
+    /// Appends a weight row as f32: what an embedding looks up.
+    ///
+    /// # Errors
+    /// Faults of the tensor library.
+    pub(super) fn row(&self, index: usize, out: &mut Vec<f32>) -> Result<()> {
+        let start = out.len();
+        let range = index * self.inputs..(index + 1) * self.inputs;
+        out.resize(start + self.inputs, 0.0);
+        match &self.data {
+            Data::F32(elements) => Element::widen(&elements.as_slice()[range], &mut out[start..]),
+            Data::F16(elements) => Element::widen(&elements.as_slice()[range], &mut out[start..]),
+            Data::Bf16(elements) => Element::widen(&elements.as_slice()[range], &mut out[start..]),
+            Data::Quantised(_, tensor) => {
+                let id = Tensor::from_slice(&[index as u32], 1, &Device::Cpu)?;
+                let row: Vec<f32> = tensor.embedding(&id)?.flatten_all()?.to_vec1()?;
+                out[start..].copy_from_slice(&row);
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows `x` `[n][inputs]` times this matrix: row `i` of the result begins at `out[i * stride]` and has
+    /// [`outputs`](Self::outputs) elements.
+    ///
+    /// # Errors
+    /// Faults of the tensor library.
+    pub(super) fn product(&self, x: &[f32], out: &mut [f32], stride: usize) -> Result<()> {
+        match &self.data {
+            Data::F32(elements) if x.len() > FEW_ROWS * self.inputs => {
+                device::matmul(x, elements.as_slice(), self.inputs, out, stride);
+            }
+            Data::F32(elements) => self.few(elements.as_slice(), x, out, stride),
+            Data::F16(elements) => self.dense(elements.as_slice(), x, out, stride),
+            Data::Bf16(elements) => self.dense(elements.as_slice(), x, out, stride),
+            Data::Quantised(product, _) => {
+                let rows = x.len() / self.inputs;
+                let x = Tensor::from_slice(x, (rows, self.inputs), &Device::Cpu)?;
+                let product: Vec<f32> = product.forward(&x)?.flatten_all()?.to_vec1()?;
+                for (row, out) in product.chunks_exact(self.outputs).zip(out.chunks_mut(stride)) {
+                    out[..self.outputs].copy_from_slice(row);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn dense<E: Element>(&self, weights: &[E], x: &[f32], out: &mut [f32], stride: usize) {
+        if x.len() <= FEW_ROWS * self.inputs {
+            return self.few(weights, x, out, stride);
+        }
+        let mut panel = vec![0.0; PANEL_ROWS * self.inputs];
+        for (i, rows) in weights.chunks(PANEL_ROWS * self.inputs).enumerate() {
+            let wide = &mut panel[..rows.len()];
+            E::widen(rows, wide);
+            device::matmul(x, wide, self.inputs, &mut out[i * PANEL_ROWS..], stride);
+        }
+    }
+
+    fn few<E: Element>(&self, weights: &[E], x: &[f32], out: &mut [f32], stride: usize) {
+        let mut columns = vec![0.0; (x.len() / self.inputs) * self.outputs];
+        let rows = x.len() / self.inputs;
+        let tasks = columns.par_chunks_mut(TASK_ROWS * rows).zip(weights.par_chunks(TASK_ROWS * self.inputs));
+        tasks.for_each(|(out, weights)| {
+            for (out, row) in out.chunks_exact_mut(rows).zip(weights.chunks_exact(self.inputs)) {
+                for (out, x) in out.iter_mut().zip(x.chunks_exact(self.inputs)) {
+                    *out = E::dot(row, x);
+                }
+            }
+        });
+        for (o, column) in columns.chunks_exact(rows).enumerate() {
+            for (i, value) in column.iter().enumerate() {
+                out[i * stride + o] = *value;
+            }
+        }
+    }
+}
+
+/// Matrices that share their input, side by side: their products are one row.
+#[derive(Clone, Debug)]
+pub(super) struct Linear {
+    parts: Vec<Matrix>,
+    /// Added to every row; none is as long as nothing.
+    bias: Vec<f32>,
+    outputs: usize,
+}
+
+impl Linear {
+    /// Parts in the order of the result, and the bias of all of them or none.
+    ///
+    /// # Panics
+    /// Parts of different inputs, or a bias of another length than a row.
+    pub(super) fn new(parts: Vec<Matrix>, bias: Vec<f32>) -> Self {
+        let outputs = parts.iter().map(Matrix::outputs).sum();
+        assert!(parts.iter().all(|part| part.inputs == parts[0].inputs), "parts share their input");
+        assert!(bias.is_empty() || bias.len() == outputs, "a bias is as long as a row");
+        Self { parts, bias, outputs }
+    }
+
+    /// Elements of a result's row.
+    pub(super) const fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Bytes of the weights as they lie.
+    pub(super) fn bytes(&self) -> u64 {
+        self.parts.iter().map(Matrix::bytes).sum::<u64>() + size_of_val(&*self.bias) as u64
+    }
+
+    /// Rows `x` `[n][inputs]` times the parts: `[n][outputs]`.
+    ///
+    /// # Errors
+    /// Faults of the tensor library.
+    pub(super) fn product(&self, x: &[f32]) -> Result<Vec<f32>> {
+        let rows = x.len() / self.parts[0].inputs;
+        let mut out = vec![0.0; rows * self.outputs];
+        let mut first = 0;
+        for part in &self.parts {
+            part.product(x, &mut out[first..], self.outputs)?;
+            first += part.outputs;
+        }
+        if !self.bias.is_empty() {
+            for row in out.chunks_exact_mut(self.outputs) {
+                row.iter_mut().zip(&self.bias).for_each(|(x, bias)| *x += bias);
+            }
+        }
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, by: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * by) % 17) as f32 / 4.0 - 2.0).collect()
+    }
+
+    /// The product in f64, and the product of the matrix.
+    fn both(matrix: &Matrix, wide: &[f32], rows: usize) -> (Vec<f32>, Vec<f32>) {
+        let (inputs, outputs) = (matrix.inputs(), matrix.outputs());
+        let x = numbers(rows * inputs, 7);
+        let exact = |x: &[f32], w: &[f32]| {
+            x.iter().zip(w).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() as f32
+        };
+        let want = x.chunks(inputs).flat_map(|x| wide.chunks(inputs).map(move |w| exact(x, w))).collect();
+        let mut out = vec![f32::NAN; rows * outputs];
+        matrix.product(&x, &mut out, outputs).unwrap();
+        (want, out)
+    }
+
+    #[test]
+    fn few_rows_and_many_are_the_same_product_in_every_type() {
+        let shape @ [outputs, inputs] = [150, 100];
+        let wide = numbers(outputs * inputs, 5);
+        let half: Vec<f16> = wide.iter().map(|&x| f16::from_f32(x)).collect();
+        let brain: Vec<bf16> = wide.iter().map(|&x| bf16::from_f32(x)).collect();
+        let matrices = [
+            Matrix::f32(wide.clone().into(), shape),
+            Matrix::f16(half.into(), shape),
+            Matrix::bf16(brain.into(), shape),
+        ];
+        for matrix in &matrices {
+            for rows in [1, 2, FEW_ROWS, FEW_ROWS + 1, 40] {
+                // Quarters below 3 are exact in all three types, and so are sums of their products.
+                let (want, out) = both(matrix, &wide, rows);
+                assert_eq!(out, want, "{rows} rows");
+            }
+            let mut row = vec![9.0];
+            matrix.row(149, &mut row).unwrap();
+            assert_eq!((row[0], &row[1..]), (9.0, &wide[149 * inputs..]));
+        }
+        assert_eq!(matrices.map(|m| m.bytes()), [60_000, 30_000, 30_000]);
+    }
+
+    #[test]
+    fn quantised_weights_are_near_and_rows_must_be_whole_blocks() {
+        let shape = [64, 96];
+        let wide = numbers(64 * 96, 5);
+        let matrix = Matrix::f32(wide.clone().into(), shape).quantise(GgmlDType::Q8_0).unwrap();
+        assert_eq!(matrix.bytes(), 64 * 96 / 32 * 34);
+        for rows in [1, 20] {
+            let (want, out) = both(&matrix, &wide, rows);
+            // Q8_0 rounds each weight and each activation by at most 1/254 of its block's largest, 2.
+            let bound = 96.0 * 2.0 * (2.0 / 254.0) * 2.0;
+            assert!(want.iter().zip(&out).all(|(a, b)| (a - b).abs() < bound));
+            assert_ne!(want, out, "coded weights are not the weights themselves");
+        }
+        let mut row = Vec::new();
+        matrix.row(3, &mut row).unwrap();
+        assert!(row.iter().zip(&wide[3 * 96..]).all(|(a, b)| (a - b).abs() <= 2.0 / 254.0 + 1e-3));
+        assert!(Matrix::f32(numbers(40, 3).into(), [2, 20]).quantise(GgmlDType::Q8_0).is_err());
+    }
+
+    #[test]
+    fn parts_stand_side_by_side_with_their_bias() {
+        let part = |outputs: usize| Matrix::f32(numbers(outputs * 4, 3).into(), [outputs, 4]);
+        let x = numbers(2 * 4, 7);
+        let linear = Linear::new(vec![part(2), part(3)], vec![100.0; 5]);
+        let out = linear.product(&x).unwrap();
+        let mut alone = vec![0.0; 6];
+        part(3).product(&x, &mut alone, 3).unwrap();
+        assert_eq!(out[2..5], [alone[0] + 100.0, alone[1] + 100.0, alone[2] + 100.0]);
+        assert_eq!(out[7..10], [alone[3] + 100.0, alone[4] + 100.0, alone[5] + 100.0]);
+        assert_eq!((linear.outputs(), linear.bytes()), (5, 4 * (20 + 5)));
+    }
+}
