@@ -8,22 +8,29 @@
 //! line with the file, what is wrong in it, and what would be right.
 
 mod bytes;
+pub mod chat;
 pub mod config;
 pub mod decoder;
 pub mod demo;
 mod error;
 pub mod footprint;
+mod gguf;
 #[cfg(test)]
 mod golden;
+pub mod hub;
 mod matrix;
 pub mod sampler;
+mod shards;
 pub mod tokenizer;
+mod tensors;
 mod weights;
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+pub use chat::{ChatTemplate, Message, Role};
 pub use config::Config;
 pub use decoder::{Decoder, Qkv};
 pub use error::Error;
@@ -32,7 +39,22 @@ pub use sampler::{Drawn, Sampler};
 pub use tokenizer::Tokenizer;
 
 use bytes::Bytes;
+use tensors::Placed;
 use weights::Safetensors;
+
+/// Bytes on their way: a file being fetched, weights being read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// What is on its way.
+    pub what: &'a str,
+    /// Bytes that are there.
+    pub done_bytes: u64,
+    /// Bytes of all of it.
+    pub total_bytes: u64,
+}
+
+/// Hears of progress, often; a `Break` ends the loading with [`Error::Stopped`].
+pub type Watch<'a> = dyn FnMut(&Progress<'_>) -> ControlFlow<()> + 'a;
 
 /// What every fallible call of this room returns.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -44,6 +66,19 @@ pub struct Model {
     pub decoder: Decoder,
     /// Text to ids and back.
     pub tokenizer: Tokenizer,
+    /// How a conversation is put to it, or why it cannot be.
+    pub chat: Result<ChatTemplate>,
+}
+
+impl Model {
+    /// A model that no conversation was shown how to be put to.
+    pub fn new(decoder: Decoder, tokenizer: Tokenizer) -> Self {
+        let chat = Err(Error::Chat(format!(
+            "model '{}' has no chat template: leave --chat out, and what is typed goes on with the text",
+            decoder.card().name
+        )));
+        Self { decoder, tokenizer, chat }
+    }
 }
 
 /// Largest `config.json` or `generation_config.json` read; real ones stay under 32 KiB.
@@ -79,6 +114,7 @@ pub fn load(folder: &Path) -> Result<Model> {
 
     let weights_path = weights_path(folder)?;
     let weights = Safetensors::open(weights_path.display().to_string(), map(&weights_path)?)?;
+    let weights = Placed::new(weights, &config);
     // The header vouches for the vocabulary's size before a table of that length is made.
     weights::check(&weights, &config)?;
     let shown_path = tokenizer_path.display().to_string();
@@ -88,8 +124,9 @@ pub fn load(folder: &Path) -> Result<Model> {
         Tokenizer::from_json(&shown_path, &tokenizer_json, &config)?
     };
     drop(tokenizer_json);
+    let chat = ChatTemplate::of_folder(folder, &tokenizer);
     let decoder = Decoder::load(config, weights, (name_of(folder), shown), Ok)?;
-    Ok(Model { decoder, tokenizer })
+    Ok(Model { decoder, tokenizer, chat })
 }
 
 /// The folder's own name, also where the path is `.` or ends in `..`.

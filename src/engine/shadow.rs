@@ -65,7 +65,7 @@ impl Shadow {
             return Ok(None);
         }
         Ok(Some(Self {
-            twin: Twin::new(Arc::clone(model), settings.batch)?,
+            twin: Twin::new(Arc::clone(model), settings.batch, info.longest())?,
             need: Need::of(info),
             every: settings.shadow,
             followed: (0..settings.batch).map(|_| Followed::default()).collect(),

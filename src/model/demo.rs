@@ -40,7 +40,7 @@ pub fn load() -> Result<Model> {
     // So small a model is bound by arithmetic, not by memory: wide weights need no widening at every chunk.
     let decoder =
         Decoder::load(config, weights, (NAME.into(), String::new()), |matrix| Matrix::widened(&matrix))?;
-    Ok(Model { decoder, tokenizer: tokenizer() })
+    Ok(Model::new(decoder, tokenizer()))
 }
 
 fn config() -> Config {

@@ -32,6 +32,17 @@ pub enum Error {
         /// The shards' index.
         path: String,
     },
+    /// A model could not be fetched.
+    #[error("{name}: {reason}")]
+    Hub {
+        /// The model's name on the hub.
+        name: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// Loading was ended by the one who watched it.
+    #[error("loading was stopped; what was fetched stays, and the next run goes on from there")]
+    Stopped,
     /// The operating system could not read a file.
     #[error("{path}: {source}")]
     Read {
@@ -72,6 +83,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A conversation cannot be put into the model's own form; the whole line.
+    #[error("{0}")]
+    Chat(String),
     /// A text cannot be turned into ids.
     #[error("the text cannot be encoded: {0}")]
     Encode(String),
