@@ -4,10 +4,10 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::EngineError;
 use super::core::{Engine, Observe};
 use super::forward::Gathered;
 use super::sequence::Work;
-use super::EngineError;
 use crate::event::{Layer, Origin, Stage, Step};
 use crate::policy::When;
 
@@ -20,7 +20,9 @@ impl Engine {
     /// A pool that is too small; a run of several sequences, or one that has begun.
     pub fn fill(&mut self, seed: u64) -> Result<Step, EngineError> {
         let [sequence] = &*self.sequences else {
-            return Err(EngineError::Setting("a context can be filled for one sequence, not for a batch".into()));
+            return Err(EngineError::Setting(
+                "a context can be filled for one sequence, not for a batch".into(),
+            ));
         };
         let (seq, ids) = (sequence.id, self.prompt[..self.prompt.len() - 1].to_vec());
         if !sequence.fed.is_empty() || ids.is_empty() {
@@ -39,6 +41,7 @@ impl Engine {
             first: 0,
             ids,
             origin: Origin::Prompt,
+            drawn: 0,
             adopted: 0,
             draws: false,
             when: When::Chunk,
