@@ -124,7 +124,7 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
 }
 
 /// What goes with a page type; one that is wrong is refused later, with the model at hand.
-fn usual_block_size(kv_dtype: &str) -> u32 {
+pub(super) fn usual_block_size(kv_dtype: &str) -> u32 {
     kv_dtype.parse().unwrap_or(KvDtype::F32).usual_block_size()
 }
 

@@ -41,6 +41,7 @@ impl Engine {
             first: 0,
             ids,
             origin: Origin::Prompt,
+            drawn: 0,
             adopted: 0,
             draws: false,
             when: When::Chunk,

@@ -68,6 +68,12 @@ fn mul(a: Register, b: Register) -> Register {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn div(a: Register, b: Register) -> Register {
+    _mm512_div_ps(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
 fn larger(x: Register, top: Register) -> Register {
     _mm512_max_ps(x, top)
 }

@@ -2,7 +2,7 @@
 //! [`kernels`] makes the loops of it.
 //!
 //! A module has `Register`, `WIDTH` (floats in one), and functions that need its features: `splat`, `load`, `load_f16`,
-//! `load_bf16` and `store` of arrays of `WIDTH`, `fma(a, b, c)` = `a * b + c`, `add`, `sub`, `mul`,
+//! `load_bf16` and `store` of arrays of `WIDTH`, `fma(a, b, c)` = `a * b + c`, `add`, `sub`, `mul`, `div`,
 //! `larger(x, top)` = `x > top ? x : top`, `below(x, limit, then, other)`, `negative(q, then, other)`,
 //! `power(shifted)` (see `exp`), `halved` (the sum of the partial sums) and `fetch` (a hint that an address will be
 //! read).
@@ -158,6 +158,27 @@ macro_rules! kernels {
             for x in rest {
                 *x *= factor;
             }
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn swiglu(gates: &[f32], up: &[f32], out: &mut [f32]) {
+            let (gates, gates_rest) = gates.as_chunks::<WIDTH>();
+            let ((up, up_rest), (out, out_rest)) = (up.as_chunks::<WIDTH>(), out.as_chunks_mut::<WIDTH>());
+            for ((gate, up), out) in gates.iter().zip(up).zip(out) {
+                store(mul(silu(load(gate)), load(up)), out);
+            }
+            if !out_rest.is_empty() {
+                store_some(mul(silu(load_some(gates_rest)), load_some(up_rest)), out_rest);
+            }
+        }
+
+        /// `x / (1 + e^-x)` by the power of what is not positive, so that none overflows.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn silu(x: Register) -> Register {
+            let (one, zero) = (splat(1.0), splat(0.0));
+            let power = exp(below(x, zero, x, sub(zero, x)));
+            mul(x, div(below(x, zero, power, one), add(one, power)))
         }
 
         /// `e^x` for `x <= 0`; the reference has the same steps.

@@ -79,6 +79,12 @@ fn mul(a: Register, b: Register) -> Register {
 
 #[inline]
 #[target_feature(enable = "neon")]
+fn div(a: Register, b: Register) -> Register {
+    vdivq_f32(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
 fn larger(x: Register, top: Register) -> Register {
     vbslq_f32(vcgtq_f32(x, top), x, top)
 }
