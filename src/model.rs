@@ -21,8 +21,8 @@ pub mod hub;
 mod matrix;
 pub mod sampler;
 mod shards;
-pub mod tokenizer;
 mod tensors;
+pub mod tokenizer;
 mod weights;
 
 use std::fs::File;

@@ -156,7 +156,8 @@ impl Tile {
             let query = r / self.group;
             let seen = self.visible[query].saturating_sub(first).min(row.len());
             let slots = &lane.slots[first..first + seen];
-            hidden = lane.scoring.hidden(slots, self.first.saturating_add(query as Position), hidden.min(seen));
+            hidden =
+                lane.scoring.hidden(slots, self.first.saturating_add(query as Position), hidden.min(seen));
             lane.scoring.bend(&mut row[..seen], hidden);
         }
     }

@@ -107,7 +107,8 @@ fn lines(name: &str, f: &Footprint, contexts: &[u64], batch: u64) -> Vec<String>
     )];
     for g in f.groups.iter().filter(|g| f.groups.len() > 1 || g.window.is_some()) {
         let window = g.window.map(|w| format!(", the last {w} tokens only")).unwrap_or_default();
-        let which = if f.windows.is_empty() { String::new() } else { format!(": {}", layers_of(f, g.window)) };
+        let which =
+            if f.windows.is_empty() { String::new() } else { format!(": {}", layers_of(f, g.window)) };
         lines.push(format!(
             "  {} layers with {} KV heads of {} numbers{window}{which}",
             g.layers, g.kv_heads, g.key_size

@@ -9,8 +9,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::RunArgs;
 use super::setup::{self, Setup};
-use super::{Failure, json, memory, output, remark};
 use super::talk::Lines;
+use super::{Failure, json, memory, output, remark};
 use crate::engine::{Engine, Feed, Recorded, Recorder, Said, live};
 use crate::event::{Origin, SeqStep, Stage, Step};
 use crate::model::tokenizer::TextStream;
@@ -49,7 +49,9 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
         model.chat.as_ref().map_err(Failure::input)?;
         let lines = lines.insert(Lines::of_stdin()?);
         let Some(first) = lines.next(&interrupted)? else {
-            return Err(Failure::Input("--chat: no turn: give --prompt TEXT, or lines on standard input".into()));
+            return Err(Failure::Input(
+                "--chat: no turn: give --prompt TEXT, or lines on standard input".into(),
+            ));
         };
         prompt.text = first;
     }
@@ -66,7 +68,8 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
         None => None,
     };
     feed.begin(engine.info()).map_err(Failure::fault)?;
-    let mut printer = Printer { out: io::stdout().lock(), format, text: TextStream::default(), line_is_ended: false };
+    let mut printer =
+        Printer { out: io::stdout().lock(), format, text: TextStream::default(), line_is_ended: false };
     printer.begin(&engine)?;
     let pace = args.pace.filter(|pace| *pace > 0.0);
     let run = loop {
@@ -236,7 +239,11 @@ impl Printer<'_> {
 
     /// A run is over, and another goes on with the conversation.
     fn end_run(&mut self, state: &State) -> Result<(), Failure> {
-        if self.format == Output::Json { json::print_summary(&mut self.out, &state.summary()) } else { Ok(()) }
+        if self.format == Output::Json {
+            json::print_summary(&mut self.out, &state.summary())
+        } else {
+            Ok(())
+        }
     }
 
     fn end(&mut self, state: &State) -> Result<(), Failure> {

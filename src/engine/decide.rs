@@ -81,7 +81,8 @@ impl Engine {
         let table = self.cache.table(self.sequences[index].id, layer);
         let decision = |head: Head| {
             let slots = table.lane(head).slots.iter().copied();
-            let positions: Vec<Position> = slots.take_while(|&p| p == HOLE || p < first).filter(|&p| p != HOLE).collect();
+            let positions: Vec<Position> =
+                slots.take_while(|&p| p == HOLE || p < first).filter(|&p| p != HOLE).collect();
             Eviction {
                 layer,
                 head: Some(head),

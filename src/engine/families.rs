@@ -72,13 +72,15 @@ fn with(mut json: Value, more: Value) -> Value {
 fn tensors(json: &Value, seed: u64) -> Tensors {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let size = |field: &str| json[field].as_u64().unwrap() as usize;
-    let (family, hidden, inner) = (json["model_type"].as_str().unwrap(), size("hidden_size"), size("intermediate_size"));
+    let (family, hidden, inner) =
+        (json["model_type"].as_str().unwrap(), size("hidden_size"), size("intermediate_size"));
     let d = head_dim(json);
     let (q, kv) = (size("num_attention_heads") * d, size("num_key_value_heads") * d);
     let has_bias = |field: &str| json.get(field).is_some_and(|flag| *flag == true);
     let (attention_bias, mlp_bias) = (has_bias("attention_bias"), has_bias("mlp_bias"));
     let is_gemma = family.starts_with("gemma");
-    let mut list: Vec<(String, Vec<usize>)> = vec![("model.embed_tokens.weight".into(), vec![size("vocab_size"), hidden])];
+    let mut list: Vec<(String, Vec<usize>)> =
+        vec![("model.embed_tokens.weight".into(), vec![size("vocab_size"), hidden])];
     for layer in 0..size("num_hidden_layers") {
         let mut add = |part: &str, shape: &[usize], bias: bool| {
             let name = format!("model.layers.{layer}.{part}");
@@ -245,9 +247,13 @@ fn every_family_agrees_with_the_reference() {
     agrees_with_reference(&with(family("llama"), bias), PROMPT, |_| {});
     // Scores are scaled by another size than a head's, which candle's models do not read.
     agrees_with_reference(&with(family("gemma2"), json!({"query_pre_attn_scalar": 20})), PROMPT, |_| {});
-    agrees_with_reference(&with(family("gemma3_text"), json!({"query_pre_attn_scalar": 20})), PROMPT, |reference| {
-        reference.turns = local_and_global(reference.turns.len(), |layer| layer % 2 == 1);
-    });
+    agrees_with_reference(
+        &with(family("gemma3_text"), json!({"query_pre_attn_scalar": 20})),
+        PROMPT,
+        |reference| {
+            reference.turns = local_and_global(reference.turns.len(), |layer| layer % 2 == 1);
+        },
+    );
 }
 
 /// Angles of Gemma 3's layers, those that see everything named.
@@ -258,12 +264,15 @@ fn local_and_global(layers: usize, is_global: impl Fn(usize) -> bool) -> Vec<Vec
 
 #[test]
 fn longropes_long_divisors_and_amplitude_agree_with_the_reference() {
-    let json = with(family("phi3"), json!({
-        "original_max_position_embeddings": 32,
-        "rope_scaling": {
-            "type": "su", "short_factor": [1.0, 1.5, 3.0, 4.0], "long_factor": [2.0, 3.0, 9.0, 16.0],
-        },
-    }));
+    let json = with(
+        family("phi3"),
+        json!({
+            "original_max_position_embeddings": 32,
+            "rope_scaling": {
+                "type": "su", "short_factor": [1.0, 1.5, 3.0, 4.0], "long_factor": [2.0, 3.0, 9.0, 16.0],
+            },
+        }),
+    );
     agrees_with_reference(&json, PROMPT, |reference| {
         for turns in &mut reference.turns {
             turns.iter_mut().zip([2.0, 3.0, 9.0, 16.0]).for_each(|(turn, divisor)| *turn /= divisor);
@@ -300,7 +309,8 @@ fn windows_agree_with_the_reference() {
 fn a_window_frees_what_left_it() {
     let json = with(family("gemma3_text"), json!({"sliding_window": 10, "sliding_window_pattern": 2}));
     let model = model(&json, &tensors(&json, 7));
-    let settings = Settings { chunk: 16, max_tokens: 30, block_size: 4, ignore_eos: true, ..Settings::default() };
+    let settings =
+        Settings { chunk: 16, max_tokens: 30, block_size: 4, ignore_eos: true, ..Settings::default() };
     let prompt = Prompt { text: PROMPT.into(), ..Prompt::default() };
     let mut engine = Engine::new(model, &settings, &prompt).unwrap();
     let (mut lost, mut freed) = ([0usize; 3], [0usize; 3]);

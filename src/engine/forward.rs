@@ -8,8 +8,8 @@ use super::sequence::Work;
 use crate::attention::{HeadLane, PrefillTime, Queries, Rope, RowSink, Selection, Wants, observe};
 use crate::cache::{Cache, RopeMode};
 use crate::event::{
-    AttentionGroup, AttentionMap, Fed, Finish, Head, Layer, LayerTraffic, PHASES, Origin, Phase, Position, ProbeCost,
-    Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
+    AttentionGroup, AttentionMap, Fed, Finish, Head, Layer, LayerTraffic, Origin, PHASES, Phase, Position,
+    ProbeCost, Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
 };
 use crate::model::{Config, Qkv};
 use crate::policy::{Kcache, ReadRule, ReadSet, When};
@@ -177,7 +177,12 @@ impl Engine {
         let at = Some(layer as Layer);
         let seq = self.sequences[w.index].id;
         let pages = Lanes::of(&self.cache, seq, layer as Layer);
-        let lanes = pages.resident(reading((&self.ropes, self.model.decoder.config()), &self.cache, &self.policy, layer));
+        let lanes = pages.resident(reading(
+            (&self.ropes, self.model.decoder.config()),
+            &self.cache,
+            &self.policy,
+            layer,
+        ));
         self.attention.scores(queries, &lanes);
         self.timer.lap(at, Phase::Score);
         if let Some(kcache) = read {

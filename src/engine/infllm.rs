@@ -40,7 +40,10 @@ impl Engine {
         let sequence = &self.sequences[w.index];
         let pages =
             RecalledLanes::of(&self.cache, (sequence.id, layer as Layer), infllm, &sequence.far[layer]);
-        let lanes = pages.lanes(&recall.slots, far_reading(self.ropes.of(layer), self.model.decoder.config().scoring(layer), infllm));
+        let lanes = pages.lanes(
+            &recall.slots,
+            far_reading(self.ropes.of(layer), self.model.decoder.config().scoring(layer), infllm),
+        );
         match w.stage {
             Stage::Decode => {
                 self.attention.scores(queries, &lanes);
@@ -136,7 +139,11 @@ impl Engine {
             return;
         }
         let pages = Lanes::of(&self.cache, self.sequences[w.index].id, layer as Layer);
-        let lanes = pages.resident(far_reading(self.ropes.of(layer), self.model.decoder.config().scoring(layer), infllm));
+        let lanes = pages.resident(far_reading(
+            self.ropes.of(layer),
+            self.model.decoder.config().scoring(layer),
+            infllm,
+        ));
         self.attention.scores(queries, &lanes);
         let read: Vec<bool> = recall.slots.iter().map(|&p| p != HOLE).collect();
         self.attention.select_slots(&lanes, &read);

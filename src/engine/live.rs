@@ -545,9 +545,18 @@ mod tests {
         }
     }
 
-    pub(super) fn start(policy: &str, pause_at_decode: bool, record: Option<PathBuf>) -> (Live, Ear, Prompt, Settings) {
+    pub(super) fn start(
+        policy: &str,
+        pause_at_decode: bool,
+        record: Option<PathBuf>,
+    ) -> (Live, Ear, Prompt, Settings) {
         let key = demo::passkey(1, 300, 0.3);
-        let prompt = Prompt { text: key.context, question: key.question, expected: Some(key.key), ..Prompt::default() };
+        let prompt = Prompt {
+            text: key.context,
+            question: key.question,
+            expected: Some(key.key),
+            ..Prompt::default()
+        };
         let settings = Settings {
             policy: policy.into(),
             compress: "context".into(),

@@ -42,7 +42,12 @@ impl Engine {
         let at = Some(layer as Layer);
         let seq = self.sequences[w.index].id;
         let pages = Lanes::of(&self.cache, seq, layer as Layer);
-        let lanes = pages.resident(reading((&self.ropes, self.model.decoder.config()), &self.cache, &self.policy, layer));
+        let lanes = pages.resident(reading(
+            (&self.ropes, self.model.decoder.config()),
+            &self.cache,
+            &self.policy,
+            layer,
+        ));
         let bounds = &self.sequences[w.index].bounds[layer * lanes.len()..][..lanes.len()];
         let index_bytes = bounds.iter().map(crate::attention::PageBounds::bytes).sum();
         self.attention.select_pages(queries, &lanes, bounds, quest.pages());
@@ -58,7 +63,12 @@ impl Engine {
         self.timer.lap(at, Phase::Policy);
 
         let pages = Lanes::of(&self.cache, seq, layer as Layer);
-        let lanes = pages.resident(reading((&self.ropes, self.model.decoder.config()), &self.cache, &self.policy, layer));
+        let lanes = pages.resident(reading(
+            (&self.ropes, self.model.decoder.config()),
+            &self.cache,
+            &self.policy,
+            layer,
+        ));
         let mut reads = LayerReads { index_bytes, ..self.page_reads((seq, layer as Layer), &lanes) };
         let level = self.picture_level();
         if level != ScoreLevel::Off {

@@ -32,7 +32,6 @@ pub(super) const MAX_CONTEXT: u64 = 1 << 26;
 /// Most parameters: anything above is a damaged or hostile file, not a model for one machine.
 const MAX_PARAMETERS: u64 = 1 << 40;
 
-
 /// The shape of a decoder (multi-head, grouped-query or multi-query attention, rotary positions in half-split pairs, RMS
 /// norms, a gated feed-forward). All sizes are checked: none is zero, `kv_heads` divides `heads`, `head_dim` is even.
 #[derive(Clone, Debug, PartialEq)]
@@ -327,7 +326,9 @@ impl Config {
         let Self { head_dim, layers, ref arch, .. } = *self;
         let width = arch.rotary_dim.unwrap_or(head_dim);
         if width == 0 || width > head_dim || !width.is_multiple_of(2) {
-            return Err(format!("{width} turning elements of head_dim {head_dim}; rotary positions need pairs"));
+            return Err(format!(
+                "{width} turning elements of head_dim {head_dim}; rotary positions need pairs"
+            ));
         }
         let is_yarn = matches!(arch.rope_scaling, Scaling::Yarn { .. });
         if is_yarn && self.rope_theta <= 1.0 {

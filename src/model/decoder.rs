@@ -254,7 +254,9 @@ fn gated(gate_up: &[f32], width: usize, activation: Activation) -> Vec<f32> {
     for row in gate_up.chunks_exact(2 * width) {
         let (gate, up) = row.split_at(width);
         match activation {
-            Activation::Silu => out.extend(gate.iter().zip(up).map(|(&gate, up)| gate / (1.0 + (-gate).exp()) * up)),
+            Activation::Silu => {
+                out.extend(gate.iter().zip(up).map(|(&gate, up)| gate / (1.0 + (-gate).exp()) * up))
+            }
             Activation::GeluTanh => out.extend(gate.iter().zip(up).map(|(&gate, up)| gelu(gate) * up)),
         }
     }
@@ -281,7 +283,8 @@ impl Source for Random {
 
     fn matrix(&mut self, _: &str, shape @ [outputs, inputs]: [usize; 2]) -> Result<Matrix> {
         let limit = (3.0 / inputs as f32).sqrt();
-        let elements: Vec<f32> = (0..outputs * inputs).map(|_| self.rng.random_range(-limit..limit)).collect();
+        let elements: Vec<f32> =
+            (0..outputs * inputs).map(|_| self.rng.random_range(-limit..limit)).collect();
         Ok(Matrix::f32(elements.into(), shape))
     }
 

@@ -118,7 +118,9 @@ impl Footprint {
         let family = whole.text("model_type").or_else(|| fields.text("model_type")).unwrap_or("unnamed");
         let layers = count(fields, &["num_hidden_layers", "n_layer"])?;
         if layers > MOST_LAYERS {
-            return Err(fields.error(format!("num_hidden_layers {layers}: at most {MOST_LAYERS} are counted")));
+            return Err(
+                fields.error(format!("num_hidden_layers {layers}: at most {MOST_LAYERS} are counted"))
+            );
         }
         let heads = count(fields, &["num_attention_heads", "n_head"])?;
         let kv_heads = optional(fields, &["num_key_value_heads", "n_head_kv"])?.unwrap_or(heads);
@@ -268,8 +270,9 @@ fn optional(fields: &Fields<'_>, names: &[&str]) -> Result<Option<u32>> {
 }
 
 fn count(fields: &Fields<'_>, names: &[&str]) -> Result<u32> {
-    optional(fields, names)?
-        .ok_or_else(|| fields.error(format!("{} is missing: is it a language model's config.json?", names[0])))
+    optional(fields, names)?.ok_or_else(|| {
+        fields.error(format!("{} is missing: is it a language model's config.json?", names[0]))
+    })
 }
 
 #[cfg(test)]

@@ -43,7 +43,9 @@ impl<'de> Deserialize<'de> for Entries {
                     match map.insert(tensor, file) {
                         None => {}
                         Some(other) => {
-                            return Err(A::Error::custom(format!("a tensor is named twice, once in {other}")));
+                            return Err(A::Error::custom(format!(
+                                "a tensor is named twice, once in {other}"
+                            )));
                         }
                     }
                 }

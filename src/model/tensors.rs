@@ -153,8 +153,12 @@ mod tests {
             })
             .unwrap();
             tensors.insert("vision_tower.weight".into(), (vec![1], vec![0.0]));
-            let decoder =
-                Decoder::load(config.clone(), Placed::new(Named(tensors), &config), (String::new(), String::new()), Ok);
+            let decoder = Decoder::load(
+                config.clone(),
+                Placed::new(Named(tensors), &config),
+                (String::new(), String::new()),
+                Ok,
+            );
             let decoder = decoder.unwrap();
             decoder.logits(&decoder.embed(&[7]).unwrap()).unwrap()
         };

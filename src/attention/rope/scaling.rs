@@ -73,8 +73,7 @@ impl Scaling {
                 .collect(),
             Self::Yarn { factor, fast, slow, original, truncates, .. } => {
                 // The pair that turns so many times within the first context.
-                let pair =
-                    |turns: f64| width as f64 * (original / (turns * TAU)).ln() / (2.0 * theta.ln());
+                let pair = |turns: f64| width as f64 * (original / (turns * TAU)).ln() / (2.0 * theta.ln());
                 let (mut low, mut high) = (pair(*fast), pair(*slow));
                 if *truncates {
                     (low, high) = (low.floor(), high.ceil());

@@ -23,13 +23,7 @@ impl<'a> Reference<'a> {
     pub(super) fn new(json: &'a Value, weights: &'a Tensors) -> Self {
         let layers = json["num_hidden_layers"].as_u64().unwrap() as usize;
         let plain = plain_turns(json["rope_theta"].as_f64().unwrap(), width(json));
-        Self {
-            json,
-            weights,
-            windows: vec![usize::MAX; layers],
-            turns: vec![plain; layers],
-            amplitude: 1.0,
-        }
+        Self { json, weights, windows: vec![usize::MAX; layers], turns: vec![plain; layers], amplitude: 1.0 }
     }
 
     fn size(&self, field: &str) -> usize {
@@ -47,7 +41,8 @@ impl<'a> Reference<'a> {
     fn project(&self, name: &str, x: &[f64]) -> Vec<f64> {
         let (shape, data) = &self.weights[&format!("{name}.weight")];
         assert_eq!(shape[1], x.len(), "{name}");
-        let rows = data.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum());
+        let rows =
+            data.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum());
         let mut out: Vec<f64> = rows.collect();
         if let Some(bias) = self.vector(&format!("{name}.bias")) {
             out.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
@@ -88,7 +83,9 @@ impl<'a> Reference<'a> {
         } else {
             (self.project(&format!("{at}.gate_proj"), x), self.project(&format!("{at}.up_proj"), x))
         };
-        let gelu = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh());
+        let gelu = |x: f64| {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh())
+        };
         let silu = |x: f64| x / (1.0 + (-x).exp());
         let act = |x: f64| if self.is_gemma() { gelu(x) } else { silu(x) };
         let product: Vec<f64> = gate.iter().zip(up).map(|(&g, u)| act(g) * u).collect();
@@ -119,7 +116,8 @@ impl<'a> Reference<'a> {
                 let kv = h / (heads / kv_heads);
                 let first = (p + 1).saturating_sub(self.windows[layer]);
                 let score = |t: usize| {
-                    let s = rows[p].0[h].iter().zip(&rows[t].1[kv]).map(|(a, b)| a * b).sum::<f64>() / scalar.sqrt();
+                    let s = rows[p].0[h].iter().zip(&rows[t].1[kv]).map(|(a, b)| a * b).sum::<f64>()
+                        / scalar.sqrt();
                     cap.map_or(s, |cap| cap * (s / cap).tanh()).exp()
                 };
                 let scores: Vec<f64> = (first..=p).map(score).collect();
@@ -138,7 +136,9 @@ impl<'a> Reference<'a> {
         let hidden = self.size("hidden_size");
         let scale = if self.is_gemma() { (hidden as f64).sqrt() } else { 1.0 };
         let embedding = &self.weights["model.embed_tokens.weight"].1;
-        let embed = |&id: &u32| embedding[id as usize * hidden..][..hidden].iter().map(|&x| f64::from(x) * scale).collect();
+        let embed = |&id: &u32| {
+            embedding[id as usize * hidden..][..hidden].iter().map(|&x| f64::from(x) * scale).collect()
+        };
         let mut xs: Vec<Vec<f64>> = ids.iter().map(embed).collect();
         let has_post_norms = self.weights.contains_key("model.layers.0.pre_feedforward_layernorm.weight");
         for layer in 0..self.size("num_hidden_layers") {

@@ -28,18 +28,26 @@ pub(super) fn check(engine: &Engine, step: &Step) {
         let next = part.first + part.fed.len() as u32;
         for (lane, &resident) in part.resident.iter().enumerate() {
             let window = config.window(lane / config.kv_heads);
-            assert!(window.is_none_or(|window| resident < window), "{resident} of {window:?} before the next query");
+            assert!(
+                window.is_none_or(|window| resident < window),
+                "{resident} of {window:?} before the next query"
+            );
         }
         for e in part.evictions.iter().filter(|e| e.reason == Reason::LayerWindow) {
             let window = config.window(usize::from(e.layer)).expect("the layer has a window");
             assert!(e.cutoff.is_none() && e.scores.is_empty() && !e.positions.is_empty());
-            assert!(e.positions.iter().all(|p| p + window <= next), "{:?} under {window} before {next}", e.positions);
+            assert!(
+                e.positions.iter().all(|p| p + window <= next),
+                "{:?} under {window} before {next}",
+                e.positions
+            );
         }
         if part.finish.is_none() {
             let left = |(e, window): (&crate::event::Eviction, u32)| {
                 e.positions.iter().any(|p| p + window <= next) && e.reason != Reason::LayerWindow
             };
-            let windowed = part.evictions.iter().filter_map(|e| Some((e, config.window(usize::from(e.layer))?)));
+            let windowed =
+                part.evictions.iter().filter_map(|e| Some((e, config.window(usize::from(e.layer))?)));
             assert!(!windowed.into_iter().any(left), "what left its window is lost for that reason");
         }
     }
@@ -106,7 +114,10 @@ fn a_memory_serves_the_layers_without_a_window() {
         ignore_eos: true,
         ..Settings::default()
     };
-    let prompt = Prompt { text: "a text that is long enough for blocks of its own to form".into(), ..Prompt::default() };
+    let prompt = Prompt {
+        text: "a text that is long enough for blocks of its own to form".into(),
+        ..Prompt::default()
+    };
     let case = Case { config: super::shape(2, 4, 2, 8), weights: 3, prompt, settings, tunes: Vec::new() };
     let case = with_windows(case, &[0, 12]);
     let (mut read, mut said) = (Vec::new(), 0);

@@ -180,7 +180,11 @@ impl Family {
             Some(value) => match value.as_str() {
                 Some("silu" | "swish") => Ok(Activation::Silu),
                 Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
-                _ => Err(fields.unsupported(field, value, "only \"silu\", \"gelu_pytorch_tanh\" and \"gelu_new\"")),
+                _ => Err(fields.unsupported(
+                    field,
+                    value,
+                    "only \"silu\", \"gelu_pytorch_tanh\" and \"gelu_new\"",
+                )),
             },
         }
     }

@@ -63,9 +63,7 @@ impl<'a> Fields<'a> {
 
     /// A size between 1 and `most`. Integral floats are taken (some writers produce them).
     pub(in crate::model) fn size(&self, field: &str, default: Option<usize>, most: u64) -> Result<usize> {
-        self.optional_size(field, most)?
-            .or(default)
-            .ok_or_else(|| self.error(format!("{field} is missing")))
+        self.optional_size(field, most)?.or(default).ok_or_else(|| self.error(format!("{field} is missing")))
     }
 
     /// The same where there need be none.
@@ -113,7 +111,9 @@ impl<'a> Fields<'a> {
             .as_array()
             .filter(|list| list.len() == len)
             .and_then(|list| list.iter().map(|v| v.as_f64().filter(|x| *x > 0.0 && x.is_finite())).collect());
-        numbers.ok_or_else(|| self.error(format!("{field} {} is not a list of {len} numbers above 0", brief(value))))
+        numbers.ok_or_else(|| {
+            self.error(format!("{field} {} is not a list of {len} numbers above 0", brief(value)))
+        })
     }
 
     /// One id, a list of them, or none; ascending.

@@ -68,7 +68,9 @@ fn scaling(object: &Fields<'_>, fields: &Fields<'_>, width: usize, context: usiz
     let original = || -> Result<Option<f64>> {
         const FIELD: &str = "original_max_position_embeddings";
         let own = object.optional_size(FIELD, MAX_CONTEXT)?;
-        Ok(own.map_or_else(|| fields.optional_size(FIELD, MAX_CONTEXT), |own| Ok(Some(own)))?.map(|n| n as f64))
+        Ok(own
+            .map_or_else(|| fields.optional_size(FIELD, MAX_CONTEXT), |own| Ok(Some(own)))?
+            .map(|n| n as f64))
     };
     let need_original =
         || original()?.ok_or_else(|| object.error("original_max_position_embeddings is missing"));

@@ -46,18 +46,30 @@ fn fields_left_out_take_their_usual_values() {
 #[test]
 fn refusals_name_field_and_value() {
     for (field, value, words) in [
-        ("model_type", json!("mpt"), "\"mpt\" is not supported; supported: llama, mistral, qwen2, qwen3, phi3, gemma"),
+        (
+            "model_type",
+            json!("mpt"),
+            "\"mpt\" is not supported; supported: llama, mistral, qwen2, qwen3, phi3, gemma",
+        ),
         ("model_type", Value::Null, "missing"),
         ("num_experts", json!(8), "\"llama\" with a mixture of experts (num_experts 8) is not supported"),
         ("attention_bias", json!("yes"), "not true or false"),
         ("mlp_bias", json!(1), "not true or false"),
         ("hidden_act", json!("gelu"), "\"gelu\""),
-        ("rope_scaling", json!({"rope_type": "proportional"}), ".rope_type \"proportional\" is not supported; only"),
+        (
+            "rope_scaling",
+            json!({"rope_type": "proportional"}),
+            ".rope_type \"proportional\" is not supported; only",
+        ),
         ("rope_scaling", json!({"rope_type": "dynamic", "factor": 2}), "change as a sequence grows"),
         ("rope_scaling", json!({"factor": 2}), "unnamed"),
         ("rope_scaling", json!({"type": "linear"}), ".factor is missing"),
         ("rope_scaling", json!({"type": "linear", "factor": 0}), ".factor 0 is not a number above 0"),
-        ("rope_scaling", json!({"type": "yarn", "factor": 4, "beta_fast": "x"}), ".beta_fast \"x\" is not a number"),
+        (
+            "rope_scaling",
+            json!({"type": "yarn", "factor": 4, "beta_fast": "x"}),
+            ".beta_fast \"x\" is not a number",
+        ),
         ("rope_scaling", json!(3), "3 is not an object"),
         (
             "rope_scaling",
@@ -111,18 +123,22 @@ fn families_differ_in_what_hugging_face_has_them_differ() {
     assert!(of("mistral", &json!({"sliding_window": null})).arch.windows.is_empty());
     assert_eq!(of("llama", &json!({"sliding_window": 16})).arch, Arch::default());
 
-    let qwen2 = of("qwen2", &json!({"sliding_window": 16, "use_sliding_window": true, "max_window_layers": 2}));
+    let qwen2 =
+        of("qwen2", &json!({"sliding_window": 16, "use_sliding_window": true, "max_window_layers": 2}));
     assert_eq!(qwen2.arch.biases, Biases { qkv: true, ..Biases::default() });
     assert_eq!(qwen2.arch.windows, [0, 0, 16, 16]);
     assert!(of("qwen2", &json!({"sliding_window": 16, "use_sliding_window": false})).arch.windows.is_empty());
     let qwen3 = of("qwen3", &json!({}));
     assert!(qwen3.arch.qk_norm && qwen3.arch.biases == Biases::default());
 
-    let phi = of("phi3", &json!({
-        "partial_rotary_factor": 0.75, "sliding_window": 100, "original_max_position_embeddings": 128,
-        "max_position_embeddings": 1024,
-        "rope_scaling": {"type": "longrope", "short_factor": vec![1.0; 12], "long_factor": vec![2.0; 12]},
-    }));
+    let phi = of(
+        "phi3",
+        &json!({
+            "partial_rotary_factor": 0.75, "sliding_window": 100, "original_max_position_embeddings": 128,
+            "max_position_embeddings": 1024,
+            "rope_scaling": {"type": "longrope", "short_factor": vec![1.0; 12], "long_factor": vec![2.0; 12]},
+        }),
+    );
     assert_eq!((phi.arch.fused, phi.arch.rotary_dim, phi.window(1)), (true, Some(24), Some(100)));
     let amplitude = (1.0 + 8f64.ln() / 128f64.ln()).sqrt();
     assert!((phi.arch.rope_scaling.amplitude() - amplitude).abs() < 1e-12);
@@ -135,12 +151,18 @@ fn families_differ_in_what_hugging_face_has_them_differ() {
 
     let gemma2 = of("gemma2", &json!({"query_pre_attn_scalar": 128}));
     assert_eq!((gemma2.arch.score_softcap, gemma2.arch.logit_softcap), (Some(50.0), Some(30.0)));
-    assert_eq!((gemma2.arch.windows.as_slice(), gemma2.arch.query_scale), ([4096, 0, 4096, 0].as_slice(), 0.5));
+    assert_eq!(
+        (gemma2.arch.windows.as_slice(), gemma2.arch.query_scale),
+        ([4096, 0, 4096, 0].as_slice(), 0.5)
+    );
     assert_eq!(of("gemma2", &json!({"attn_logit_softcapping": null})).arch.score_softcap, None);
 
-    let gemma3 = of("gemma3_text", &json!({
-        "sliding_window": 8, "sliding_window_pattern": 3, "rope_scaling": {"rope_type": "linear", "factor": 8},
-    }));
+    let gemma3 = of(
+        "gemma3_text",
+        &json!({
+            "sliding_window": 8, "sliding_window_pattern": 3, "rope_scaling": {"rope_type": "linear", "factor": 8},
+        }),
+    );
     assert_eq!(gemma3.arch.windows, [8, 8, 0, 8]);
     assert_eq!((gemma3.arch.local_rope_theta, gemma3.rope_theta), (Some(1e4), 1e4));
     let ropes = gemma3.ropes(100);
@@ -169,21 +191,30 @@ fn a_text_model_within_a_multimodal_one_is_read() {
 
 #[test]
 fn rotations_are_read_where_newer_writers_put_them() {
-    let gemma = of("gemma3_text", &json!({"rope_parameters": {
-        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
-    }}));
+    let gemma = of(
+        "gemma3_text",
+        &json!({"rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+        }}),
+    );
     assert_eq!((gemma.rope_theta, gemma.arch.local_rope_theta), (1e6, Some(2e4)));
     assert_eq!(gemma.arch.rope_scaling, Scaling::Linear { factor: 8.0 });
-    let llama = of("llama", &json!({"rope_parameters": {
-        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }}));
+    let llama = of(
+        "llama",
+        &json!({"rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }}),
+    );
     let scaling = Scaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 };
     assert_eq!((llama.rope_theta, llama.arch.rope_scaling), (5e5, scaling));
-    let yarn = of("qwen2", &json!({"rope_scaling": {
-        "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768,
-    }}));
+    let yarn = of(
+        "qwen2",
+        &json!({"rope_scaling": {
+            "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768,
+        }}),
+    );
     assert!((yarn.arch.rope_scaling.amplitude() - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
 }
 
