@@ -65,7 +65,9 @@ fn fatbins() -> Result<(), String> {
         return Err(faults.join("\n"));
     }
 
-    let mut table = String::from("/// File name without ending, and its fatbin.\n#[rustfmt::skip]\npub(crate) static FATBINS: &[(&str, &[u8])] = &[\n");
+    let mut table = String::from(
+        "/// File name without ending, and its fatbin.\n#[rustfmt::skip]\npub(crate) static FATBINS: &[(&str, &[u8])] = &[\n",
+    );
     for source in &sources {
         let name = name(source);
         let file = out.join(&name).with_extension("fatbin");
@@ -95,7 +97,8 @@ impl Nvcc {
             .or_else(|| under("CUDA_HOME"))
             .or_else(|| under("CUDA_PATH"))
             .unwrap_or_else(|| PathBuf::from("nvcc"));
-        let known = Command::new(&program).arg("--list-gpu-arch").output().ok().filter(|o| o.status.success());
+        let known =
+            Command::new(&program).arg("--list-gpu-arch").output().ok().filter(|o| o.status.success());
         let Some(known) = known else {
             return Err(format!(
                 "feature `cuda` needs nvcc, and {} does not run: install the CUDA toolkit (12 or 13), or say where it is \
@@ -104,13 +107,17 @@ impl Nvcc {
             ));
         };
         let known = String::from_utf8_lossy(&known.stdout).into_owned();
-        let mut archs: Vec<u32> =
-            ARCHS.into_iter().filter(|arch| known.lines().any(|l| l.trim() == format!("compute_{arch}"))).collect();
+        let mut archs: Vec<u32> = ARCHS
+            .into_iter()
+            .filter(|arch| known.lines().any(|l| l.trim() == format!("compute_{arch}")))
+            .collect();
         if let Ok(asked) = env::var("KVISTA_CUDA_ARCHS") {
             let asked: Vec<&str> = asked.split([',', ' ']).filter(|arch| !arch.is_empty()).collect();
             let odd = asked.iter().find(|arch| !archs.iter().any(|known| known.to_string() == **arch));
             if let Some(odd) = odd {
-                return Err(format!("KVISTA_CUDA_ARCHS: {odd} is none of {archs:?}, which this nvcc can make"));
+                return Err(format!(
+                    "KVISTA_CUDA_ARCHS: {odd} is none of {archs:?}, which this nvcc can make"
+                ));
             }
             archs.retain(|arch| asked.contains(&arch.to_string().as_str()));
         }
@@ -122,7 +129,7 @@ impl Nvcc {
 
     fn fatbin(&self, source: &Path, out: &Path) -> Result<(), String> {
         let mut command = Command::new(&self.program);
-        command.args(["-O3", "-std=c++17", "-lineinfo", "-fatbin"]);
+        command.args(["-O3", "-std=c++17", "-lineinfo", "-Xfatbin=-compress-all", "-fatbin"]);
         for arch in &self.archs {
             command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
         }

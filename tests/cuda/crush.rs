@@ -59,7 +59,9 @@ fn signatures_and_distances_are_those_of_the_rule() {
     for seed in 0..40 {
         let mut rng = seeded(11_000 + seed);
         let mut scene = bare(&mut rng, 300);
-        if scene.plan.sequences > 1 || scene.lanes.iter().any(|lane| lane.positions != scene.lanes[0].positions) {
+        if scene.plan.sequences > 1
+            || scene.lanes.iter().any(|lane| lane.positions != scene.lanes[0].positions)
+        {
             scene.lanes.truncate(1);
             scene.plan.kv_heads = 1;
         }
@@ -67,8 +69,9 @@ fn signatures_and_distances_are_those_of_the_rule() {
         let group = *crate::scene::pick(&mut rng, &[1usize, 4, 8, 13]);
         let live = scene.lanes[0].positions.iter().filter(|&&p| p != HOLE).count();
         let stride = scene.most_slots();
-        let sums: Vec<Vec<f32>> =
-            (0..heads).map(|_| (0..stride).map(|_| rng.random_range(0..50) as f32 / 50.0).collect()).collect();
+        let sums: Vec<Vec<f32>> = (0..heads)
+            .map(|_| (0..stride).map(|_| rng.random_range(0..50) as f32 / 50.0).collect())
+            .collect();
         for (kind, anchor) in ["mean", "inv-mean", "alternating", "zeros", "ones"].into_iter().enumerate() {
             let budget = (live / 2).max(1);
             let text = format!(
@@ -85,7 +88,10 @@ fn signatures_and_distances_are_those_of_the_rule() {
             let positions = &scene.lanes[0].positions;
             let slot_of = |unit: usize| positions.iter().position(|&p| p == want.first[unit]).unwrap();
             let from = slot_of(competing[0]);
-            let to = competing.last().filter(|&&u| u + 1 < want.first.len()).map_or(positions.len(), |&u| slot_of(u + 1));
+            let to = competing
+                .last()
+                .filter(|&&u| u + 1 < want.first.len())
+                .map_or(positions.len(), |&u| slot_of(u + 1));
             let ids = positions.iter().filter(|&&p| p != HOLE).max().unwrap() / group as u32 + 1;
             let mut unit_of = vec![u32::MAX; ids as usize];
             for (row, &unit) in competing.iter().enumerate() {
@@ -139,8 +145,13 @@ fn signatures_and_distances_are_those_of_the_rule() {
                 ];
                 crush.run("crush_anchor", [(64 * row_words).div_ceil(256), 1, 1], 256, &args, schedule);
                 let mut distances = Buffer::room(competing.len());
-                let args =
-                    [distances.arg(), signatures.arg(), anchor.arg(), competing.len().into(), row_words.into()];
+                let args = [
+                    distances.arg(),
+                    signatures.arg(),
+                    anchor.arg(),
+                    competing.len().into(),
+                    row_words.into(),
+                ];
                 crush.run("crush_distances", [competing.len().div_ceil(8), 1, 1], 256, &args, schedule);
                 (signatures.u32s(), anchor.u32s(), distances.u32s())
             });

@@ -277,10 +277,3 @@ extern "C" int kv_launch(const char* name, const unsigned* grid, const unsigned*
   }
   return 0;
 }
-
-// The names of the kernels, one line each.
-extern "C" void kv_names(char* out, size_t size) {
-  std::string all;
-  for (const auto& entry : shim::entries()) all += entry.first + "\n";
-  std::snprintf(out, size, "%s", all.c_str());
-}

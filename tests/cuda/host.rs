@@ -10,6 +10,8 @@ use std::{env, fs, process};
 
 use libloading::Library;
 
+use crate::gpu::{self, Module};
+
 /// Compiler flags. No contraction, so that products and sums round as they are written.
 const FLAGS: [&str; 11] = [
     "-std=c++17",
@@ -26,7 +28,7 @@ const FLAGS: [&str; 11] = [
 ];
 
 /// Schedules of threads that every launch runs under: ascending, descending, shuffled.
-pub const SCHEDULES: u32 = 3;
+pub(crate) const SCHEDULES: u32 = 3;
 
 type LaunchFn = unsafe extern "C" fn(
     *const c_char,
@@ -37,11 +39,12 @@ type LaunchFn = unsafe extern "C" fn(
     *mut c_char,
     usize,
 ) -> c_int;
-type NamesFn = unsafe extern "C" fn(*mut c_char, usize);
 
-/// The kernels of one file. Launches take turns: the library has one scheduler.
-pub struct Kernels {
-    library: Mutex<Library>,
+/// The kernels of one file.
+pub(crate) enum Kernels {
+    /// Compiled for the host. Launches take turns: the library has one scheduler.
+    Host(Mutex<Library>),
+    Gpu(Module),
 }
 
 fn root() -> PathBuf {
@@ -95,13 +98,17 @@ fn compile(source: &Path, compiler: &str) -> PathBuf {
     library
 }
 
-/// The kernels of `kernels/NAME.cu`; `None`, with a line that says so, where there is no C++ compiler.
-pub fn kernels(name: &str) -> Option<Arc<Kernels>> {
+/// The kernels of `kernels/NAME.cu`; `None`, with a line that says so, where there is no C++ compiler. On a GPU if that is
+/// asked for.
+pub(crate) fn kernels(name: &str) -> Option<Arc<Kernels>> {
+    if gpu::is_wanted() {
+        return Some(Arc::new(Kernels::Gpu(Module::load(name))));
+    }
     load(&root().join("kernels").join(format!("{name}.cu")))
 }
 
-/// The kernels of a file.
-pub fn load(source: &Path) -> Option<Arc<Kernels>> {
+/// The kernels of a file, compiled for the host.
+pub(crate) fn load(source: &Path) -> Option<Arc<Kernels>> {
     type Slot = Arc<Mutex<Option<Arc<Kernels>>>>;
     static LOADED: LazyLock<Mutex<HashMap<PathBuf, Slot>>> = LazyLock::new(Mutex::default);
     let Some(compiler) = compiler() else {
@@ -114,39 +121,58 @@ pub fn load(source: &Path) -> Option<Arc<Kernels>> {
         let library = compile(source, &compiler);
         // SAFETY: the library was compiled from this repository; its initialisers only fill a table of its own.
         let library = unsafe { Library::new(library) }.unwrap();
-        *slot = Some(Arc::new(Kernels { library: Mutex::new(library) }));
+        *slot = Some(Arc::new(Kernels::Host(Mutex::new(library))));
     }
     slot.clone()
 }
 
-/// An argument of a kernel, in the eight bytes that hold it.
+/// An argument of a kernel, in the eight bytes that hold it; of an array, its address.
 #[derive(Clone, Copy)]
-pub struct Arg(u64);
+pub(crate) struct Arg {
+    bits: u64,
+    /// Bytes of an array of this process.
+    bytes: Option<usize>,
+}
+
+impl Arg {
+    pub(crate) const fn of_bits(bits: u64) -> Self {
+        Self { bits, bytes: None }
+    }
+
+    pub(crate) const fn bits(&self) -> u64 {
+        self.bits
+    }
+
+    /// Where an array with its guards begins, and how long it is.
+    pub(crate) fn array(&self) -> Option<(*mut u8, usize)> {
+        self.bytes.map(|bytes| ((self.bits - GUARD as u64) as *mut u8, bytes + 2 * GUARD))
+    }
+}
 
 impl From<usize> for Arg {
     fn from(x: usize) -> Self {
-        Self(u64::from(u32::try_from(x).unwrap()))
+        Self::of_bits(u64::from(u32::try_from(x).unwrap()))
     }
 }
 impl From<u32> for Arg {
     fn from(x: u32) -> Self {
-        Self(x.into())
+        Self::of_bits(x.into())
     }
 }
 impl From<f32> for Arg {
     fn from(x: f32) -> Self {
-        Self(x.to_bits().into())
+        Self::of_bits(x.to_bits().into())
     }
 }
 /// An absent array.
-pub const NULL: Arg = Arg(0);
+pub(crate) const NULL: Arg = Arg::of_bits(0);
 
 impl Kernels {
     /// Runs a kernel under a schedule.
     ///
     /// # Errors
     /// What went wrong between its threads, in a sentence.
-    pub fn try_run(
+    pub(crate) fn try_run(
         &self,
         name: &str,
         grid: [usize; 3],
@@ -154,12 +180,19 @@ impl Kernels {
         args: &[Arg],
         schedule: u32,
     ) -> Result<(), String> {
-        let library = self.library.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let library = match self {
+            Self::Host(library) => library.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
+            Self::Gpu(module) => {
+                module.run(name, grid, block, args);
+                return Ok(());
+            }
+        };
         let name = CString::new(name).unwrap();
         let grid = grid.map(|n| n as u32);
         let block = [block as u32, 1, 1];
-        let mut cells: Vec<u64> = args.iter().map(|arg| arg.0).collect();
-        let mut pointers: Vec<*mut c_void> = cells.iter_mut().map(|cell| std::ptr::from_mut(cell).cast()).collect();
+        let mut cells: Vec<u64> = args.iter().map(Arg::bits).collect();
+        let mut pointers: Vec<*mut c_void> =
+            cells.iter_mut().map(|cell| std::ptr::from_mut(cell).cast()).collect();
         let mut message = [0u8; 512];
         // SAFETY: `kv_launch` has this signature. It reads as many cells as the kernel has parameters, at most eight bytes
         // each; the arrays that they point at outlive the call, are as long as the caller says, and have guards around.
@@ -179,17 +212,8 @@ impl Kernels {
     }
 
     /// The same, which must go well.
-    pub fn run(&self, name: &str, grid: [usize; 3], block: usize, args: &[Arg], schedule: u32) {
+    pub(crate) fn run(&self, name: &str, grid: [usize; 3], block: usize, args: &[Arg], schedule: u32) {
         self.try_run(name, grid, block, args, schedule).unwrap();
-    }
-
-    /// Names of the file's kernels.
-    pub fn names(&self) -> Vec<String> {
-        let library = self.library.lock().unwrap();
-        let mut out = vec![0u8; 1 << 14];
-        // SAFETY: `kv_names` has this signature and writes at most so many bytes.
-        unsafe { library.get::<NamesFn>(b"kv_names\0").unwrap()(out.as_mut_ptr().cast(), out.len()) };
-        text(&out).lines().map(str::to_owned).collect()
     }
 }
 
@@ -198,7 +222,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// Runs under every schedule, which must all give the same.
-pub fn same_bits<T: PartialEq + std::fmt::Debug>(run: impl Fn(u32) -> T) -> T {
+pub(crate) fn same_bits<T: PartialEq + std::fmt::Debug>(run: impl Fn(u32) -> T) -> T {
     let first = run(0);
     for schedule in 1..SCHEDULES {
         assert!(run(schedule) == first, "schedule {schedule} gives other bits");
@@ -207,19 +231,19 @@ pub fn same_bits<T: PartialEq + std::fmt::Debug>(run: impl Fn(u32) -> T) -> T {
 }
 
 /// Bytes on either side of an array that nobody may change.
-const GUARD: usize = 64;
+pub(crate) const GUARD: usize = 64;
 const CANARY: u8 = 0xc5;
 
 /// An array as a kernel gets it: aligned to 16 bytes, between two guards.
 #[derive(Clone, Debug)]
-pub struct Buffer {
+pub(crate) struct Buffer {
     words: Box<[u128]>,
     bytes: usize,
 }
 
 impl Buffer {
     /// `bytes` bytes of 0xff: NaN as f32, f16 and bf16.
-    pub fn poisoned(bytes: usize) -> Self {
+    pub(crate) fn poisoned(bytes: usize) -> Self {
         let words = vec![0u128; (bytes + 2 * GUARD).div_ceil(16)].into_boxed_slice();
         let mut buffer = Self { words, bytes };
         buffer.all().fill(CANARY);
@@ -228,26 +252,26 @@ impl Buffer {
     }
 
     /// Room for `n` elements of four bytes, poisoned.
-    pub fn room(n: usize) -> Self {
+    pub(crate) fn room(n: usize) -> Self {
         Self::poisoned(4 * n)
     }
 
     /// Room for `n` elements of four bytes, zeros.
-    pub fn zeros(n: usize) -> Self {
+    pub(crate) fn zeros(n: usize) -> Self {
         Self::of_u32(&vec![0; n])
     }
 
-    pub fn of_bytes(bytes: &[u8]) -> Self {
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
         let mut buffer = Self::poisoned(bytes.len());
         buffer.bytes_mut().copy_from_slice(bytes);
         buffer
     }
 
-    pub fn of_u32(values: &[u32]) -> Self {
+    pub(crate) fn of_u32(values: &[u32]) -> Self {
         Self::of_bytes(&values.iter().flat_map(|x| x.to_ne_bytes()).collect::<Vec<_>>())
     }
 
-    pub fn of_f32(values: &[f32]) -> Self {
+    pub(crate) fn of_f32(values: &[f32]) -> Self {
         Self::of_bytes(&values.iter().flat_map(|x| x.to_ne_bytes()).collect::<Vec<_>>())
     }
 
@@ -257,44 +281,49 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts_mut(pointer.cast(), len) }
     }
 
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         let end = GUARD + self.bytes;
         &mut self.all()[GUARD..end]
     }
 
     /// The array as an argument.
-    pub fn arg(&mut self) -> Arg {
-        Arg(self.bytes_mut().as_mut_ptr() as u64)
+    pub(crate) fn arg(&mut self) -> Arg {
+        // Of everything, so that the guards may be read through it.
+        let start = self.all().as_mut_ptr() as u64;
+        Arg { bits: start + GUARD as u64, bytes: Some(self.bytes) }
     }
 
     /// What is in it now.
     ///
     /// # Panics
     /// Something was written beside it.
-    pub fn bytes(&mut self) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self) -> Vec<u8> {
         let end = GUARD + self.bytes;
         let all = self.all();
         assert!(all[..GUARD].iter().chain(&all[end..]).all(|&b| b == CANARY), "a write beside the array");
         all[GUARD..end].to_vec()
     }
 
-    pub fn u32s(&mut self) -> Vec<u32> {
+    pub(crate) fn u32s(&mut self) -> Vec<u32> {
         self.bytes().as_chunks::<4>().0.iter().map(|&b| u32::from_ne_bytes(b)).collect()
     }
 }
 
 /// Bits as numbers.
-pub fn floats(bits: &[u32]) -> Vec<f32> {
+pub(crate) fn floats(bits: &[u32]) -> Vec<f32> {
     bits.iter().map(|&x| f32::from_bits(x)).collect()
 }
 
 /// The largest `|got - want| / magnitude` of results whose terms have that magnitude in sum, which must be within
 /// `bound`; a result that is no number fails.
-pub fn within(what: &str, bound: f64, cases: impl IntoIterator<Item = (f32, f64, f64)>) -> f64 {
+pub(crate) fn within(what: &str, bound: f64, cases: impl IntoIterator<Item = (f32, f64, f64)>) -> f64 {
     let mut worst = 0.0f64;
     for (i, (got, want, magnitude)) in cases.into_iter().enumerate() {
         let error = (f64::from(got) - want).abs() / magnitude.max(1e-30);
-        assert!(error <= bound, "{what}, element {i}: {got} is not {want} (off by {error:.2e}, bound {bound:.1e})");
+        assert!(
+            error <= bound,
+            "{what}, element {i}: {got} is not {want} (off by {error:.2e}, bound {bound:.1e})"
+        );
         worst = worst.max(error);
     }
     worst

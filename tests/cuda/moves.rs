@@ -23,7 +23,9 @@ fn chosen_rows_are_staged() {
         let chosen: Vec<Vec<usize>> = scene
             .lanes
             .iter()
-            .map(|lane| (0..lane.slots()).filter(|&s| lane.positions[s] != HOLE && rng.random_bool(0.4)).collect())
+            .map(|lane| {
+                (0..lane.slots()).filter(|&s| lane.positions[s] != HOLE && rng.random_bool(0.4)).collect()
+            })
             .collect();
         let stride = chosen.iter().map(Vec::len).max().unwrap() + 1;
         let mut slots = vec![u32::MAX; kv_heads * stride];
@@ -120,7 +122,11 @@ fn survivors_move_together() {
                     assert_eq!(row_of(after, lane.rows[first[h] + i]), row_of(before, lane.rows[slot]));
                 }
                 for slot in (0..first[h]).chain(first[h] + kept[h].len()..lane.slots()) {
-                    assert_eq!(row_of(after, lane.rows[slot]), row_of(before, lane.rows[slot]), "not moved to");
+                    assert_eq!(
+                        row_of(after, lane.rows[slot]),
+                        row_of(before, lane.rows[slot]),
+                        "not moved to"
+                    );
                 }
             };
             moved(&scene.k, &k, lane);

@@ -1,21 +1,21 @@
 //! A layer's cache made by chance: lanes with holes and ragged ends, tables in gangs and apart, pages of every type.
 
 use half::{bf16, f16};
-use kvista::quant::{CodedRows, Codec, Grouping};
+use kvista::quant::{Codec, CodedRows, Grouping};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::host::Buffer;
 
-pub const HOLE: u32 = u32::MAX;
+pub(crate) const HOLE: u32 = u32::MAX;
 /// Slots per partial result, as in `base.cuh`.
-pub const SPLIT: usize = 256;
+pub(crate) const SPLIT: usize = 256;
 const PAGE: usize = 32;
 
 /// Page types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cell {
+pub(crate) enum Cell {
     F32,
     F16,
     Bf16,
@@ -25,9 +25,9 @@ pub enum Cell {
 }
 
 impl Cell {
-    pub const ALL: [Self; 6] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Int4, Self::Int2];
+    pub(crate) const ALL: [Self; 6] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Int4, Self::Int2];
 
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
@@ -39,11 +39,11 @@ impl Cell {
     }
 
     /// Whether keys share their page's scales, and the newest rows are exact.
-    pub const fn is_kivi(self) -> bool {
+    pub(crate) const fn is_kivi(self) -> bool {
         matches!(self, Self::Int4 | Self::Int2)
     }
 
-    pub fn codec(self, keys: bool, head_dim: usize) -> Option<Codec> {
+    pub(crate) fn codec(self, keys: bool, head_dim: usize) -> Option<Codec> {
         let grouping = if keys { Grouping::Channel(PAGE) } else { Grouping::Token(PAGE) };
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => None,
@@ -53,7 +53,7 @@ impl Cell {
         }
     }
 
-    pub fn row_bytes(self, head_dim: usize) -> usize {
+    pub(crate) fn row_bytes(self, head_dim: usize) -> usize {
         match self {
             Self::F32 => 4 * head_dim,
             Self::F16 | Self::Bf16 => 2 * head_dim,
@@ -62,7 +62,13 @@ impl Cell {
     }
 
     /// Bytes of some rows, a whole page of them where keys share scales, and what they are read as.
-    pub fn encode(self, keys: bool, rows: &[f32], live: &[bool], head_dim: usize) -> (Vec<u8>, Vec<f32>) {
+    pub(crate) fn encode(
+        self,
+        keys: bool,
+        rows: &[f32],
+        live: &[bool],
+        head_dim: usize,
+    ) -> (Vec<u8>, Vec<f32>) {
         match self {
             Self::F32 => (rows.iter().flat_map(|x| x.to_le_bytes()).collect(), rows.to_vec()),
             Self::F16 => {
@@ -89,26 +95,27 @@ impl Cell {
 
 /// What a scene looks like; see [`Scene::new`].
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
-    pub cell: Cell,
-    pub sequences: usize,
-    pub kv_heads: usize,
-    pub group: usize,
-    pub head_dim: usize,
-    pub block_size: usize,
+pub(crate) struct Plan {
+    pub(crate) cell: Cell,
+    pub(crate) sequences: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) group: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) block_size: usize,
     /// Most slots of a lane.
-    pub slots: usize,
+    pub(crate) slots: usize,
     /// Share of slots that are holes.
-    pub holes: f64,
+    pub(crate) holes: f64,
     /// Tokens of a prefill at the end of every lane, which are never holes; their queries are the lane's.
-    pub fresh: usize,
+    pub(crate) fresh: usize,
 }
 
 impl Plan {
     /// A plan by chance; decode, within the limits of the type.
-    pub fn chance(rng: &mut ChaCha8Rng, cell: Cell) -> Self {
+    pub(crate) fn chance(rng: &mut ChaCha8Rng, cell: Cell) -> Self {
         let kivi = cell.is_kivi();
-        let head_dims: &[usize] = if kivi { &[32, 64, 96, 128, 256] } else { &[32, 40, 64, 80, 96, 128, 192, 256] };
+        let head_dims: &[usize] =
+            if kivi { &[32, 64, 96, 128, 256] } else { &[32, 40, 64, 80, 96, 128, 192, 256] };
         let block_sizes: &[usize] = if kivi { &[32] } else { &[1, 4, 16, 16, 24, 32, 64] };
         Self {
             cell,
@@ -123,68 +130,68 @@ impl Plan {
         }
     }
 
-    pub const fn heads(&self) -> usize {
+    pub(crate) const fn heads(&self) -> usize {
         self.kv_heads * self.group
     }
 }
 
-pub fn pick<'a, T>(rng: &mut ChaCha8Rng, of: &'a [T]) -> &'a T {
+pub(crate) fn pick<'a, T>(rng: &mut ChaCha8Rng, of: &'a [T]) -> &'a T {
     &of[rng.random_range(0..of.len())]
 }
 
-pub fn seeded(seed: u64) -> ChaCha8Rng {
+pub(crate) fn seeded(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
 }
 
-pub fn uniform(rng: &mut ChaCha8Rng, n: usize, most: f32) -> Vec<f32> {
+pub(crate) fn uniform(rng: &mut ChaCha8Rng, n: usize, most: f32) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-most..most)).collect()
 }
 
 /// One lane and what its rows are read as.
 #[derive(Clone, Debug, Default)]
-pub struct LaneScene {
-    pub words: [u32; 8],
-    pub positions: Vec<u32>,
+pub(crate) struct LaneScene {
+    pub(crate) words: [u32; 8],
+    pub(crate) positions: Vec<u32>,
     /// Row of each slot in the slabs, and in those of exact pages.
-    pub rows: Vec<usize>,
-    pub exact_rows: Vec<usize>,
-    pub k_coded: usize,
-    pub v_coded: usize,
-    pub query: u32,
+    pub(crate) rows: Vec<usize>,
+    pub(crate) exact_rows: Vec<usize>,
+    pub(crate) k_coded: usize,
+    pub(crate) v_coded: usize,
+    pub(crate) query: u32,
     /// As written, `[slot][head_dim]`.
-    pub written_keys: Vec<f32>,
-    pub written_values: Vec<f32>,
+    pub(crate) written_keys: Vec<f32>,
+    pub(crate) written_values: Vec<f32>,
     /// As read.
-    pub keys: Vec<f32>,
-    pub values: Vec<f32>,
+    pub(crate) keys: Vec<f32>,
+    pub(crate) values: Vec<f32>,
 }
 
 impl LaneScene {
-    pub fn slots(&self) -> usize {
+    pub(crate) fn slots(&self) -> usize {
         self.positions.len()
     }
 
     /// Whether a query at a position sees a slot.
-    pub fn sees(&self, query: u32, slot: usize) -> bool {
+    pub(crate) fn sees(&self, query: u32, slot: usize) -> bool {
         self.positions[slot] != HOLE && self.positions[slot] <= query
     }
 }
 
 /// Lanes `[sequence][kv_head]`, tables and slabs.
 #[derive(Clone, Debug)]
-pub struct Scene {
-    pub plan: Plan,
-    pub lanes: Vec<LaneScene>,
-    pub blocks: Vec<u32>,
-    pub positions: Vec<u32>,
-    pub k: Vec<u8>,
-    pub v: Vec<u8>,
-    pub exact_k: Vec<u8>,
-    pub exact_v: Vec<u8>,
+pub(crate) struct Scene {
+    pub(crate) plan: Plan,
+    pub(crate) lanes: Vec<LaneScene>,
+    pub(crate) blocks: Vec<u32>,
+    pub(crate) positions: Vec<u32>,
+    pub(crate) k: Vec<u8>,
+    pub(crate) v: Vec<u8>,
+    pub(crate) exact_k: Vec<u8>,
+    pub(crate) exact_v: Vec<u8>,
 }
 
 impl Scene {
-    pub fn new(plan: Plan, rng: &mut ChaCha8Rng) -> Self {
+    pub(crate) fn new(plan: Plan, rng: &mut ChaCha8Rng) -> Self {
         let d = plan.head_dim;
         let most_blocks = plan.slots.div_ceil(plan.block_size);
         // Gangs of ids in a row, shuffled; more than are used.
@@ -223,7 +230,11 @@ impl Scene {
             let mut lane = match &shared {
                 Some(lane) => lane.clone(),
                 None => {
-                    let slots = if gang { slots } else { rng.random_range(slots.div_ceil(2)..=slots).max(plan.fresh) };
+                    let slots = if gang {
+                        slots
+                    } else {
+                        rng.random_range(slots.div_ceil(2)..=slots).max(plan.fresh)
+                    };
                     self.lane(rng, slots, own, exact, if gang { None } else { Some(head) })
                 }
             };
@@ -249,7 +260,8 @@ impl Scene {
     ) -> LaneScene {
         let plan = self.plan;
         let kv_heads = plan.kv_heads as u32;
-        let ids = |gangs: &[u32]| -> Vec<u32> { gangs.iter().map(|g| g * kv_heads + head.unwrap_or(0)).collect() };
+        let ids =
+            |gangs: &[u32]| -> Vec<u32> { gangs.iter().map(|g| g * kv_heads + head.unwrap_or(0)).collect() };
         let table = self.blocks.len() as u32;
         self.blocks.extend(ids(own));
         let exact_table = self.blocks.len() as u32;
@@ -321,22 +333,23 @@ impl Scene {
         let (d, cell) = (self.plan.head_dim, self.plan.cell);
         for first in (0..lane.k_coded).step_by(PAGE) {
             let live: Vec<bool> = lane.positions[first..first + PAGE].iter().map(|&p| p != HOLE).collect();
-            let (bytes, read) = cell.encode(true, &lane.written_keys[first * d..(first + PAGE) * d], &live, d);
+            let (bytes, read) =
+                cell.encode(true, &lane.written_keys[first * d..(first + PAGE) * d], &live, d);
             lane.keys[first * d..(first + PAGE) * d].copy_from_slice(&read);
             let at = lane.rows[first] / PAGE * bytes.len();
             self.k[at..at + bytes.len()].copy_from_slice(&bytes);
         }
     }
 
-    pub fn lane_of(&self, sequence: usize, kv_head: usize) -> &LaneScene {
+    pub(crate) fn lane_of(&self, sequence: usize, kv_head: usize) -> &LaneScene {
         &self.lanes[sequence * self.plan.kv_heads + kv_head]
     }
 
-    pub fn lane_words(&self) -> Buffer {
+    pub(crate) fn lane_words(&self) -> Buffer {
         Buffer::of_u32(&self.lanes.iter().flat_map(|lane| lane.words).collect::<Vec<_>>())
     }
 
-    pub fn most_slots(&self) -> usize {
+    pub(crate) fn most_slots(&self) -> usize {
         self.lanes.iter().map(LaneScene::slots).max().unwrap()
     }
 }

@@ -11,7 +11,7 @@ const THREADS: usize = 512;
 const CASES: u64 = 25;
 
 /// A scene in which positions alone matter.
-pub fn bare(rng: &mut ChaCha8Rng, slots: usize) -> Scene {
+pub(crate) fn bare(rng: &mut ChaCha8Rng, slots: usize) -> Scene {
     let plan = Plan {
         cell: Cell::F32,
         sequences: rng.random_range(1..3),
@@ -27,11 +27,11 @@ pub fn bare(rng: &mut ChaCha8Rng, slots: usize) -> Scene {
 }
 
 /// Words of a row of marks: whole tiles.
-pub const fn words(slots: usize) -> usize {
+pub(crate) const fn words(slots: usize) -> usize {
     slots.div_ceil(THREADS) * THREADS / 32
 }
 
-pub fn marked(marks: &[u32], slot: usize) -> bool {
+pub(crate) fn marked(marks: &[u32], slot: usize) -> bool {
     marks[slot / 32] >> (slot % 32) & 1 == 1
 }
 
@@ -204,8 +204,10 @@ fn who_stays_is_what_the_rules_say() {
             let protected = Protected { sinks: sinks as u32, recent: recent as u32 };
             let want = select(None, &positions, budget as u32, protected, &of_live);
             let gone = want.as_ref().map_or(&[][..], |verdict| &verdict.victims);
-            let got: Vec<u32> =
-                victims[i * list_stride..][..counts[i] as usize].iter().map(|&s| lane.positions[s as usize]).collect();
+            let got: Vec<u32> = victims[i * list_stride..][..counts[i] as usize]
+                .iter()
+                .map(|&s| lane.positions[s as usize])
+                .collect();
             assert_eq!(got, gone, "{:?}, budget {budget}, {sinks} sinks, {recent} recent", scene.plan);
             for &slot in &live {
                 let stays = !gone.contains(&lane.positions[slot]);
@@ -266,7 +268,12 @@ fn the_upper_half_is_what_sorting_puts_there() {
             order.sort_by(|&a, &b| value(b).total_cmp(&value(a)).then(b.cmp(&a)));
             let upper = &order[..order.len() / 2];
             for slot in 0..lane.slots() {
-                assert_eq!(marked(&marks[i * word_stride..], slot), upper.contains(&slot), "{:?}", scene.plan);
+                assert_eq!(
+                    marked(&marks[i * word_stride..], slot),
+                    upper.contains(&slot),
+                    "{:?}",
+                    scene.plan
+                );
             }
         }
     }

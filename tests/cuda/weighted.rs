@@ -16,7 +16,10 @@ fn staged_rows_are_summed() {
         for seed in 0..6 {
             let mut rng = seeded(7000 + seed);
             let (kv_heads, group) = (rng.random_range(1..3), *pick(&mut rng, &[1usize, 3, 8, 9]));
-            let d = *pick(&mut rng, if cell.is_kivi() { &[32, 96, 128, 256][..] } else { &[8, 64, 80, 128, 192, 256] });
+            let d = *pick(
+                &mut rng,
+                if cell.is_kivi() { &[32, 96, 128, 256][..] } else { &[8, 64, 80, 128, 192, 256] },
+            );
             let heads = kv_heads * group;
             let most = *pick(&mut rng, &[1usize, 40, 257, 600]);
             let counts: Vec<usize> = (0..kv_heads).map(|h| if h == 1 { most / 2 } else { most }).collect();
@@ -47,7 +50,9 @@ fn staged_rows_are_summed() {
                 let mut counts = Buffer::of_u32(&counts.iter().map(|&n| n as u32).collect::<Vec<_>>());
                 let sizes = [heads, kv_heads, d, splits];
                 let mut args = vec![partial.arg(), staged.arg(), weights.arg(), counts.arg()];
-                args.extend([heads, kv_heads, d, splits, row_stride, weight_stride].map(crate::host::Arg::from));
+                args.extend(
+                    [heads, kv_heads, d, splits, row_stride, weight_stride].map(crate::host::Arg::from),
+                );
                 let grid = [most.div_ceil(SPLIT), kv_heads * group.div_ceil(8), 1];
                 kernels.run(&format!("weighted_{}_d{size}", cell.name()), grid, 128, &args, schedule);
                 let mut args = vec![out.arg(), partial.arg(), counts.arg()];
@@ -58,7 +63,8 @@ fn staged_rows_are_summed() {
             for head in 0..heads {
                 let (h, count) = (head / group, counts[head / group]);
                 let term = |i: usize, c: usize| {
-                    f64::from(weights[head * weight_stride + i]) * f64::from(read[(h * row_stride + i) * d + c])
+                    f64::from(weights[head * weight_stride + i])
+                        * f64::from(read[(h * row_stride + i) * d + c])
                 };
                 let cases = (0..d).map(|c| {
                     let terms = (0..count).map(|i| term(i, c));
