@@ -254,9 +254,12 @@ pub(crate) enum FrameFormat {
 /// `kvista bench`.
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct BenchArgs {
-    /// Folder with config.json, model.safetensors and tokenizer.json. Default: the embedded demo model.
+    /// As --model of `kvista run`. Default: the embedded demo model.
     #[arg(value_name = "MODEL")]
     pub(crate) model: Option<String>,
+    /// Type of the weights, as `kvista run` takes it.
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) weights: Option<String>,
     /// Lengths of prompts, tokens. Default: 256,1024,4096, as far as the model's context goes.
     #[arg(long, value_name = "TOKENS,…", value_delimiter = ',')]
     pub(crate) context: Vec<NonZeroU32>,

@@ -56,7 +56,7 @@ impl ModelSource {
 }
 
 /// What `--weights` names.
-fn precision(text: &str) -> Result<Precision, Failure> {
+pub(super) fn precision(text: &str) -> Result<Precision, Failure> {
     text.parse().map_err(|reason| Failure::Input(format!("--weights {text}: {reason}")))
 }
 

@@ -22,6 +22,8 @@ use crate::model::{Model, Progress, Watch};
 use crate::policy::{parse_policy, parse_read};
 use crate::probe::Receiver;
 
+pub use talk::ANEW;
+
 /// Items between engine and UI.
 const RING: usize = 4_096;
 /// Waiting for a command, the engine still looks this often whether a lagging listener can catch up.
@@ -607,7 +609,7 @@ mod tests {
             record,
             free_bytes: || None,
         };
-        let (live, items) = spawn(|| Ok(demo::load()?), start).unwrap();
+        let (live, items) = spawn(|_| Ok(demo::load()?), start).unwrap();
         let ear = Ear { items, state: None, info: None, reference: None, statuses: Vec::new() };
         (live, ear, prompt, settings)
     }

@@ -90,7 +90,8 @@ fn int8_pages_say_what_exact_pages_say_in_the_demo() {
     // The size of a chunk changes nothing but last bits of the projections, a code here and there among them: what is
     // written is what is read.
     let other = run(&model, &text, &settings("int8", 7, 5));
-    let off = other.logits.iter().zip(&coded.logits).map(|(a, b)| largest_difference(a, b)).fold(0.0, f32::max);
+    let off =
+        other.logits.iter().zip(&coded.logits).map(|(a, b)| largest_difference(a, b)).fold(0.0, f32::max);
     assert!(off < 0.01, "{off}");
 }
 

@@ -45,7 +45,7 @@ pub fn load_as(precision: Option<Precision>) -> Result<Model> {
     let card = (NAME.into(), String::new());
     let mut decoder = Decoder::load(config, weights, card, |matrix| precision.apply(&matrix))?;
     decoder.note_weights(Some(precision));
-    Ok(Model { decoder, tokenizer: tokenizer() })
+    Ok(Model::new(decoder, tokenizer()))
 }
 
 /// Loads the embedded model.
