@@ -184,14 +184,14 @@ fn main() {
 
     let model = Arc::new(demo::load().expect("the embedded model loads"));
     let passkey = demo::passkey(0, demo::TOKENS, demo::DEPTH);
-    let prompt = Prompt { text: passkey.context, question: passkey.question, expected: None };
+    let prompt = Prompt { text: passkey.context, question: passkey.question, ..Prompt::default() };
     report("demo, 600 tokens", &pairs(&model, &settings(WARM_UP + count), &prompt, count));
 
     if let Some(longest) = contexts.iter().max() {
         let config = shape_110m(longest + WARM_UP + count + 2);
         let tokenizer = Tokenizer::bytes(&config).expect("257 ids and more");
         let decoder = Decoder::random(config, 1).expect("a shape that is supported");
-        let model = Arc::new(Model { decoder, tokenizer });
+        let model = Arc::new(Model::new(decoder, tokenizer));
         for &context in &contexts {
             // BOS and the leading space are tokens too.
             let text: String = (2..context).map(|i| char::from(b'a' + (i * 7 % 26) as u8)).collect();

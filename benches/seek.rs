@@ -39,7 +39,7 @@ fn model() -> Arc<Model> {
         eos: Vec::new(),
     };
     let tokenizer = Tokenizer::bytes(&config).expect("257 ids");
-    Arc::new(Model { decoder: Decoder::random(config, 1).expect("a shape that is supported"), tokenizer })
+    Arc::new(Model::new(Decoder::random(config, 1).expect("a shape that is supported"), tokenizer))
 }
 
 /// Runs and records.

@@ -15,6 +15,7 @@
 //! - `.` at the live edge of a paused run takes one engine step; anywhere else it walks the recorded steps.
 //! - `[` `]` go to the previous and next bookmark, or burst of evictions while there are no bookmarks.
 //! - `o` is the sort column in lists, and swaps the ends while a range is being selected.
+//! - `I` types the next turn: of the conversation with `--chat`, else text that the model goes on with.
 //! - `P` types a prompt, `T` switches between the pace and none (live) or recorded time (replay).
 
 pub mod command;
@@ -37,6 +38,7 @@ mod motion;
 mod story;
 mod transport;
 mod tuning;
+mod turns;
 
 #[cfg(test)]
 mod samples;
@@ -59,7 +61,7 @@ pub use update::{Effect, Msg};
 pub use victims::{VICTIM_COLUMNS, VictimList, VictimRow};
 
 use crate::engine::{Prompt, Reference, Status};
-use crate::event::{Head, Layer, Position, RunInfo, SeqId, Settings, StepId};
+use crate::event::{Head, Layer, Piece, Position, RunInfo, SeqId, Settings, StepId};
 use crate::state::{History, State};
 
 /// The nine views, in the order of their digits.
@@ -208,7 +210,7 @@ pub struct PastRun {
     /// Generated ids.
     pub ids: Vec<u32>,
     /// Generated pieces, index for index with `ids`; sanitise before drawing.
-    pub pieces: Vec<String>,
+    pub pieces: Vec<Piece>,
     /// Whether it ran to its end.
     pub finished: bool,
     /// Whether the answer was right, where it is known.

@@ -13,7 +13,7 @@
 //!
 //! Queries and outputs are `[token][head][head_dim]`. Query head `i` reads KV head `i / group`, with `group` query heads
 //! per KV head ([`Shape`]). A query at position `p` sees the live slots whose position is at most `p`; scores are scaled
-//! by `1 / sqrt(head_dim)`.
+//! by `1 / sqrt(head_dim)`. A lane may narrow what is seen to a window and cap the scores ([`Scoring`]).
 //!
 //! # Same bits
 //!
@@ -30,6 +30,7 @@ mod observe;
 mod pages;
 mod probabilities;
 mod rope;
+mod scoring;
 mod select;
 #[cfg(test)]
 mod tests;
@@ -43,7 +44,8 @@ pub use lane::{HOLE, HeadLane, Pages, Rotation, Rows, Shape, ShapeError};
 pub use observe::observe;
 pub use pages::{LanePages, PageSelection};
 pub use probabilities::Probabilities;
-pub use rope::Rope;
+pub use rope::{Rope, Ropes, Scaling};
+pub use scoring::Scoring;
 pub use select::{LaneSelection, Selection};
 pub use tile::RANGE_SLOTS;
 

@@ -17,6 +17,7 @@ mod player;
 mod screen;
 mod setup;
 mod sweep;
+mod talk;
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};

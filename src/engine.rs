@@ -6,6 +6,7 @@
 //!   falls behind loses steps, is told so, and goes on from a whole [`State`](crate::state::State).
 //! * [`Told`] is how a model took a text that it was made to say ([`Engine::teach`]).
 //! * [`Trunk`] is a prompt fed once, for runs that differ in what becomes of its cache.
+//! * A turn of a conversation goes on where an answer ended ([`Engine::say`]).
 //! * A full-cache twin may follow the run and tell what it costs (`--shadow`).
 //! * [`recorder`] is a listener that writes a file.
 
@@ -13,6 +14,8 @@ mod accumulate;
 mod core;
 mod decide;
 mod error;
+#[cfg(test)]
+mod families;
 mod fault;
 mod feed;
 mod forward;
@@ -37,6 +40,7 @@ mod setup;
 mod shadow;
 mod teacher;
 mod trunk;
+mod turns;
 #[cfg(test)]
 mod witness;
 
@@ -49,3 +53,4 @@ pub use recorder::{Recorded, Recorder};
 pub use setup::{check, pool_blocks};
 pub use teacher::Told;
 pub use trunk::Trunk;
+pub use turns::Said;

@@ -8,6 +8,7 @@
 //! line with the file, what is wrong in it, and what would be right.
 
 mod bytes;
+pub mod chat;
 pub mod config;
 pub mod decoder;
 pub mod demo;
@@ -21,6 +22,7 @@ mod matrix;
 mod precision;
 pub mod sampler;
 mod shards;
+mod tensors;
 pub mod tokenizer;
 mod watched;
 mod weights;
@@ -30,6 +32,7 @@ use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+pub use chat::{ChatTemplate, Message, Role};
 pub use config::Config;
 pub use decoder::{Decoder, Qkv};
 pub use error::Error;
@@ -40,6 +43,7 @@ pub use tokenizer::Tokenizer;
 use bytes::Bytes;
 pub use precision::Precision;
 use shards::Sharded;
+use tensors::Placed;
 use watched::Watched;
 use weights::{Safetensors, Source};
 
@@ -67,6 +71,19 @@ pub struct Model {
     pub decoder: Decoder,
     /// Text to ids and back.
     pub tokenizer: Tokenizer,
+    /// How a conversation is put to it, or why it cannot be.
+    pub chat: Result<ChatTemplate>,
+}
+
+impl Model {
+    /// A model that no conversation was shown how to be put to.
+    pub fn new(decoder: Decoder, tokenizer: Tokenizer) -> Self {
+        let chat = Err(Error::Chat(format!(
+            "model '{}' has no chat template: leave --chat out, and what is typed goes on with the text",
+            decoder.card().name
+        )));
+        Self { decoder, tokenizer, chat }
+    }
 }
 
 /// Largest `config.json` or `generation_config.json` read; real ones stay under 32 KiB.
@@ -135,13 +152,14 @@ fn load_folder(
         }
     };
 
+    let chat = |tokenizer: &Tokenizer| ChatTemplate::of_folder(folder, tokenizer);
     let file = folder.join("model.safetensors");
     let index = folder.join("model.safetensors.index.json");
     if !file.exists() && index.exists() {
-        assemble(config, Sharded::open(&index)?, (&index, card), tokenizer, weights, watch)
+        assemble(config, Sharded::open(&index)?, (&index, card), (tokenizer, chat), weights, watch)
     } else {
         let source = Safetensors::open(file.display().to_string(), map(&file)?)?;
-        assemble(config, source, (&file, card), tokenizer, weights, watch)
+        assemble(config, source, (&file, card), (tokenizer, chat), weights, watch)
     }
 }
 
@@ -157,9 +175,14 @@ fn load_gguf(
     let header = gguf::Header::parse(&shown, file.as_slice())?;
     let config = header.config(file.as_slice())?;
     let vocabulary = tokenizer::Vocabulary::read(&header, file.as_slice())?;
+    let template = header.text("tokenizer.chat_template")?.map(ToOwned::to_owned);
     let source = gguf::Gguf::new(header, bytes, &config)?;
     let tokenizer = |config: &Config| Tokenizer::from_gguf(&shown, &vocabulary, config);
-    assemble(config, source, (path, card), tokenizer, weights, watch)
+    let chat = |tokenizer: &Tokenizer| match &template {
+        Some(template) => ChatTemplate::of_metadata(&shown, template, tokenizer),
+        None => Err(Error::Chat(format!("{shown}: no chat template in its metadata: leave --chat out"))),
+    };
+    assemble(config, source, (path, card), (tokenizer, chat), weights, watch)
 }
 
 /// Tokenizer and decoder, once the weights' headers have vouched for the vocabulary's size.
@@ -167,15 +190,20 @@ fn assemble(
     config: Config,
     source: impl Source,
     (path, card): (&Path, (String, String)),
-    tokenizer: impl FnOnce(&Config) -> Result<Tokenizer>,
+    (tokenizer, chat): (
+        impl FnOnce(&Config) -> Result<Tokenizer>,
+        impl FnOnce(&Tokenizer) -> Result<ChatTemplate>,
+    ),
     weights: Option<Precision>,
     watch: &mut Watch<'_>,
 ) -> Result<Model> {
+    let source = Placed::new(source, &config);
     weights::check(&source, &config)?;
     if let Some(weights) = weights {
         weights.check(&path.display().to_string(), &config)?;
     }
     let tokenizer = tokenizer(&config)?;
+    let chat = chat(&tokenizer);
     let what = card.0.clone();
     let source = Watched::new(source, &what, weights, watch);
     let mut decoder = Decoder::load(config, source, card, |matrix| match weights {
@@ -183,7 +211,7 @@ fn assemble(
         None => Ok(matrix),
     })?;
     decoder.note_weights(weights);
-    Ok(Model { decoder, tokenizer })
+    Ok(Model { decoder, tokenizer, chat })
 }
 
 /// The configuration of a GGUF file, in the words of a `config.json`.

@@ -40,7 +40,7 @@ pub use keyframe::KeyframeError;
 pub use latency::{Latency, PhaseHistograms, Quote};
 pub use merging::{MergeLog, MergeSummary, MergedLayer, MergedPart, MergedVictim};
 pub use reads::Reads;
-pub use sequence::{Pending, SeqState, Token};
+pub use sequence::{Pending, SeqState, Token, Turn};
 pub use summary::{CodedPart, ShadowSummary, Summary};
 pub use traffic::Traffic;
 pub use twin::{LastDraw, SeqTwin, Tally, Twin};

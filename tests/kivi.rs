@@ -1,7 +1,7 @@
 //! KIVI's pages and the attention over them against `golden/kivi.py`, which shares no code with them.
 
 use kvista::attention::cpu::CpuAttention;
-use kvista::attention::{self, Attention, HeadLane, Queries, Rotation, Shape};
+use kvista::attention::{self, Attention, HeadLane, Queries, Rotation, Scoring, Shape};
 use kvista::cache::{Cache, CacheConfig, KvDtype, KvShape, Pages, RopeMode};
 use kvista::quant::CodedRows;
 use serde::Deserialize;
@@ -86,6 +86,7 @@ fn pages_and_attention_are_those_of_the_reference() {
             k: attention::Pages::Coded(&keys),
             v: attention::Pages::Coded(&values),
             rotation: Rotation::None,
+            scoring: Scoring::default(),
         }];
         let mut attention = CpuAttention::new(Shape::new(1, 1, HEAD_DIM).unwrap());
         attention.scores(Queries { rows: &golden.query, first: tokens as u32 - 1 }, &lanes);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kvista::attention::cpu::CpuAttention;
-use kvista::attention::{self, Attention, HeadLane, Queries, Rope, Rotation, Shape};
+use kvista::attention::{self, Attention, HeadLane, Queries, Rope, Rotation, Scoring, Shape};
 use kvista::cache::{Cache, CacheConfig, KvDtype, KvShape, Nuq, Pages, RopeMode};
 use kvista::quant::{CodedRows, OUTLIER_BYTES};
 use serde::Deserialize;
@@ -113,6 +113,7 @@ fn pages_and_attention_are_those_of_the_reference() {
                 k: attention::Pages::Coded(keys),
                 v: attention::Pages::Coded(values),
                 rotation: Rotation::ByPosition(&rope),
+                scoring: Scoring::default(),
             })
             .collect();
         let mut attention = CpuAttention::new(Shape::new(HEADS, HEADS, HEAD_DIM).unwrap());

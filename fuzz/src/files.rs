@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kvista::app::Config as AppConfig;
-use kvista::model::{self, Config, Tokenizer};
+use kvista::model::{self, Config, Footprint, Tokenizer};
 use kvista::ui::theme::{Depth, Symbols, Theme, ThemeFile};
 
 use super::{refused, seeds};
@@ -14,6 +14,12 @@ pub fn model_config(bytes: &[u8]) -> bool {
             config.parameters();
             config.qkv_width();
             config.card("name".into(), String::new(), "f32".into());
+            let ropes = config.ropes(config.context);
+            for layer in 0..config.layers {
+                config.scoring(layer);
+                ropes.of(layer).apply(&mut vec![1.0; config.head_dim], config.context - 1);
+            }
+            Footprint::parse("config.json", bytes).expect("what the decoder runs has a cache");
             if let Err(error) = config.add_generation("generation_config.json", bytes) {
                 refused(&error);
             }

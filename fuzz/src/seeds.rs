@@ -61,9 +61,10 @@ impl Sample {
             text: "The key is 7.\u{1b}".into(),
             question: question.into(),
             expected: Some("7".into()),
+            ..Prompt::default()
         };
         let settings = Settings { max_tokens: 20, ignore_eos: true, block_size: 4, chunk: 6, ..settings };
-        let mut engine = Engine::new(Arc::new(Model { decoder, tokenizer }), &settings, &prompt)
+        let mut engine = Engine::new(Arc::new(Model::new(decoder, tokenizer)), &settings, &prompt)
             .expect("settings that fit the prompt");
         let run = Arc::clone(engine.info());
         let mut state = State::new(Arc::clone(&run)).expect("a small model");
@@ -165,6 +166,22 @@ pub fn model_configs() -> Vec<Vec<u8>> {
         r#"{"model_type":"llama","hidden_size":64,"intermediate_size":172,"num_hidden_layers":5,
  "num_attention_heads":8,"vocab_size":512,"rope_parameters":{"rope_type":"default","rope_theta":5e5},
  "attention_bias":false,"eos_token_id":2}"#,
+        r#"{"model_type":"qwen2","hidden_size":16,"intermediate_size":24,"num_hidden_layers":4,"num_attention_heads":4,
+ "num_key_value_heads":2,"vocab_size":260,"use_sliding_window":true,"sliding_window":8,"max_window_layers":2,
+ "rope_scaling":{"type":"yarn","factor":4.0,"original_max_position_embeddings":64}}"#,
+        r#"{"model_type":"phi3","hidden_size":16,"intermediate_size":24,"num_hidden_layers":2,"num_attention_heads":2,
+ "vocab_size":260,"sliding_window":2047,"partial_rotary_factor":0.5,"original_max_position_embeddings":64,
+ "rope_scaling":{"type":"su","short_factor":[1.0,1.5],"long_factor":[2.0,4.0]}}"#,
+        r#"{"model_type":"llama","hidden_size":16,"intermediate_size":24,"num_hidden_layers":2,"num_attention_heads":2,
+ "vocab_size":260,"mlp_bias":true,"rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,
+ "high_freq_factor":4.0,"original_max_position_embeddings":64}}"#,
+        r#"{"model_type":"gemma2","hidden_size":16,"intermediate_size":24,"num_hidden_layers":4,
+ "num_attention_heads":2,"head_dim":8,"vocab_size":260,"query_pre_attn_scalar":16,"attn_logit_softcapping":50.0,
+ "layer_types":["sliding_attention","full_attention","full_attention","sliding_attention"],"sliding_window":4}"#,
+        r#"{"model_type":"gemma3","text_config":{"hidden_size":16,"intermediate_size":24,"num_hidden_layers":7,
+ "sliding_window":8,"rope_parameters":{"full_attention":{"rope_type":"linear","factor":8.0,"rope_theta":1e6},
+ "sliding_attention":{"rope_type":"default","rope_theta":1e4}}},"eos_token_id":[1,106]}"#,
+        r#"{"model_type":"mixtral","num_local_experts":8,"quantization_config":{"quant_method":"fp8"}}"#,
     ])
 }
 

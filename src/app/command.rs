@@ -191,6 +191,7 @@ registry! { |app|
     once Global "engine.redo" ["U"] "redo" "redo the change that was undone" => app.redo();
     once Global "engine.rerun" ["r"] "run again" "run the prompt from the start with the present parameters" => app.rerun();
     once Global "engine.prompt" ["P"] "prompt" "type a prompt and run it" => app.open_prompt();
+    once Global "engine.turn" ["I"] "say" "type what comes next: a turn of the conversation (--chat), or text to go on with" => app.open_turn();
     once Global "engine.record" ["R"] "record" "start or stop a recording" => app.toggle_recording();
     once Global "export.menu" ["x"] "export" "what can be made of this screen" => app.open_export();
     once Global "export.svg" ["X"] "picture" "this screen as SVG, at once" => app.export_svg();
@@ -277,6 +278,15 @@ pub(super) fn footer(app: &App) -> &'static [&'static str] {
             View::Policy => {
                 &["engine.params", "engine.rerun", "time.play", "time.step", "app.help", "app.close"]
             }
+            _ if app.chats() => &[
+                "engine.turn",
+                "time.play",
+                "time.step",
+                "engine.params",
+                "engine.rerun",
+                "app.help",
+                "app.close",
+            ],
             _ => &[
                 "time.play",
                 "time.step",

@@ -46,15 +46,19 @@ impl App {
 
 fn with_past(ids: &[u32], seq: &SeqState, past: &PastRun) -> Divergence {
     let at = first_difference(ids, seq.finish.is_some(), &past.ids, past.finished);
-    let theirs = at.map(|at| one_line(&past.pieces[at..].concat())).unwrap_or_default();
+    let theirs = at.map(|at| one_line(&text_of(&past.pieces[at..]))).unwrap_or_default();
     Divergence { with: "last run", at, compared: ids.len().min(past.ids.len()), theirs }
 }
 
 /// Text of the first `count` generated tokens.
 fn common_text(seq: &SeqState, count: usize) -> String {
     let fed = seq.tokens.iter().filter(|t| t.origin == Origin::Generated).map(|t| &t.piece);
-    let pieces = fed.chain(seq.pending.as_ref().map(|p| &p.piece)).take(count);
-    let bytes: Vec<u8> = pieces.flat_map(|Piece(bytes)| bytes.iter().copied()).collect();
+    text_of(fed.chain(seq.pending.as_ref().map(|p| &p.piece)).take(count))
+}
+
+/// The text of pieces, of which one alone may be part of a character.
+fn text_of<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> String {
+    let bytes: Vec<u8> = pieces.into_iter().flat_map(|Piece(bytes)| bytes.iter().copied()).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 

@@ -87,10 +87,14 @@ impl App {
         self.typed();
     }
 
-    /// Pasted text goes where typing goes; where nothing is typed, it becomes a prompt.
+    /// Pasted text goes where typing goes; where nothing is typed, it becomes a prompt, or a conversation's next turn.
     pub(super) fn paste(&mut self, text: &str) {
         if self.line().is_none() && self.overlays.is_empty() && !text.trim().is_empty() {
-            self.open_prompt();
+            if self.chats() && self.is_live() {
+                self.open_turn();
+            } else {
+                self.open_prompt();
+            }
         }
         self.type_text(text);
     }
@@ -103,6 +107,7 @@ impl App {
                 self.set_filter(&query);
             }
             Some(Overlay::Help { scroll, .. }) => *scroll = 0,
+            Some(Overlay::Turn { error, .. }) => *error = None,
             _ => {}
         }
     }
@@ -127,6 +132,7 @@ impl App {
                 let text = line.text().to_owned();
                 self.run_prompt(text);
             }
+            Some(Overlay::Turn { .. }) => self.send_turn(),
             _ => self.pop_overlay(),
         }
     }

@@ -61,8 +61,7 @@ impl App {
             return;
         }
         let fed = seq.tokens.iter().filter(|t| t.origin == Origin::Generated).map(|t| &t.piece);
-        let pieces =
-            fed.chain(seq.pending.as_ref().map(|p| &p.piece)).map(|p| p.lossy().into_owned()).collect();
+        let pieces = fed.chain(seq.pending.as_ref().map(|p| &p.piece)).cloned().collect();
         let right = run.expected.as_deref().and_then(|expected| seq.answer(expected));
         let past = PastRun {
             settings: run.settings.clone(),
@@ -132,6 +131,14 @@ impl App {
             Status::Failed(why) => {
                 self.say(why.clone());
                 self.status = Status::Failed(why);
+            }
+            Status::Said { text, line } => self.turn_is_said(text, line),
+            Status::Unsaid(why) => self.turn_is_refused(why),
+            Status::Listening => {
+                self.status = Status::Listening;
+                if self.overlays.is_empty() {
+                    self.open_turn();
+                }
             }
             Status::Gone => {
                 self.recording = None;

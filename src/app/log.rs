@@ -155,7 +155,11 @@ fn write_step(out: &mut Vec<LogLine>, s: &StepSummary, state: &State) {
     }
     let ms = s.wall_ns as f64 / 1e6;
     if s.stage == Stage::Prefill {
-        line(LogKind::Prefill, format!("{} prompt tokens fed in {ms:.1} ms", s.tokens));
+        let of = match turn_at(state, s.step) {
+            Some(turn) => format!("tokens of turn {turn}"),
+            None => "prompt tokens".to_owned(),
+        };
+        line(LogKind::Prefill, format!("{} {of} fed in {ms:.1} ms", s.tokens));
     } else {
         for seq in &state.seqs {
             if let Some(text) = generated_at(seq, s.step) {
@@ -174,6 +178,15 @@ fn write_step(out: &mut Vec<LogLine>, s: &StepSummary, state: &State) {
             line(LogKind::Finish, format!("sequence {} ended: {}", seq.seq, finish.words()));
         }
     }
+}
+
+/// The later turn that a step fed.
+fn turn_at(state: &State, step: StepId) -> Option<usize> {
+    let seq = state.seqs.first()?;
+    let at = seq.tokens.partition_point(|t| t.step <= step).checked_sub(1)?;
+    let token = seq.tokens.get(at).filter(|t| t.step == step && t.origin == Origin::Turn)?;
+    debug_assert_eq!(token.step, step);
+    Some(seq.turn_starts().partition_point(|&start| start <= at))
 }
 
 fn generated_at(seq: &SeqState, step: StepId) -> Option<String> {

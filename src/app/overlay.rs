@@ -27,6 +27,15 @@ pub enum Overlay {
         /// The prompt, possibly of several lines.
         line: LineEdit,
     },
+    /// A turn being typed; Enter says it.
+    Turn {
+        /// The turn, possibly of several lines.
+        line: LineEdit,
+        /// Why it was refused.
+        error: Option<String>,
+        /// The engine has it and has not answered yet.
+        sent: bool,
+    },
     /// Themes, the selected one in force as a preview.
     Themes {
         /// Index into [`super::App::themes`].
@@ -61,6 +70,7 @@ impl Overlay {
             Self::Params => "parameters",
             Self::Filter { .. } => "filter",
             Self::Prompt { .. } => "prompt",
+            Self::Turn { .. } => "turn",
             Self::Themes { .. } => "theme",
             Self::Export { .. } => "export",
             Self::Bookmarks { .. } => "bookmarks",
@@ -72,14 +82,20 @@ impl Overlay {
     /// The line being typed, where there is one.
     pub const fn line(&self) -> Option<&LineEdit> {
         match self {
-            Self::Help { query: line, .. } | Self::Filter { line, .. } | Self::Prompt { line } => Some(line),
+            Self::Help { query: line, .. }
+            | Self::Filter { line, .. }
+            | Self::Prompt { line }
+            | Self::Turn { line, .. } => Some(line),
             _ => None,
         }
     }
 
     pub(super) const fn line_mut(&mut self) -> Option<&mut LineEdit> {
         match self {
-            Self::Help { query: line, .. } | Self::Filter { line, .. } | Self::Prompt { line } => Some(line),
+            Self::Help { query: line, .. }
+            | Self::Filter { line, .. }
+            | Self::Prompt { line }
+            | Self::Turn { line, .. } => Some(line),
             _ => None,
         }
     }

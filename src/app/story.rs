@@ -75,6 +75,7 @@ impl App {
     fn busy(&self) -> Option<&'static str> {
         match self.status {
             Status::Loading { .. } => Some("the model is being read"),
+            Status::Listening => Some("I types the first turn of the conversation"),
             Status::Reference => Some("computing the full-cache answer, to compare with"),
             Status::Running if self.newest().is_none_or(|s| s.seqs.iter().all(|q| q.sampled_count == 0)) => {
                 Some("the prompt is being fed, chunk by chunk; Space pauses")
@@ -125,6 +126,9 @@ impl App {
         }
         if !s.played {
             return Some("Space runs the model, . takes one step");
+        }
+        if self.chats() && self.prompt.turns.is_empty() && matches!(self.status, Status::Finished(_)) {
+            return Some("I types the next turn: it goes on with the same cache");
         }
         if !s.looked {
             return Some("h and l select a token: every pane shows what became of it");

@@ -270,6 +270,76 @@ fn a_refused_value_is_taken_back() {
 }
 
 #[test]
+fn a_turn_is_typed_said_and_said_again() {
+    let (mut app, steps) = live(20, 20);
+    hear(&mut app, Item::Status(Status::Finished(Finish::MaxTokens)));
+    app.prompt.text = "Once".into();
+    assert!(engine(press(&mut app, "I")).is_empty());
+    press(&mut app, "<Enter>");
+    assert!(matches!(app.overlay(), Some(Overlay::Turn { error: Some(why), .. }) if why.contains("empty")));
+    type_in(&mut app, "go on");
+    assert!(matches!(app.overlay(), Some(Overlay::Turn { error: None, sent: false, .. })));
+    assert_eq!(engine(press(&mut app, "<Enter>")), [Ask::Say("go on".into())]);
+    // Once is enough; the line stays until the engine has taken it.
+    assert!(engine(press(&mut app, "<Enter>")).is_empty());
+    hear(&mut app, Item::Status(Status::Unsaid("no such word".into())));
+    assert!(
+        matches!(app.overlay(), Some(Overlay::Turn { error: Some(why), sent: false, .. }) if why == "no such word")
+    );
+    assert!(matches!(app.status, Status::Finished(_)), "the run is as it was");
+    type_in(&mut app, "!");
+    assert_eq!(engine(press(&mut app, "<Enter>")), [Ask::Say("go on!".into())]);
+    hear(&mut app, Item::Reference(Reference { ids: vec![1], text: "x".into() }));
+    hear(&mut app, Item::Status(Status::Said { text: "go on!".into(), line: "turn 2: 3 tokens".into() }));
+    assert!(app.overlay().is_none() && app.reference.is_none());
+    assert_eq!(app.notice.as_deref(), Some("turn 2: 3 tokens"));
+    // A run again says all of it, another prompt none.
+    let said = |asked: Vec<Ask>| match &asked[..] {
+        [Ask::Rerun(_, prompt)] => prompt.turns.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(said(engine(press(&mut app, "r"))), ["go on!"]);
+    press(&mut app, "P");
+    type_in(&mut app, "anew");
+    assert!(said(engine(press(&mut app, "<Enter>"))).is_empty());
+    drop(steps);
+
+    // What is refused later, when nobody types any more, is told on the line for that.
+    hear(&mut app, Item::Status(Status::Unsaid("too long".into())));
+    assert_eq!(app.notice.as_deref(), Some("too long"));
+    let mut app = replay(4);
+    press(&mut app, "I");
+    assert!(app.overlay().is_none() && app.notice.as_deref().is_some_and(|n| n.contains("recording")));
+}
+
+#[test]
+fn a_conversation_without_a_first_turn_asks_for_it() {
+    let settings = Settings { chat: true, ..Settings::default() };
+    let mut app = App::live(Launch { settings, ..Launch::default() });
+    hear(&mut app, Item::Status(Status::Listening));
+    assert!(matches!(app.overlay(), Some(Overlay::Turn { .. })));
+    app.update(Msg::Paste("Hi\nthere".into()));
+    assert_eq!(engine(press(&mut app, "<Enter>")), [Ask::Say("Hi\nthere".into())]);
+    hear(&mut app, Item::Status(Status::Said { text: "Hi\nthere".into(), line: "turn 1".into() }));
+    assert_eq!((app.prompt.text.as_str(), app.prompt.turns.len()), ("Hi\nthere", 0));
+    // What is pasted over a view is the next turn.
+    app.update(Msg::Paste("More".into()));
+    assert!(matches!(app.overlay(), Some(Overlay::Turn { line, .. }) if line.text() == "More"));
+}
+
+/// A parameter turned after the end is in force for the turn.
+#[test]
+fn what_was_tuned_in_silence_is_in_force_for_the_turn() {
+    let (mut app, _) = live(20, 20);
+    hear(&mut app, Item::Status(Status::Finished(Finish::MaxTokens)));
+    assert!(engine(press(&mut app, "p j <Left> <Esc>")).is_empty());
+    press(&mut app, "I");
+    type_in(&mut app, "on");
+    let asked = engine(press(&mut app, "<Enter>"));
+    assert!(matches!(&asked[..], [Ask::Tune(name, _), Ask::Say(_)] if name == "budget"), "{asked:?}");
+}
+
+#[test]
 fn runs_are_compared_token_by_token() {
     let (mut app, steps) = live(20, 20);
     assert_eq!(app.right, Some(true));

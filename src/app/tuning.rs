@@ -125,6 +125,16 @@ impl App {
         if matches!(self.status, Status::Finished(_) | Status::Failed(_) | Status::Gone) {
             return false;
         }
+        self.tune_to(now)
+    }
+
+    /// Puts every live value that is not in force yet into force, for a run that goes on after its end.
+    pub(super) fn tune_engine(&mut self) {
+        let now = self.tunable();
+        self.tune_to(&now);
+    }
+
+    fn tune_to(&mut self, now: &Tunable) -> bool {
         let Some(mut in_force) = self.in_force.take() else { return false };
         let mut sent = false;
         for knob in Knob::all(&now.settings).into_iter().filter(|k| k.live() && !k.is_pace()) {
@@ -180,7 +190,7 @@ impl App {
             return self.say("the model is not ready: Esc gives the prompt up".to_owned());
         }
         self.overlays.retain(|o| !matches!(o, Overlay::Prompt { .. }));
-        self.prompt = Prompt { text, question: String::new(), expected: None };
+        self.prompt = Prompt { text, ..Prompt::default() };
         self.is_prompt_typed = true;
         self.ask(Command::Rerun(Box::new(self.pending.clone()), self.prompt.clone()));
     }

@@ -3,10 +3,10 @@
 //! Quest, arXiv 2406.10774, section 3.2: with `m` and `M` the smallest and largest value of each channel over a page,
 //! `u = sum_c max(q_c * m_c, q_c * M_c)` is at least `q . k` for every key `k` of the page.
 
+use crate::device::Isa;
 use crate::event::Position;
 use crate::quant::CodedRows;
 
-use super::kernel::upper_bound;
 use super::lane::{HOLE, HeadLane, Pages};
 
 /// Channel-wise minimum and maximum of the keys of each page of one lane, a page being some consecutive slots of the
@@ -92,7 +92,7 @@ impl PageBounds {
     /// live slot, nothing that means anything.
     pub fn upper(&self, page: usize, query: &[f32]) -> f32 {
         let (low, high) = self.rows[page * 2 * self.head_dim..][..2 * self.head_dim].split_at(self.head_dim);
-        upper_bound(query, low, high)
+        Isa::best().upper_bound(query, low, high)
     }
 
     /// Bytes of the bounds: two rows of f32 per page.
@@ -122,8 +122,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::attention::Rotation;
-    use crate::attention::kernel::dot;
+    use crate::attention::{Rotation, Scoring};
 
     /// Slots with their keys, cut into blocks.
     fn follow(
@@ -136,7 +135,8 @@ mod tests {
     ) {
         let pages: Vec<&[f32]> = keys.chunks(block * d).collect();
         let k = Pages::F32(&pages);
-        let lane = HeadLane { slots, block_size: block, k, v: Pages::F32(&[]), rotation: Rotation::None };
+        let (v, rotation, scoring) = (Pages::F32(&[]), Rotation::None, Scoring::default());
+        let lane = HeadLane { slots, block_size: block, k, v, rotation, scoring };
         bounds.follow(&lane, page, d);
     }
 
@@ -145,7 +145,7 @@ mod tests {
         for (slot, key) in keys.chunks_exact(d).enumerate().filter(|&(slot, _)| slots[slot] != HOLE) {
             let page = slot / bounds.page_slots();
             assert!(bounds.is_live(page));
-            let (upper, score) = (bounds.upper(page, query), dot(query, key));
+            let (upper, score) = (bounds.upper(page, query), Isa::best().dot(query, key));
             assert!(upper >= score, "page {page}: {upper} is below {score}");
         }
     }

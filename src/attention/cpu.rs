@@ -1,20 +1,26 @@
-//! The CPU backend: plain slices, one task per KV head.
+//! The CPU backend: plain slices; one task per KV head, or one per KV head and range of slots where there are few heads
+//! and many slots.
 
 use std::time::Instant;
 
 use rayon::prelude::*;
 
 use super::bounds::PageBounds;
+use super::kernel::add;
 use super::lane::{HeadLane, Rows, Shape};
 use super::pages::{Everything, LanePages, PageSelection};
 use super::probabilities::{LaneRows, Probabilities, add_group_mean};
 use super::select::{LaneSelection, Selection};
-use super::tile::{RangeSum, Tile, tile_queries, weighted_sum_chosen};
+use super::tile::{RANGE_SLOTS, RangeSum, Tile, tile_queries, weighted_sum_chosen};
 use super::{Attention, PrefillTime, Queries, RowSink, Wants};
+use crate::device::Isa;
 
 /// Multiply-adds from which a stage is shared out over threads. Waking rayon's workers costs some ten microseconds;
 /// this much work takes one core about a hundred, so sharing it out never loses much and soon wins.
 const PARALLEL_WORK: usize = 1 << 19;
+
+/// Tasks per thread below which one per KV head would leave threads without work at the end.
+const TASKS_PER_THREAD: usize = 4;
 
 /// Floats of a cache line: rows of a tile start that much apart from a power of two, which would put them all into
 /// one set of the L1 cache.
@@ -62,7 +68,94 @@ impl CpuAttention {
     /// Whether `queries` against these lanes are work enough for several threads.
     fn in_parallel(&self, queries: usize, slots: usize) -> bool {
         let work = slots.saturating_mul(queries).saturating_mul(self.shape.group() * self.shape.head_dim());
-        self.shape.kv_heads() > 1 && work >= PARALLEL_WORK && rayon::current_num_threads() > 1
+        work >= PARALLEL_WORK && rayon::current_num_threads() > 1
+    }
+
+    /// Whether a decode stage over these lanes is shared out by ranges of slots.
+    fn in_ranges(&self, lanes: &[HeadLane<'_>]) -> bool {
+        self.shape.kv_heads() < TASKS_PER_THREAD * rayon::current_num_threads()
+            && lanes.iter().any(|lane| lane.slots.len() > RANGE_SLOTS)
+            && self.in_parallel(1, slots(lanes))
+    }
+
+    /// The probabilities of one query, range by range. Three rounds, since a row's largest score and its sum have to be
+    /// known before what follows.
+    fn scores_in_ranges(&mut self, query: Queries<'_>, lanes: &[HeadLane<'_>]) {
+        let (isa, shape, heads) = (Isa::best(), self.shape, &mut self.heads);
+        let mut ranges = Vec::new();
+        for ((h, lane), rows) in lanes.iter().enumerate().zip(self.probabilities.lanes_mut()) {
+            let tile = &mut heads[h].tile;
+            tile.load(shape, h, query.rows, query.first, lane);
+            rows.resize(lane.slots.len(), shape.group());
+            let mut rows: Vec<_> = rows
+                .rows
+                .chunks_mut(lane.slots.len().max(1))
+                .map(|row| {
+                    let (seen, rest) = row.split_at_mut(tile.reach());
+                    rest.fill(0.0);
+                    seen.chunks_mut(RANGE_SLOTS)
+                })
+                .collect();
+            for first in (0..tile.reach()).step_by(RANGE_SLOTS) {
+                let cells = rows.iter_mut().filter_map(Iterator::next).collect();
+                ranges.push(ScoreRange { head: h, first, cells, tops: Vec::new(), sums: Vec::new() });
+            }
+        }
+        ranges.par_iter_mut().for_each(|range| {
+            let tile = &heads[range.head].tile;
+            tile.products(&lanes[range.head], &Everything, range.first, &mut range.cells, &mut Vec::new());
+            range.tops.extend(range.cells.iter().map(|row| isa.max(row)));
+        });
+        share_out(&mut ranges, f32::NEG_INFINITY, |range| &mut range.tops, f32::max);
+        ranges.par_iter_mut().for_each(|range| {
+            for (row, &top) in range.cells.iter_mut().zip(&range.tops) {
+                range.sums.push(if top == f32::NEG_INFINITY { 0.0 } else { isa.exp_and_sum(row, top) });
+            }
+        });
+        share_out(&mut ranges, 0.0, |range| &mut range.sums, |sum, part| sum + part);
+        ranges.par_iter_mut().for_each(|range| {
+            for ((row, &sum), &top) in range.cells.iter_mut().zip(&range.sums).zip(&range.tops) {
+                if top == f32::NEG_INFINITY {
+                    row.fill(0.0);
+                } else {
+                    isa.scale(row, 1.0 / sum);
+                }
+            }
+        });
+    }
+
+    /// Probabilities times values, range by range.
+    fn weighted_sum_in_ranges(&mut self, lanes: &[HeadLane<'_>]) {
+        let (heads, probabilities) = (&self.heads, &self.probabilities);
+        let ranges: Vec<_> = (0..lanes.len())
+            .flat_map(|h| (0..heads[h].tile.reach()).step_by(RANGE_SLOTS).map(move |first| (h, first)))
+            .collect();
+        let parts: Vec<_> = ranges
+            .par_iter()
+            .map(|&(h, first)| {
+                let (tile, rows) = (&heads[h].tile, probabilities.lane(h));
+                let slots = first..tile.reach().min(first + RANGE_SLOTS);
+                let (mut sum, mut block) = (RangeSum::default(), Vec::new());
+                sum.start(tile.group, tile.head_dim);
+                tile.add_weighted(
+                    &lanes[h],
+                    &Everything,
+                    slots,
+                    &rows.rows,
+                    rows.slots,
+                    &mut sum,
+                    &mut block,
+                );
+                sum.finish();
+                sum
+            })
+            .collect();
+        for head in &mut self.heads {
+            head.sum.start(head.tile.group, head.tile.head_dim);
+        }
+        for ((h, _), part) in ranges.into_iter().zip(parts) {
+            add(self.heads[h].sum.total_mut(), part.total());
+        }
     }
 
     /// Runs one task per KV head, each with its own scratch and probability rows.
@@ -117,6 +210,9 @@ impl Attention for CpuAttention {
     fn scores(&mut self, query: Queries<'_>, lanes: &[HeadLane<'_>]) {
         self.check_lanes(lanes);
         assert_eq!(query.rows.len(), self.shape.width(), "one query is [head][head_dim]");
+        if self.in_ranges(lanes) {
+            return self.scores_in_ranges(query, lanes);
+        }
         let shape = self.shape;
         let parallel = self.in_parallel(1, slots(lanes));
         self.each_head(parallel, |h, scratch, rows| {
@@ -131,16 +227,22 @@ impl Attention for CpuAttention {
 
     fn select_top(&mut self, lanes: &[HeadLane<'_>], n: usize, include_self: bool) -> &Selection {
         self.check_scored(lanes);
-        let heads = self.selection.lanes.iter_mut().zip(&self.heads).enumerate();
-        for (h, (selection, scratch)) in heads {
+        let parallel = self.in_parallel(1, slots(lanes));
+        let mut selection = std::mem::take(&mut self.selection);
+        self.each_head_with(parallel, &mut selection.lanes, |h, scratch, rows, selection| {
             let own = scratch.tile.reach().checked_sub(1).filter(|_| include_self);
-            selection.choose(&self.probabilities.lane(h).rows, lanes[h].slots, n, own);
-        }
+            selection.choose(&rows.rows, lanes[h].slots, n, own);
+        });
+        self.selection = selection;
         &self.selection
     }
 
     fn weighted_sum(&mut self, lanes: &[HeadLane<'_>], out: &mut [f32]) {
         self.check_scored(lanes);
+        if self.in_ranges(lanes) {
+            self.weighted_sum_in_ranges(lanes);
+            return self.gather(out);
+        }
         let parallel = self.in_parallel(1, slots(lanes));
         self.each_head(parallel, |h, scratch, rows| {
             let HeadScratch { tile, block, sum, .. } = scratch;
@@ -272,6 +374,34 @@ impl Attention for CpuAttention {
 
     fn column_sums(&self, kv_head: usize) -> &[f32] {
         &self.heads[kv_head].column_sums
+    }
+}
+
+/// One range of slots of a KV head, on the way from products to probabilities.
+struct ScoreRange<'a> {
+    head: usize,
+    first: usize,
+    /// Cells of the range, one row per query head of the group.
+    cells: Vec<&'a mut [f32]>,
+    /// Largest score of each row, in the range and then in all of them.
+    tops: Vec<f32>,
+    /// The same of the sum of powers.
+    sums: Vec<f32>,
+}
+
+/// Brings the values that ranges have of each row together, in ascending order, and gives them to all ranges.
+fn share_out(
+    ranges: &mut [ScoreRange<'_>],
+    start: f32,
+    values: impl for<'r> Fn(&'r mut ScoreRange<'_>) -> &'r mut Vec<f32>,
+    join: impl Fn(f32, f32) -> f32,
+) {
+    for of_head in ranges.chunk_by_mut(|a, b| a.head == b.head) {
+        let mut joined = vec![start; of_head[0].cells.len()];
+        for range in &mut *of_head {
+            joined.iter_mut().zip(&*values(range)).for_each(|(all, part)| *all = join(*all, *part));
+        }
+        of_head.iter_mut().for_each(|range| values(range).clone_from(&joined));
     }
 }
 

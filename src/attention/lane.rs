@@ -1,13 +1,14 @@
 //! What attention reads: one lane of slots per KV head, its pages, and the shape they share.
 
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 use thiserror::Error;
 
+use crate::device::{Isa, Stored};
 use crate::event::Position;
 use crate::quant::CodedRows;
 
 use super::rope::Rope;
+use super::scoring::Scoring;
 
 /// Stands in [`HeadLane::slots`] for a slot whose token was evicted.
 pub const HOLE: Position = Position::MAX;
@@ -105,6 +106,8 @@ pub struct HeadLane<'a> {
     pub v: Pages<'a>,
     /// How keys and queries are rotated at read.
     pub rotation: Rotation<'a>,
+    /// What becomes of scores before the softmax.
+    pub scoring: Scoring,
 }
 
 /// By what keys that were stored *before* RoPE are rotated at read, and queries with them.
@@ -203,6 +206,16 @@ impl<'a> Pages<'a> {
             Self::Coded(pages) => Rows::Coded(pages[index].cut(0, len / pages[index].row())),
         }
     }
+
+    /// The first `len` elements of a page that may be read soon, if it is there and not in codes.
+    pub(super) fn ahead(&self, index: usize, len: usize) -> Stored<'a> {
+        match *self {
+            Self::F32(pages) => pages.get(index).and_then(|page| page.get(..len)).map(Stored::F32),
+            Self::F16(pages) => pages.get(index).and_then(|page| page.get(..len)).map(Stored::F16),
+            Self::Coded(_) => None,
+        }
+        .unwrap_or(Stored::NONE)
+    }
 }
 
 /// Rows in one piece, `[row][head_dim]`.
@@ -256,7 +269,7 @@ impl<'a> Rows<'a> {
         scratch.resize(self.len(), 0.0);
         match self {
             Self::F32(rows) => scratch.copy_from_slice(rows),
-            Self::F16(rows) => rows.convert_to_f32_slice(scratch),
+            Self::F16(rows) => Isa::best().widen(Stored::F16(rows), scratch),
             Self::Coded(rows) => rows.decode(scratch),
         }
         scratch
@@ -285,6 +298,7 @@ mod tests {
             k: Pages::F32(&[]),
             v: Pages::F32(&[]),
             rotation: Rotation::None,
+            scoring: Scoring::default(),
         };
         assert_eq!(lane.visible(4, (0, 0)), (3, 2));
         assert_eq!(lane.visible(8, (3, 2)), (4, 3));

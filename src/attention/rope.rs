@@ -1,6 +1,10 @@
-//! Rotary position embedding (RoFormer, arXiv 2104.09864), in the half-split pairing of the Llama family.
+//! Rotary position embedding (RoFormer, arXiv 2104.09864), in the half-split pairing of Hugging Face's models.
+
+mod scaling;
 
 use std::sync::OnceLock;
+
+pub use scaling::Scaling;
 
 /// Angle indices per lazily filled stretch of the table.
 const STRETCH: usize = 256;
@@ -14,6 +18,8 @@ const MAX_STRETCHES: usize = 1 << 14;
 #[derive(Clone, Debug)]
 pub struct Rope {
     frequencies: Vec<f64>,
+    /// Factor on cosines and sines.
+    amplitude: f64,
     stretches: Vec<OnceLock<Box<[f32]>>>,
 }
 
@@ -30,7 +36,14 @@ impl Rope {
     pub fn with_frequencies(frequencies: Vec<f64>, positions: usize) -> Self {
         let stretches = positions.div_ceil(STRETCH).min(MAX_STRETCHES);
         let stretches = (0..stretches).map(|_| OnceLock::new()).collect();
-        Self { frequencies, stretches }
+        Self { frequencies, amplitude: 1.0, stretches }
+    }
+
+    /// The same with cosines and sines times a factor: what turns gets longer by it, in queries and keys alike.
+    #[must_use]
+    pub fn amplified(self, amplitude: f64) -> Self {
+        let stretches = self.stretches.iter().map(|_| OnceLock::new()).collect();
+        Self { amplitude, stretches, ..self }
     }
 
     /// One frequency per pair of elements.
@@ -79,8 +92,32 @@ impl Rope {
         let (cos, sin) = turns.split_at_mut(self.frequencies.len());
         for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.frequencies) {
             let (s, c) = (index as f64 * frequency).sin_cos();
-            (*cos, *sin) = (c as f32, s as f32);
+            (*cos, *sin) = ((self.amplitude * c) as f32, (self.amplitude * s) as f32);
         }
+    }
+}
+
+/// The rotations of a model, layer by layer: layers that look at a window may have one of their own.
+#[derive(Clone, Debug)]
+pub struct Ropes {
+    kinds: Vec<Rope>,
+    /// Per layer, which of the kinds is its own.
+    layers: Vec<usize>,
+}
+
+impl Ropes {
+    /// Rotations, and for each layer the index of its own.
+    ///
+    /// # Panics
+    /// An index names none of them.
+    pub fn new(kinds: Vec<Rope>, layers: Vec<usize>) -> Self {
+        assert!(layers.iter().all(|&kind| kind < kinds.len()), "every layer has one of the rotations");
+        Self { kinds, layers }
+    }
+
+    /// A layer's rotation.
+    pub fn of(&self, layer: usize) -> &Rope {
+        &self.kinds[self.layers[layer]]
     }
 }
 
@@ -130,6 +167,17 @@ mod tests {
         table.apply(&mut a, 777);
         none.apply(&mut b, 777);
         assert_eq!(a, b);
+    }
+
+    #[test]
+    fn an_amplitude_lengthens_what_turns_and_nothing_else() {
+        let rope = Rope::with_frequencies(vec![1.0], 8).amplified(2.0);
+        let mut row = [3.0, 4.0, 5.0];
+        rope.apply(&mut row, 5);
+        assert!((row[0].hypot(row[1]) - 10.0).abs() < 1e-5, "{row:?}");
+        assert_eq!(row[2], 5.0);
+        let ropes = Ropes::new(vec![rope, Rope::new(2, 10.0, 8)], vec![1, 0]);
+        assert_eq!((ropes.of(0).amplitude, ropes.of(1).amplitude), (1.0, 2.0));
     }
 
     #[test]

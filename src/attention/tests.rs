@@ -110,6 +110,7 @@ impl Cache {
                         Some(rope) if self.by_position => Rotation::ByPosition(rope),
                         Some(rope) => Rotation::ByRank(rope),
                     },
+                    scoring: Scoring::default(),
                 }
             })
             .collect();

@@ -1,34 +1,37 @@
 //! Scores of lanes that are read near and far: within a window at their true distance, beyond it at the window's length
 //! (InfLLM, arXiv 2402.04617).
 
-use super::kernel::dot;
 use super::lane::{HOLE, HeadLane};
 use super::pages::Reads;
 use super::rope::Rope;
-use super::tile::{Tile, is_read};
+use super::tile::{Parts, Tile, is_read};
+use crate::device::Isa;
 use crate::event::Position;
 
 impl Tile {
     /// Products of every row with the keys it sees, which lie in the pages before RoPE. Each key is rotated once for all
-    /// the queries that are near.
+    /// the queries that are near. Slots and cells as in [`Tile::products`].
     pub(super) fn windowed_products(
         &self,
         lane: &HeadLane<'_>,
         (rope, window): (&Rope, Position),
         read: &impl Reads,
-        probs: &mut [f32],
-        stride: usize,
+        first: usize,
+        cells: &mut [&mut [f32]],
         scratch: &mut Vec<f32>,
     ) {
-        let (d, group) = (self.head_dim, self.group);
+        let (isa, d, group) = (Isa::best(), self.head_dim, self.group);
         let (mut query, mut turned) = (0, vec![0.0; d]);
-        for (block, slots) in lane.slots[..self.reach()].chunks(lane.block_size).enumerate() {
-            let start = block * lane.block_size;
-            if !is_read(read, start, slots) {
+        let slots = first..first + cells.first().map_or(0, |row| row.len());
+        cells.iter_mut().for_each(|row| row.fill(f32::NEG_INFINITY));
+        for part in Parts::of(slots, lane.block_size) {
+            let table = &lane.slots[part.slots.clone()];
+            if !is_read(read, part.slots.start, table) {
                 continue;
             }
-            let keys = lane.k.page(block, slots.len() * d).widen(scratch);
-            for ((key, &position), slot) in keys.chunks_exact(d).zip(slots).zip(start..) {
+            let page = lane.k.page(part.block, part.end_row() * d).cut(part.row * d, part.end_row() * d);
+            let keys = page.widen(scratch);
+            for ((key, &position), slot) in keys.chunks_exact(d).zip(table).zip(part.slots) {
                 if position == HOLE || !read.any(slot) {
                     continue;
                 }
@@ -42,10 +45,10 @@ impl Tile {
                 }
                 for r in query * group..self.len() * group {
                     if read.head(r % group, slot) {
-                        probs[r * stride + slot] = if r < far * group {
-                            dot(&self.rows[r * d..][..d], &turned)
+                        cells[r][slot - first] = if r < far * group {
+                            isa.dot(&self.rows[r * d..][..d], &turned)
                         } else {
-                            dot(&self.far_rows[r * d..][..d], key)
+                            isa.dot(&self.far_rows[r * d..][..d], key)
                         };
                     }
                 }
@@ -59,7 +62,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::cpu::CpuAttention;
-    use super::super::{Attention, Pages, Queries, Rotation, Shape, Wants};
+    use super::super::{Attention, Pages, Queries, Rotation, Scoring, Shape, Wants};
     use super::*;
 
     /// Turns a row as RoFormer has it, in f64.
@@ -96,6 +99,7 @@ mod tests {
                 k: Pages::F32(&pages),
                 v: Pages::F32(&pages),
                 rotation: Rotation::Windowed { rope: &rope, window },
+                scoring: Scoring::default(),
             };
             let rows = &queries[..fresh * 2 * d];
             let mut attention = CpuAttention::new(shape);

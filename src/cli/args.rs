@@ -94,6 +94,10 @@ pub(crate) struct RunArgs {
     /// Fed after the prompt, once the policy has compressed it (see --compress).
     #[arg(long, value_name = "TEXT")]
     pub(crate) question: Option<String>,
+    /// Hold a conversation in the model's own form, its chat template: the prompt is the first turn. In the UI every turn
+    /// is typed (I); headless each line of standard input is one, or --prompt the only one.
+    #[arg(long, conflicts_with = "question")]
+    pub(crate) chat: bool,
     /// Sequences run side by side on the same prompt, seeds counting up.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) batch: u32,

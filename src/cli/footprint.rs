@@ -107,8 +107,10 @@ fn lines(name: &str, f: &Footprint, contexts: &[u64], batch: u64) -> Vec<String>
     )];
     for g in f.groups.iter().filter(|g| f.groups.len() > 1 || g.window.is_some()) {
         let window = g.window.map(|w| format!(", the last {w} tokens only")).unwrap_or_default();
+        let which =
+            if f.windows.is_empty() { String::new() } else { format!(": {}", layers_of(f, g.window)) };
         lines.push(format!(
-            "  {} layers with {} KV heads of {} numbers{window}",
+            "  {} layers with {} KV heads of {} numbers{window}{which}",
             g.layers, g.kv_heads, g.key_size
         ));
     }
@@ -149,6 +151,18 @@ fn lines(name: &str, f: &Footprint, contexts: &[u64], batch: u64) -> Vec<String>
     }
     lines.extend(literature(f).map(str::to_owned));
     lines
+}
+
+/// The layers that look at so many tokens, in runs: `0-4, 6-10`.
+fn layers_of(f: &Footprint, window: Option<u64>) -> String {
+    let mine = |&w: &u32| Some(u64::from(w)).filter(|&w| w > 0) == window;
+    let mut first = 0;
+    let runs = f.windows.chunk_by(|a, b| mine(a) == mine(b)).filter_map(|run| {
+        let (from, to) = (first, first + run.len() - 1);
+        first = to + 1;
+        mine(&run[0]).then(|| if from == to { from.to_string() } else { format!("{from}-{to}") })
+    });
+    runs.collect::<Vec<_>>().join(", ")
 }
 
 /// What the bytes of a page type take for granted.

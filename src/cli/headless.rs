@@ -10,9 +10,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::args::RunArgs;
 use super::loading::Loading;
 use super::setup::{self, Setup};
+use super::talk::Lines;
 use super::{Failure, json, memory, output, remark};
-use crate::engine::{Engine, Feed, Recorded, Recorder};
-use crate::event::{Origin, SeqStep, Step};
+use crate::engine::{Engine, Feed, Recorded, Recorder, Said, live};
+use crate::event::{Origin, SeqStep, Stage, Step};
+use crate::model::tokenizer::TextStream;
 use crate::state::{CodedPart, MergedPart, ShadowSummary, State, Summary};
 use crate::ui::number;
 use crate::ui::text;
@@ -34,7 +36,7 @@ enum Output {
 
 /// Runs to the end, or to the first interrupt; then the recording is finished.
 pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
-    let Setup { model, weights, settings, prompt } = setup::setup(args)?;
+    let Setup { model, weights, settings, mut prompt } = setup::setup(args)?;
     let format = match (args.json, args.plain) {
         (true, _) => Output::Json,
         (_, true) => Output::Plain,
@@ -45,6 +47,18 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
     let model = model.load(weights, &mut |progress| loading.hear(progress));
     loading.end();
     let model = Arc::new(model.map_err(|e| setup::failure(&e))?);
+    let mut lines = None;
+    if args.chat && prompt.text.is_empty() {
+        // Nobody is asked for a turn that the model cannot be given.
+        model.chat.as_ref().map_err(Failure::input)?;
+        let lines = lines.insert(Lines::of_stdin()?);
+        let Some(first) = lines.next(&interrupted)? else {
+            return Err(Failure::Input(
+                "--chat: no turn: give --prompt TEXT, or lines on standard input".into(),
+            ));
+        };
+        prompt.text = first;
+    }
     let mut engine = Engine::new(model, &settings, &prompt).map_err(|e| setup::failure(&e))?;
     if let Some(free_bytes) = memory::free_bytes() {
         engine.check_memory(free_bytes).map_err(|e| setup::failure(&e))?;
@@ -58,9 +72,21 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
         None => None,
     };
     feed.begin(engine.info()).map_err(Failure::fault)?;
-    let mut printer = Printer { out: io::stdout().lock(), format, ids_seen: 0 };
+    let mut printer =
+        Printer { out: io::stdout().lock(), format, text: TextStream::default(), line_is_ended: false };
     printer.begin(&engine)?;
-    let run = drive(&mut engine, &mut feed, &mut printer, args.pace.filter(|pace| *pace > 0.0), &interrupted);
+    let pace = args.pace.filter(|pace| *pace > 0.0);
+    let run = loop {
+        match drive(&mut engine, &mut feed, &mut printer, pace, &interrupted) {
+            Ok(()) => {}
+            Err(why) => break Err(why),
+        }
+        match next_turn(&mut engine, &mut feed, &mut printer, lines.as_mut(), &interrupted) {
+            Ok(true) => {}
+            Ok(false) => break Ok(()),
+            Err(why) => break Err(why),
+        }
+    };
     // Whatever happened, what was recorded so far is finished first.
     let recorded = recorder.map(|(id, recorder)| {
         feed.dismiss(id);
@@ -96,6 +122,36 @@ pub(super) fn interrupt_flag() -> Result<Arc<AtomicBool>, Failure> {
     Ok(flag)
 }
 
+/// Goes on with the next line that the model can be given; false where there is none.
+fn next_turn(
+    engine: &mut Engine,
+    feed: &mut Feed,
+    printer: &mut Printer<'_>,
+    lines: Option<&mut Lines>,
+    interrupted: &AtomicBool,
+) -> Result<bool, Failure> {
+    let Some(lines) = lines else { return Ok(false) };
+    printer.end_answer()?;
+    while let Some(line) = lines.next(interrupted)? {
+        match engine.say(&line) {
+            Ok(Said::Here(_)) => return Ok(true),
+            Ok(Said::Anew(anew)) => {
+                remark(live::ANEW);
+                if let Some(state) = feed.state() {
+                    printer.end_run(state)?;
+                }
+                *engine = *anew;
+                feed.begin(engine.info()).map_err(Failure::fault)?;
+                return Ok(true);
+            }
+            // Whoever types can say it otherwise; a script is not to go on as if it had been said.
+            Err(why) if lines.is_asked() && why.is_input() => remark(&why.to_string()),
+            Err(why) => return Err(setup::failure(&why)),
+        }
+    }
+    Ok(false)
+}
+
 fn drive(
     engine: &mut Engine,
     feed: &mut Feed,
@@ -109,7 +165,7 @@ fn drive(
         let step = if stopped { engine.stop() } else { engine.step() };
         let Some(step) = step.map_err(|e| setup::failure(&e))? else { return Ok(()) };
         let step = feed.step(step).map_err(Failure::fault)?;
-        printer.step(&step)?;
+        printer.step(&step, engine)?;
         if let Some(pace) = pace {
             due += Duration::from_secs_f64(1.0 / pace);
             while Instant::now() < due && !interrupted.load(Ordering::Relaxed) {
@@ -124,7 +180,10 @@ fn drive(
 struct Printer<'a> {
     out: io::StdoutLock<'a>,
     format: Output,
-    ids_seen: usize,
+    /// The text so far, up to its last whole character.
+    text: TextStream,
+    /// Nothing was written since an answer's end.
+    line_is_ended: bool,
 }
 
 impl Printer<'_> {
@@ -143,22 +202,51 @@ impl Printer<'_> {
         Ok(())
     }
 
-    fn step(&mut self, step: &Step) -> Result<(), Failure> {
+    fn step(&mut self, step: &Step, engine: &Engine) -> Result<(), Failure> {
         match self.format {
             Output::Json => json::print_step(&mut self.out, step),
             Output::Plain => self.line(&plain(step)),
             Output::Text => {
                 for drawn in step.seqs.iter().filter(|s| s.seq == 0).filter_map(|s| s.sampled.as_ref()) {
-                    self.ids_seen += 1;
-                    let written = if io::stdout().is_terminal() {
-                        write!(self.out, "{}", text::safe(&drawn.piece.0, Symbols::Block))
-                    } else {
-                        self.out.write_all(&drawn.piece.0)
-                    };
-                    written.and_then(|()| self.out.flush()).map_err(|e| output(&e))?;
+                    // What ends an answer is no part of it.
+                    if !engine.ends(drawn.id) {
+                        let whole = self.text.push(&drawn.piece.0);
+                        self.show(&whole)?;
+                    }
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Writes text that holds no part of a character.
+    fn show(&mut self, text: &[u8]) -> Result<(), Failure> {
+        self.line_is_ended &= text.is_empty();
+        let written = if io::stdout().is_terminal() {
+            write!(self.out, "{}", text::safe(text, Symbols::Block))
+        } else {
+            self.out.write_all(text)
+        };
+        written.and_then(|()| self.out.flush()).map_err(|e| output(&e))
+    }
+
+    /// An answer is over, the conversation is not.
+    fn end_answer(&mut self) -> Result<(), Failure> {
+        let rest = self.text.finish();
+        if self.format == Output::Text {
+            self.show(&rest)?;
+            writeln!(self.out).and_then(|()| self.out.flush()).map_err(|e| output(&e))?;
+            self.line_is_ended = true;
+        }
+        Ok(())
+    }
+
+    /// A run is over, and another goes on with the conversation.
+    fn end_run(&mut self, state: &State) -> Result<(), Failure> {
+        if self.format == Output::Json {
+            json::print_summary(&mut self.out, &state.summary())
+        } else {
+            Ok(())
         }
     }
 
@@ -168,7 +256,11 @@ impl Printer<'_> {
             Output::Json => json::print_summary(&mut self.out, &summary),
             Output::Plain => facts(&summary).iter().try_for_each(|line| self.line(line)),
             Output::Text => {
-                writeln!(self.out).map_err(|e| output(&e))?;
+                let rest = self.text.finish();
+                self.show(&rest)?;
+                if !self.line_is_ended {
+                    writeln!(self.out).map_err(|e| output(&e))?;
+                }
                 for line in facts(&summary) {
                     remark(&line);
                 }
@@ -197,7 +289,8 @@ fn plain_part(part: &SeqStep) -> String {
     let mut facts = vec![match part.fed.first().map(|f| f.origin) {
         Some(Origin::Prompt) => format!("prompt, {} tokens", part.fed.len()),
         Some(Origin::Question) => format!("question, {} tokens", part.fed.len()),
-        Some(Origin::Generated) => "token".into(),
+        Some(Origin::Generated) if part.stage == Stage::Decode => "token".into(),
+        Some(Origin::Turn | Origin::Generated) => format!("turn, {} tokens", part.fed.len()),
         None => "nothing fed".into(),
     }];
     let victims: usize = part.evictions.iter().map(|e| e.positions.len()).sum();
@@ -209,12 +302,20 @@ fn plain_part(part: &SeqStep) -> String {
         facts.push(format!("{merged} merged over the KV heads"));
     }
     if let Some(drawn) = &part.sampled {
-        facts.push(format!("drew {:?}", drawn.piece.lossy()));
+        facts.push(drawn_in_words(&drawn.piece.0));
     }
     if let Some(finish) = part.finish {
         facts.push(format!("ended: {}", finish.words()));
     }
     facts.join(", ")
+}
+
+/// A token as a line can say it: one that is not text by itself, as the bytes it is.
+fn drawn_in_words(piece: &[u8]) -> String {
+    match std::str::from_utf8(piece) {
+        Ok(text) => format!("drew {text:?}"),
+        Err(_) => format!("drew part of a character, bytes {piece:02x?}"),
+    }
 }
 
 /// What the twin said, and what it took.
@@ -249,6 +350,9 @@ fn facts(s: &Summary) -> Vec<String> {
         lines.push(format!("answer: {}", if right { "right" } else { "wrong" }));
     }
     let rate = s.tokens_per_s.map_or_else(|| "-".into(), |r| format!("{r:.1}"));
+    if s.turns.len() > 1 {
+        lines.push(format!("{} turns on the same cache", s.turns.len()));
+    }
     lines.push(format!(
         "{} tokens in {} steps, {rate} tokens/s (derived), {} victims (measured), policy {}{}",
         s.token_ids.len(),

@@ -116,6 +116,7 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
         threads,
         batch: args.batch,
         compact: args.compact,
+        chat: args.chat,
         shadow: args.shadow.unwrap_or(0),
     };
     let weights = args.weights.as_deref().map(precision).transpose()?;
@@ -152,10 +153,17 @@ fn prompt(args: &RunArgs, model: &ModelSource) -> Result<Prompt, Failure> {
     };
     let question = args.question.clone().unwrap_or_default();
     match (text, model) {
-        (Some(text), _) => Ok(Prompt { text, question: with_space(question), expected: None }),
+        (Some(text), _) => Ok(Prompt { text, question: with_space(question), ..Prompt::default() }),
+        // What is said first is typed.
+        (None, _) if args.chat => Ok(Prompt::default()),
         (None, ModelSource::Demo) if question.is_empty() => {
             let hidden = model::demo::passkey(args.seed, model::demo::TOKENS, model::demo::DEPTH);
-            Ok(Prompt { text: hidden.context, question: hidden.question, expected: Some(hidden.key) })
+            Ok(Prompt {
+                text: hidden.context,
+                question: hidden.question,
+                expected: Some(hidden.key),
+                turns: Vec::new(),
+            })
         }
         (None, _) => Err(Failure::Input("no prompt: give --prompt TEXT, --prompt-file FILE or -".into())),
     }

@@ -14,6 +14,11 @@
 //!
 //! A fused multiply-add rounds once, and rounding keeps order: that is what [`Isa::upper_bound`] rests on.
 
+#![expect(
+    unsafe_code,
+    reason = "registers are filled from memory, and kernels called for what detection found"
+)]
+
 #[macro_use]
 mod body;
 
@@ -72,6 +77,9 @@ pub enum Stored<'a> {
 }
 
 impl<'a> Stored<'a> {
+    /// No rows.
+    pub const NONE: Self = Self::F32(&[]);
+
     /// Number of elements.
     pub const fn len(self) -> usize {
         match self {
@@ -97,6 +105,16 @@ impl<'a> Stored<'a> {
             Self::F16(rows) => Self::F16(&rows[from..to]),
             Self::Bf16(rows) => Self::Bf16(&rows[from..to]),
         }
+    }
+
+    fn bytes(self) -> &'a [u8] {
+        let (start, len) = match self {
+            Self::F32(rows) => (rows.as_ptr().cast::<u8>(), size_of_val(rows)),
+            Self::F16(rows) => (rows.as_ptr().cast(), size_of_val(rows)),
+            Self::Bf16(rows) => (rows.as_ptr().cast(), size_of_val(rows)),
+        };
+        // SAFETY: these bytes are the rows, borrowed for as long; floats have no padding.
+        unsafe { std::slice::from_raw_parts(start, len) }
     }
 }
 
@@ -185,20 +203,18 @@ impl Isa {
     }
 
     /// The products of `x` with consecutive rows of its length, one each: `out[i] = x . rows[i]`, with the bits of
-    /// [`dot`](Self::dot). `ahead` is what will be read next, fetched meanwhile; it may be shorter or empty.
+    /// [`dot`](Self::dot). `ahead` is what will be read next, fetched meanwhile; it may be empty.
     #[inline]
     pub fn dot_rows(self, x: &[f32], rows: Stored<'_>, ahead: Stored<'_>, out: &mut [f32]) {
         assert_eq!(rows.len(), x.len() * out.len(), "one result per row");
         if x.is_empty() {
             return out.fill(0.0);
         }
-        match (rows, ahead) {
-            (Stored::F32(rows), Stored::F32(ahead)) => call!(self, dot_rows_f32(x, rows, ahead, out)),
-            (Stored::F32(rows), _) => call!(self, dot_rows_f32(x, rows, &[], out)),
-            (Stored::F16(rows), Stored::F16(ahead)) => call!(self, dot_rows_f16(x, rows, ahead, out)),
-            (Stored::F16(rows), _) => call!(self, dot_rows_f16(x, rows, &[], out)),
-            (Stored::Bf16(rows), Stored::Bf16(ahead)) => call!(self, dot_rows_bf16(x, rows, ahead, out)),
-            (Stored::Bf16(rows), _) => call!(self, dot_rows_bf16(x, rows, &[], out)),
+        let ahead = ahead.bytes();
+        match rows {
+            Stored::F32(rows) => call!(self, dot_rows_f32(x, rows, ahead, out)),
+            Stored::F16(rows) => call!(self, dot_rows_f16(x, rows, ahead, out)),
+            Stored::Bf16(rows) => call!(self, dot_rows_bf16(x, rows, ahead, out)),
         }
     }
 
@@ -209,15 +225,11 @@ impl Isa {
         if sum.is_empty() {
             return;
         }
-        match (rows, ahead) {
-            (Stored::F32(rows), Stored::F32(ahead)) => call!(self, add_rows_f32(sum, weights, rows, ahead)),
-            (Stored::F32(rows), _) => call!(self, add_rows_f32(sum, weights, rows, &[])),
-            (Stored::F16(rows), Stored::F16(ahead)) => call!(self, add_rows_f16(sum, weights, rows, ahead)),
-            (Stored::F16(rows), _) => call!(self, add_rows_f16(sum, weights, rows, &[])),
-            (Stored::Bf16(rows), Stored::Bf16(ahead)) => {
-                call!(self, add_rows_bf16(sum, weights, rows, ahead));
-            }
-            (Stored::Bf16(rows), _) => call!(self, add_rows_bf16(sum, weights, rows, &[])),
+        let ahead = ahead.bytes();
+        match rows {
+            Stored::F32(rows) => call!(self, add_rows_f32(sum, weights, rows, ahead)),
+            Stored::F16(rows) => call!(self, add_rows_f16(sum, weights, rows, ahead)),
+            Stored::Bf16(rows) => call!(self, add_rows_bf16(sum, weights, rows, ahead)),
         }
     }
 

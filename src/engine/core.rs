@@ -3,20 +3,21 @@
 use std::sync::Arc;
 
 use super::decide::Decided;
-use super::lanes::Staging;
+use super::lanes::{Reading, Staging};
 use super::memory::LayerMemory;
 use super::sequence::{Script, Sequence, Work};
 use super::setup::Plan;
 use super::shadow::Shadow;
 use super::teacher::Teacher;
+use super::turns::{Talk, TurnStart};
 use super::{EngineError, Prompt};
 use crate::attention::cpu::CpuAttention;
-use crate::attention::{Attention, PageBounds, Rope, Rotation, Shape};
+use crate::attention::{Attention, PageBounds, Rope, Ropes, Rotation, Shape};
 use crate::cache::{Cache, CacheConfig, CacheError, KvDtype, KvShape, RopeMode};
 use crate::event::{
     Finish, Head, Layer, LayerReads, LayerTraffic, Position, RunInfo, SeqId, Settings, Step, StepId, Tuning,
 };
-use crate::model::{Model, Sampler};
+use crate::model::{Config, Model, Sampler};
 use crate::policy::{self, Accumulators, Memory, Merging, Needs, Policy, QueryMoments, ReadSet, Site};
 use crate::probe::{Clock, PhaseTimer};
 
@@ -42,9 +43,14 @@ pub struct Engine {
     pub(super) merge: Option<Merging>,
     pub(super) cache: Cache,
     pub(super) attention: Box<dyn Attention>,
-    pub(super) rope: Rope,
+    pub(super) ropes: Ropes,
+    /// Everything up to where the newest answer begins.
     pub(super) prompt: Vec<u32>,
     pub(super) context_len: usize,
+    /// The conversation, with `--chat`.
+    pub(super) talk: Option<Talk>,
+    /// The newest turn; `None` before the second.
+    pub(super) turn: Option<TurnStart>,
     pub(super) sequences: Vec<Sequence>,
     pub(super) timer: PhaseTimer,
     pub(super) observe: Observe,
@@ -129,12 +135,13 @@ impl Engine {
                     shares: Vec::new(),
                     memory: vec![Memory::default(); layers],
                     far: vec![LayerMemory::default(); layers],
+                    merged: 0,
                 }
             })
             .collect();
         Ok(Self {
             attention: Box::new(CpuAttention::new(shape)),
-            rope: Rope::new(config.head_dim, config.rope_theta, config.context),
+            ropes: config.ropes(plan.info.reach() as usize),
             timer: PhaseTimer::new(Clock::new(), layers),
             shadow: Shadow::new(&model, &plan.info)?,
             staging: (0..kv_heads).map(|_| Staging::default()).collect(),
@@ -146,6 +153,8 @@ impl Engine {
             cache,
             prompt: plan.prompt_ids,
             context_len: plan.context_len,
+            talk: plan.talk,
+            turn: None,
             sequences,
             observe: Observe::Rows,
             step: 0,
@@ -279,6 +288,7 @@ impl Engine {
             context_len: self.context_len,
             chunk: self.info.settings.chunk as usize,
             has_question: !self.info.question.is_empty(),
+            turn: self.turn,
         };
         let Some(work) = self.sequences[index].next(index, &script, adopted) else { return Ok(Next::Wait) };
         match self.cache.reserve(seq, work.first_computed(), work.computed().len()) {
@@ -295,11 +305,13 @@ impl Engine {
 
     /// Prefixes are shared where nothing of a page depends on more than its tokens, no policy needs the attention that
     /// the skipped queries would have paid or the queries themselves, no page goes into codes or leaves the device as a
-    /// whole, and no row is altered.
+    /// whole, no row is altered, and no layer drops what has left its window.
     fn shares_prefixes(&self) -> bool {
         let observes = self.needs.attention() || self.needs.queries.is_some();
         let config = self.cache.config();
-        let alters = self.merge.is_some() || config.dtype.is_coded() || config.far_blocks;
+        let windows = &self.model.decoder.config().arch.windows;
+        let alters =
+            self.merge.is_some() || config.dtype.is_coded() || config.far_blocks || !windows.is_empty();
         self.sequences.len() > 1 && !observes && !alters
     }
 
@@ -311,6 +323,11 @@ impl Engine {
             && self.sequences[index].fed.is_empty()
             && first.fed.len() < self.context_len
             && first.finish.is_none()
+    }
+
+    /// Positions that a query of a layer sees, its own included, where it does not see all.
+    pub(super) fn window(&self, layer: usize) -> Option<Position> {
+        self.model.decoder.config().window(layer)
     }
 
     /// The changes to stamp on the step being made.
@@ -342,6 +359,16 @@ pub(super) fn rope_mode(policy: &Policy, read: Option<&ReadSet>, dtype: KvDtype)
 /// From which layer on V lives on the host under a read set.
 pub(super) fn host_v_from_layer(read: Option<&ReadSet>, layers: usize) -> Option<Layer> {
     Some(read?.rule().host_v_from_layer()?.min(layers as u32) as Layer)
+}
+
+/// How attention reads a layer.
+pub(super) fn reading<'a>(
+    (ropes, config): (&'a Ropes, &Config),
+    cache: &Cache,
+    policy: &Policy,
+    layer: usize,
+) -> Reading<'a> {
+    Reading { rotation: rotation(ropes.of(layer), cache, policy), scoring: config.scoring(layer) }
 }
 
 /// How keys are rotated at read: those that only the page type keeps before RoPE as they would have been at write.

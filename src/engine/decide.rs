@@ -6,7 +6,7 @@ use super::lanes::full_precision;
 use super::merging::bound_arcs;
 use crate::cache::{HOLE, Victims};
 use crate::event::evict::MAX_SCORED_VICTIMS;
-use crate::event::{Crush, Eviction, Finish, Head, Layer, Merge, Position, SeqStep, Stage};
+use crate::event::{Crush, Eviction, Finish, Head, Layer, Merge, Position, Reason, SeqStep, Stage};
 use crate::policy::{HeadInputs, Moment, Needs, Verdict, When};
 
 /// The decisions of one sequence in one step.
@@ -39,21 +39,24 @@ impl Residents {
 }
 
 impl Engine {
-    /// Lets the policy decide in every layer of one sequence, and evicts. Layers ascending, heads ascending.
+    /// Takes out what left the windows of a sequence's layers, lets the policy decide on what remains, and evicts both.
+    /// Layers ascending; within one its window first, then heads ascending.
     pub(super) fn decide(&mut self, index: usize, when: When) -> Result<Decided, EngineError> {
         let mut decided = Decided::default();
-        if !self.policy.acts(when) {
-            return Ok(decided);
+        let acts = self.policy.acts(when);
+        if acts {
+            self.share_budget(index);
         }
-        self.share_budget(index);
         for layer in 0..self.model.decoder.config().layers as Layer {
-            let mut verdicts = self.verdicts(index, layer, when);
-            if verdicts.is_empty() {
+            let passed = self.passed(index, layer);
+            let mut verdicts = if acts { self.verdicts(index, layer, when) } else { Vec::new() };
+            if passed.is_empty() && verdicts.is_empty() {
                 continue;
             }
             decided.merges.extend(self.merge_victims(index, layer, when, &verdicts)?);
-            self.carry_out(index, layer, &verdicts)?;
+            self.carry_out(index, layer, &passed, &verdicts)?;
             decided.crush.extend(verdicts.iter_mut().filter_map(|v| v.crush.take()).map(|crush| *crush));
+            decided.evictions.extend(passed);
             decided.evictions.extend(verdicts.into_iter().map(|v| v.recorded(layer)));
         }
         if decided.evictions.iter().map(|e| e.positions.len()).sum::<usize>() > MAX_SCORED_VICTIMS {
@@ -61,6 +64,45 @@ impl Engine {
         }
         bound_arcs(&mut decided.merges);
         Ok(decided)
+    }
+
+    /// First position that the next query of a layer sees: what lies before it has left the layer's window.
+    fn first_seen(&self, index: usize, layer: Layer) -> Position {
+        let next = self.sequences[index].fed.len() as Position;
+        self.window(usize::from(layer)).map_or(0, |window| (next + 1).saturating_sub(window))
+    }
+
+    /// What left the window of a layer, a decision per KV head, or one where all lose the same.
+    fn passed(&self, index: usize, layer: Layer) -> Vec<Eviction> {
+        let first = self.first_seen(index, layer);
+        if first == 0 {
+            return Vec::new();
+        }
+        let table = self.cache.table(self.sequences[index].id, layer);
+        let decision = |head: Head| {
+            let slots = table.lane(head).slots.iter().copied();
+            let positions: Vec<Position> =
+                slots.take_while(|&p| p == HOLE || p < first).filter(|&p| p != HOLE).collect();
+            Eviction {
+                layer,
+                head: Some(head),
+                reason: Reason::LayerWindow,
+                cutoff: None,
+                kept: (table.live(head) - positions.len()) as u32,
+                positions,
+                scores: Vec::new(),
+            }
+        };
+        let mut passed: Vec<Eviction> = (0..table.heads()).map(decision).collect();
+        let is_one = |a: &Eviction, b: &Eviction| a.positions == b.positions && a.kept == b.kept;
+        if passed.windows(2).all(|pair| is_one(&pair[0], &pair[1])) {
+            passed.truncate(1);
+            for decision in &mut passed {
+                decision.head = None;
+            }
+        }
+        passed.retain(|decision| !decision.positions.is_empty());
+        passed
     }
 
     /// Before a sequence's first decision a rule may look at all layers, to share its budget over them.
@@ -97,14 +139,16 @@ impl Engine {
     fn verdicts(&self, index: usize, layer: Layer, when: When) -> Vec<Verdict> {
         let moment = self.moment(index, layer, when);
         let table = self.cache.table(self.sequences[index].id, layer);
-        let most = (0..table.heads()).map(|h| table.live(h)).max().unwrap_or(0);
+        let first = self.first_seen(index, layer);
+        let passed = |h| table.lane(h).slots.iter().filter(|&&p| p < first).count();
+        let most = (0..table.heads()).map(|h| table.live(h) - passed(h)).max().unwrap_or(0);
         if self.policy.rests(&moment, most as u32) {
             return Vec::new();
         }
         let mut residents = self.residents(index, layer, self.policy.needs());
         // A policy is shown the keys as attention reads them; a merge rule, as they lie.
         let head_dim = self.cache.config().shape.head_dim;
-        let rotation = rotation(&self.rope, &self.cache, &self.policy);
+        let rotation = rotation(self.ropes.of(usize::from(layer)), &self.cache, &self.policy);
         for own in &mut residents {
             for (rank, (key, &position)) in
                 own.keys.chunks_exact_mut(head_dim).zip(&own.positions).enumerate()
@@ -138,7 +182,7 @@ impl Engine {
                     values: &own.values,
                     classes: &s.classes,
                     queries: s.queries.get(lane * group..(lane + 1) * group).unwrap_or_default(),
-                    frequencies: self.rope.frequencies(),
+                    frequencies: self.ropes.of(usize::from(layer)).frequencies(),
                     ..HeadInputs::new(&own.positions, &s.accumulators[lane])
                 }
             })
@@ -151,11 +195,12 @@ impl Engine {
         (0..heads).map(|head| self.lane_residents(index, layer, head, needs)).collect()
     }
 
-    /// Those of one KV head.
+    /// Those of one KV head. What has left the layer's window is not among them.
     pub(super) fn lane_residents(&self, index: usize, layer: Layer, head: Head, needs: Needs) -> Residents {
         let seq = self.sequences[index].id;
         let lane = self.cache.table(seq, layer).lane(head);
-        let live = || lane.slots.iter().enumerate().filter(|&(_, &p)| p != HOLE);
+        let first = self.first_seen(index, layer);
+        let live = || lane.slots.iter().enumerate().filter(|&(_, &p)| p != HOLE && p >= first);
         let slots: Vec<u32> = live().map(|(slot, _)| slot as u32).collect();
         let positions: Vec<Position> = live().map(|(_, &p)| p).collect();
         let (keys, values) = self.cache.pages(seq, layer, head);
@@ -167,15 +212,30 @@ impl Engine {
         }
     }
 
-    fn carry_out(&mut self, index: usize, layer: Layer, verdicts: &[Verdict]) -> Result<(), EngineError> {
+    /// Evicts what left a layer's window and what the policy takes, at once: a replay does so too, and what it frees must
+    /// be the same.
+    fn carry_out(
+        &mut self,
+        index: usize,
+        layer: Layer,
+        passed: &[Eviction],
+        verdicts: &[Verdict],
+    ) -> Result<(), EngineError> {
         let seq = self.sequences[index].id;
-        if let [Verdict { head: None, victims, .. }] = verdicts {
-            self.cache.evict(seq, layer, &Victims::All(victims))?;
+        let passed = passed.iter().map(|e| (e.head, &*e.positions));
+        let decisions: Vec<(Option<Head>, &[Position])> =
+            passed.chain(verdicts.iter().map(|v| (v.head, &*v.victims))).collect();
+        // What has left the window lies before everything the policy decides on, so joined lists ascend.
+        let of = |head: Head| -> Vec<Position> {
+            let mine = decisions.iter().filter(|(of, _)| of.is_none_or(|of| of == head));
+            mine.flat_map(|(_, positions)| positions.iter().copied()).collect()
+        };
+        if decisions.iter().all(|(head, _)| head.is_none()) {
+            self.cache.evict(seq, layer, &Victims::All(&of(0)))?;
         } else {
-            let mut per_head: Vec<&[Position]> = vec![&[]; self.model.decoder.config().kv_heads];
-            for v in verdicts {
-                per_head[usize::from(v.head.unwrap_or(0))] = &v.victims;
-            }
+            let per_head: Vec<Vec<Position>> =
+                (0..self.model.decoder.config().kv_heads as Head).map(of).collect();
+            let per_head: Vec<&[Position]> = per_head.iter().map(Vec::as_slice).collect();
             self.cache.evict(seq, layer, &Victims::PerHead(&per_head))?;
         }
         let table = self.cache.table(seq, layer);

@@ -2,14 +2,14 @@
 
 use super::EngineError;
 use super::accumulate::{RowsInto, class};
-use super::core::{Engine, Observe, rotation};
+use super::core::{Engine, Observe, reading};
 use super::lanes::{Lanes, StagedPages, Staging};
 use super::sequence::Work;
 use crate::attention::{HeadLane, PrefillTime, Queries, Rope, RowSink, Selection, Wants, observe};
 use crate::cache::{Cache, RopeMode};
 use crate::event::{
-    AttentionGroup, AttentionMap, Fed, Finish, Head, Layer, LayerTraffic, PHASES, Phase, Position, ProbeCost,
-    Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
+    AttentionGroup, AttentionMap, Fed, Finish, Head, Layer, LayerTraffic, Origin, PHASES, Phase, Position,
+    ProbeCost, Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
 };
 use crate::model::{Config, Qkv};
 use crate::policy::{Kcache, ReadRule, ReadSet, When};
@@ -96,7 +96,7 @@ impl Engine {
     ) -> Result<Vec<f32>, EngineError> {
         let mut qkv = self.model.decoder.qkv(layer, &x)?;
         self.observe_queries(layer, &qkv, work);
-        self.rotate(&mut qkv, work);
+        self.rotate(layer, &mut qkv, work);
         let at = Some(layer as Layer);
         self.timer.lap(at, Phase::Qkv);
         let config = self.model.decoder.config();
@@ -129,7 +129,7 @@ impl Engine {
     }
 
     /// Rotates queries and keys to their positions, unless keys are kept before RoPE: attention rotates both then.
-    fn rotate(&self, qkv: &mut Qkv, work: &[Work]) {
+    fn rotate(&self, layer: usize, qkv: &mut Qkv, work: &[Work]) {
         if self.cache.config().rope == RopeMode::Pre {
             return;
         }
@@ -137,7 +137,7 @@ impl Engine {
             let first = w.first_computed() as usize;
             first..first + w.computed().len()
         });
-        rotate(&self.rope, self.model.decoder.config(), qkv, positions);
+        rotate(self.ropes.of(layer), self.model.decoder.config(), qkv, positions);
     }
 
     /// Attention of one sequence in one layer: output, accumulators, the read set's traffic, the picture.
@@ -152,7 +152,8 @@ impl Engine {
             (Stage::Decode, Some(ReadRule::Quest(quest))) if !quest.is_dense(layer as Layer) => {
                 self.decode_by_pages(layer, w, quest, queries, out, gathered);
             }
-            (_, Some(ReadRule::Infllm(infllm))) => {
+            // A layer with a window of its own has nothing far away to remember.
+            (_, Some(ReadRule::Infllm(infllm))) if self.window(layer).is_none() => {
                 self.attend_with_memory(layer, w, infllm, queries, out, gathered);
             }
             (Stage::Decode, _) => self.decode(layer, w, kcache, queries, out, gathered),
@@ -176,7 +177,12 @@ impl Engine {
         let at = Some(layer as Layer);
         let seq = self.sequences[w.index].id;
         let pages = Lanes::of(&self.cache, seq, layer as Layer);
-        let lanes = pages.resident(rotation(&self.rope, &self.cache, &self.policy));
+        let lanes = pages.resident(reading(
+            (&self.ropes, self.model.decoder.config()),
+            &self.cache,
+            &self.policy,
+            layer,
+        ));
         self.attention.scores(queries, &lanes);
         self.timer.lap(at, Phase::Score);
         if let Some(kcache) = read {
@@ -243,10 +249,10 @@ impl Engine {
             self.timer.lap(at, Phase::VPull);
         }
         let config = self.cache.config();
-        let rotation = rotation(&self.rope, &self.cache, &self.policy);
+        let reading = reading((&self.ropes, self.model.decoder.config()), &self.cache, &self.policy, layer);
         let pages = Lanes::of(&self.cache, seq, layer as Layer);
         let staged = StagedPages::of(&self.staging, config.block_size as usize, config.shape.head_dim);
-        let lanes = if values_on_host { staged.lanes(&pages, rotation) } else { pages.resident(rotation) };
+        let lanes = if values_on_host { staged.lanes(&pages, reading) } else { pages.resident(reading) };
         let time = if needs.rows() {
             let accumulators =
                 &mut self.sequences[w.index].accumulators[layer * lanes.len()..][..lanes.len()];
@@ -376,7 +382,12 @@ impl Engine {
         let fed = w
             .ids
             .iter()
-            .map(|&id| Fed { id, piece: self.model.tokenizer.piece(id), origin: w.origin })
+            .enumerate()
+            .map(|(i, &id)| Fed {
+                id,
+                piece: self.model.tokenizer.piece(id),
+                origin: if i < w.drawn { Origin::Generated } else { w.origin },
+            })
             .collect();
         let attention = (!gathered.groups.is_empty()).then(|| AttentionMap {
             level: self.info.settings.scores,

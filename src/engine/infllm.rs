@@ -4,10 +4,10 @@
 
 use super::core::Engine;
 use super::forward::{Gathered, mean_dropped, share_out};
-use super::lanes::{Copied, Lanes, RecalledLanes, full_precision, rows_bytes};
+use super::lanes::{Copied, Lanes, Reading, RecalledLanes, full_precision, rows_bytes};
 use super::memory::BlockCopy;
 use super::sequence::Work;
-use crate::attention::{Queries, Rope, Rotation, Wants, observe};
+use crate::attention::{Queries, Rope, Rotation, Scoring, Wants, observe};
 use crate::cache::{Cache, HOLE};
 use crate::event::{Head, Layer, LayerReads, LayerTraffic, Phase, Position, ScoreLevel, SeqId, Stage};
 use crate::policy::Infllm;
@@ -40,7 +40,10 @@ impl Engine {
         let sequence = &self.sequences[w.index];
         let pages =
             RecalledLanes::of(&self.cache, (sequence.id, layer as Layer), infllm, &sequence.far[layer]);
-        let lanes = pages.lanes(&recall.slots, Rotation::Windowed { rope: &self.rope, window: infllm.local });
+        let lanes = pages.lanes(
+            &recall.slots,
+            far_reading(self.ropes.of(layer), self.model.decoder.config().scoring(layer), infllm),
+        );
         match w.stage {
             Stage::Decode => {
                 self.attention.scores(queries, &lanes);
@@ -79,7 +82,8 @@ impl Engine {
         let at = Some(layer as Layer);
         let config = self.model.decoder.config();
         let (d, kv_heads) = (config.head_dim, config.kv_heads);
-        let query = mean_query(queries.rows, config.heads * d, d, &self.rope, infllm.local as usize);
+        let query =
+            mean_query(queries.rows, config.heads * d, d, self.ropes.of(layer), infllm.local as usize);
         let sequence = &mut self.sequences[w.index];
         let (place, memory) = ((sequence.id, layer as Layer), &mut sequence.far[layer]);
         let retrieved = memory.choose(&query, d, config.heads / kv_heads, infllm.retrieved());
@@ -135,7 +139,11 @@ impl Engine {
             return;
         }
         let pages = Lanes::of(&self.cache, self.sequences[w.index].id, layer as Layer);
-        let lanes = pages.resident(Rotation::Windowed { rope: &self.rope, window: infllm.local });
+        let lanes = pages.resident(far_reading(
+            self.ropes.of(layer),
+            self.model.decoder.config().scoring(layer),
+            infllm,
+        ));
         self.attention.scores(queries, &lanes);
         let read: Vec<bool> = recall.slots.iter().map(|&p| p != HOLE).collect();
         self.attention.select_slots(&lanes, &read);
@@ -197,6 +205,11 @@ impl Engine {
     pub(super) fn copies_bytes(&self) -> u64 {
         self.sequences.iter().flat_map(|s| &s.far).map(super::memory::LayerMemory::copies_bytes).sum()
     }
+}
+
+/// What is within the window at its distance, what is beyond it at the window's length.
+const fn far_reading(rope: &Rope, scoring: Scoring, infllm: Infllm) -> Reading<'_> {
+    Reading { rotation: Rotation::Windowed { rope, window: infllm.local }, scoring }
 }
 
 /// Copies the rows of a block to the device.

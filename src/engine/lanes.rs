@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::memory::{BlockCopy, LayerMemory};
-use crate::attention::{self, HeadLane, Rotation, Rows};
+use crate::attention::{self, HeadLane, Rotation, Rows, Scoring};
 use crate::cache::{self, Cache, LaneView};
 use crate::event::{Head, Layer, Position, SeqId};
 use crate::policy::Infllm;
@@ -95,6 +95,19 @@ pub(super) fn rows_bytes(pages: &cache::Pages<'_>, slots: impl Iterator<Item = u
     bytes as u64
 }
 
+/// How attention reads the lanes of a layer.
+#[derive(Clone, Copy)]
+pub(super) struct Reading<'a> {
+    pub(super) rotation: Rotation<'a>,
+    pub(super) scoring: Scoring,
+}
+
+impl Reading<'_> {
+    /// Rows as they lie, scores as they come.
+    pub(super) const PLAIN: Self =
+        Self { rotation: Rotation::None, scoring: Scoring { window: None, softcap: None } };
+}
+
 /// All KV heads of one (sequence, layer).
 pub(super) struct Lanes<'a> {
     views: Vec<LaneView<'a>>,
@@ -117,13 +130,13 @@ impl<'a> Lanes<'a> {
     }
 
     /// The lanes with V where it lies.
-    pub(super) fn resident<'s>(&'s self, rotation: Rotation<'s>) -> Vec<HeadLane<'s>> {
-        self.with_values(rotation, |h| self.values[h].view())
+    pub(super) fn resident<'s>(&'s self, reading: Reading<'s>) -> Vec<HeadLane<'s>> {
+        self.with_values(reading, |h| self.values[h].view())
     }
 
     fn with_values<'s>(
         &'s self,
-        rotation: Rotation<'s>,
+        Reading { rotation, scoring }: Reading<'s>,
         values: impl Fn(usize) -> attention::Pages<'s>,
     ) -> Vec<HeadLane<'s>> {
         (0..self.views.len())
@@ -133,6 +146,7 @@ impl<'a> Lanes<'a> {
                 k: self.keys[h].view(),
                 v: values(h),
                 rotation,
+                scoring,
             })
             .collect()
     }
@@ -207,8 +221,8 @@ impl<'a> StagedPages<'a> {
     }
 
     /// The lanes with V as staged.
-    pub(super) fn lanes<'s>(&'s self, lanes: &'s Lanes<'_>, rotation: Rotation<'s>) -> Vec<HeadLane<'s>> {
-        lanes.with_values(rotation, |h| self.0[h].view())
+    pub(super) fn lanes<'s>(&'s self, lanes: &'s Lanes<'_>, reading: Reading<'s>) -> Vec<HeadLane<'s>> {
+        lanes.with_values(reading, |h| self.0[h].view())
     }
 }
 
@@ -280,7 +294,11 @@ impl<'a> RecalledLanes<'a> {
     }
 
     /// The lanes with `slots`, all heads alike.
-    pub(super) fn lanes<'s>(&'s self, slots: &'s [Position], rotation: Rotation<'s>) -> Vec<HeadLane<'s>> {
+    pub(super) fn lanes<'s>(
+        &'s self,
+        slots: &'s [Position],
+        Reading { rotation, scoring }: Reading<'s>,
+    ) -> Vec<HeadLane<'s>> {
         let pages = self.keys.iter().zip(&self.values);
         let lane = |(k, v): (&'s PageSlices<'a>, &'s PageSlices<'a>)| HeadLane {
             slots,
@@ -288,6 +306,7 @@ impl<'a> RecalledLanes<'a> {
             k: k.view(),
             v: v.view(),
             rotation,
+            scoring,
         };
         pages.map(lane).collect()
     }

@@ -15,6 +15,8 @@ pub struct Prompt {
     pub question: String,
     /// The right answer, where it is known.
     pub expected: Option<String>,
+    /// What is said after each answer, as far as that is known before.
+    pub turns: Vec<String>,
 }
 
 /// What a listener may ask of the engine. Obeyed at step boundaries.
@@ -30,6 +32,9 @@ pub enum Command {
     Pace(Option<f64>),
     /// Change a live-tunable parameter of the policy or the read set: (name, value) as on the command line.
     Tune(String, String),
+    /// Go on with a turn: at once where the model waits or has ended, else after the present answer. [`Status::Said`] or
+    /// [`Status::Unsaid`] tells.
+    Say(String),
     /// Start again from the first token with these settings and this prompt; same model.
     Rerun(Box<Settings>, Prompt),
     /// Start recording into a file (from a keyframe if the run is under way), or stop.
@@ -52,6 +57,8 @@ pub enum Status {
     },
     /// Computing the full-cache answer that re-runs are compared with.
     Reference,
+    /// Waiting for a conversation's first turn.
+    Listening,
     /// Steps are being taken.
     Running,
     /// Waiting for [`Command::Play`] or [`Command::StepOnce`].
@@ -69,6 +76,15 @@ pub enum Status {
     },
     /// A parameter was refused; one clear line.
     Refused(String),
+    /// A turn was taken.
+    Said {
+        /// What was said.
+        text: String,
+        /// What becomes of it, in one line.
+        line: String,
+    },
+    /// A turn was refused; one clear line.
+    Unsaid(String),
     /// The engine's thread has ended.
     Gone,
 }

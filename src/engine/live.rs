@@ -1,5 +1,7 @@
 //! The engine on a thread of its own: commands, pace, re-runs, recording.
 
+mod talk;
+
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,6 +19,8 @@ use super::recorder::{self, Recorder};
 use super::{Engine, EngineError, Feed, Observe};
 use crate::event::{Finish, Settings};
 use crate::model::{Model, Progress, Watch};
+pub use talk::ANEW;
+
 use crate::policy::{parse_policy, parse_read};
 use crate::probe::Receiver;
 
@@ -102,6 +106,10 @@ pub fn spawn(
             pause_at_decode: start.pause_at_decode,
             recording: None,
             reference: None,
+            opening: None,
+            prompt: Prompt::default(),
+            turns: VecDeque::new(),
+            said: Vec::new(),
             free_bytes: start.free_bytes,
             loading: of_thread,
             told_loading: None,
@@ -152,6 +160,14 @@ struct Loop {
     recording: Option<(ListenerId, Recorder)>,
     /// The full-cache answer, and what it is the answer to.
     reference: Option<(Question, Reference)>,
+    /// Settings of a conversation that waits for its first turn.
+    opening: Option<Settings>,
+    /// What the present run began with.
+    prompt: Prompt,
+    /// Turns that wait for the end of an answer.
+    turns: VecDeque<String>,
+    /// Turns said since the prompt.
+    said: Vec<String>,
     free_bytes: fn() -> Option<u64>,
     loading: Arc<AtomicBool>,
     /// When it was last told how far the loading is.
@@ -284,6 +300,7 @@ impl Loop {
                     self.tell(Status::Refused(error.to_string()));
                 }
             }
+            Command::Say(text) => self.hear_turn(text, model),
             Command::Rerun(settings, prompt) => self.begin(model, &settings, &prompt, true),
             Command::Record(Some(path)) => self.start_recording(&path),
             Command::Record(None) => {
@@ -307,6 +324,12 @@ impl Loop {
     fn begin(&mut self, model: &Arc<Model>, settings: &Settings, prompt: &Prompt, rerun: bool) {
         self.wind_up();
         self.engine = None;
+        self.opening = None;
+        self.said.clear();
+        self.turns.clear();
+        if self.listens(model, settings, prompt) {
+            return;
+        }
         let question = Question::of(prompt, settings);
         if rerun && let Err(error) = self.find_reference(model, settings, &question) {
             return self.fail(&error);
@@ -315,20 +338,36 @@ impl Loop {
             Ok(engine) => engine,
             Err(error) => return self.fail(&error),
         };
-        if let Some(free_bytes) = (self.free_bytes)()
-            && let Err(error) = engine.check_memory(free_bytes)
-        {
-            return self.fail(&error);
-        }
-        if let Err(error) = self.feed.begin(engine.info()) {
-            return self.fail(&error.into());
+        if !self.start(model, engine) {
+            return;
         }
         if let Some((asked, reference)) = &self.reference
             && *asked == question
         {
             self.feed.tell(&Item::Reference(reference.clone()));
         }
+        self.prompt = prompt.clone();
+        self.turns.extend(prompt.turns.iter().cloned());
+        self.go_from_here();
+    }
+
+    /// Makes an engine the present one; false where it may not run.
+    fn start(&mut self, model: &Arc<Model>, engine: Engine) -> bool {
+        if let Some(free_bytes) = (self.free_bytes)()
+            && let Err(error) = engine.check_memory(free_bytes)
+        {
+            self.fail(&error);
+            return false;
+        }
+        if let Err(error) = self.feed.begin(engine.info()) {
+            self.fail(&error.into());
+            return false;
+        }
         self.engine = Some((Arc::clone(model), engine));
+        true
+    }
+
+    fn go_from_here(&mut self) {
         self.mode = Mode::Running;
         self.due = Instant::now();
         self.tell(Status::Running);
@@ -355,7 +394,14 @@ impl Loop {
         let mut engine = Engine::new(Arc::clone(model), &question.settings, &question.prompt)?;
         engine.set_observe(Observe::Off);
         let mut ids = Vec::new();
-        while let Some(step) = engine.step()? {
+        let mut turns = question.prompt.turns.iter();
+        loop {
+            let Some(step) = engine.step()? else {
+                if talk::say_to(&mut engine, &mut turns, &mut ids)? {
+                    continue;
+                }
+                break;
+            };
             ids.extend(
                 step.seqs.iter().filter(|s| s.seq == 0).filter_map(|s| s.sampled.as_ref()).map(|s| s.id),
             );
@@ -406,6 +452,9 @@ impl Loop {
     }
 
     fn end(&mut self) {
+        if self.say_next() {
+            return;
+        }
         self.mode = Mode::Ended;
         let Some(state) = self.feed.state() else { return };
         let finish = state.seqs.first().and_then(|s| s.finish).unwrap_or(Finish::Stopped);
@@ -414,12 +463,7 @@ impl Loop {
             && state.tuning.is_empty()
             && let Some(s) = state.seq(0)
         {
-            let run = &state.run;
-            let prompt = Prompt {
-                text: run.prompt.clone(),
-                question: run.question.clone(),
-                expected: run.expected.clone(),
-            };
+            let prompt = Prompt { turns: self.said.clone(), ..self.prompt.clone() };
             let reference = Reference { ids: s.generated_ids(), text: s.generated_text() };
             self.feed.tell(&Item::Reference(reference.clone()));
             if let Some(state) = self.feed.state() {
@@ -500,17 +544,17 @@ mod tests {
     use crate::trace::Recording;
 
     /// A listener that folds what it hears.
-    struct Ear {
+    pub(super) struct Ear {
         items: Receiver<Item>,
         state: Option<State>,
         info: Option<Arc<RunInfo>>,
-        reference: Option<Reference>,
+        pub(super) reference: Option<Reference>,
         statuses: Vec<Status>,
     }
 
     impl Ear {
         /// Listens until a status fulfils the condition.
-        fn until(&mut self, what: impl Fn(&Status) -> bool) -> &mut Self {
+        pub(super) fn until(&mut self, what: impl Fn(&Status) -> bool) -> &mut Self {
             let deadline = Instant::now() + Duration::from_secs(120);
             let heard = self.statuses.len();
             while !self.statuses[heard..].iter().any(&what) {
@@ -534,14 +578,23 @@ mod tests {
             self
         }
 
-        fn state(&self) -> &State {
+        pub(super) fn state(&self) -> &State {
             self.state.as_ref().unwrap()
         }
     }
 
-    fn start(policy: &str, pause_at_decode: bool, record: Option<PathBuf>) -> (Live, Ear, Prompt, Settings) {
+    pub(super) fn start(
+        policy: &str,
+        pause_at_decode: bool,
+        record: Option<PathBuf>,
+    ) -> (Live, Ear, Prompt, Settings) {
         let key = demo::passkey(1, 300, 0.3);
-        let prompt = Prompt { text: key.context, question: key.question, expected: Some(key.key) };
+        let prompt = Prompt {
+            text: key.context,
+            question: key.question,
+            expected: Some(key.key),
+            ..Prompt::default()
+        };
         let settings = Settings {
             policy: policy.into(),
             compress: "context".into(),
@@ -561,7 +614,7 @@ mod tests {
         (live, ear, prompt, settings)
     }
 
-    fn finished(status: &Status) -> bool {
+    pub(super) fn finished(status: &Status) -> bool {
         matches!(status, Status::Finished(_))
     }
 
@@ -651,7 +704,7 @@ mod tests {
     }
 
     /// The state at the end of a recording, which may begin in mid-run.
-    fn folded(path: &Path) -> State {
+    pub(super) fn folded(path: &Path) -> State {
         let recording = Recording::open(path).unwrap();
         assert!(recording.complete());
         let run = Arc::new(recording.run().clone());

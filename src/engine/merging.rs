@@ -9,7 +9,7 @@ use crate::attention::PageBounds;
 use crate::cache::NewRows;
 use crate::event::crush::BitRow;
 use crate::event::merge::MAX_STEP_ARCS;
-use crate::event::{Drift, Head, Layer, Merge};
+use crate::event::{Drift, Head, Layer, Merge, Position};
 use crate::policy::{
     HeadMerge, MergeRule, Merging, MiniCache, Needs, Parting, Verdict, VictimMerge, When, blend,
 };
@@ -109,28 +109,31 @@ impl Engine {
         let config = self.model.decoder.config();
         let (layers, kv_heads) = (config.layers as Layer, config.kv_heads as Head);
         let mut merges = Vec::new();
+        let first = self.sequences[index].merged;
         for pair in rule.pairs(layers) {
             for head in 0..kv_heads {
-                merges.extend(self.merge_pair(index, rule, pair, head)?);
+                merges.extend(self.merge_pair(index, rule, (pair, first), head)?);
             }
         }
         merges.sort_by_key(|merge| (merge.layer, merge.head));
+        let s = &mut self.sequences[index];
+        s.merged = s.fed.len() as Position;
         Ok(merges)
     }
 
-    /// One KV head of a pair of layers: what both hold and is like enough gets one direction.
+    /// One KV head of a pair of layers: what both hold from a position on and is like enough gets one direction.
     fn merge_pair(
         &mut self,
         index: usize,
         rule: MiniCache,
-        (lower, upper): (Layer, Layer),
+        ((lower, upper), first): ((Layer, Layer), Position),
         head: Head,
     ) -> Result<[Merge; 2], EngineError> {
         let seq = self.sequences[index].id;
         let d = self.model.decoder.config().head_dim;
         let row_bytes = self.cache.config().dtype.written_row_bytes(d) as u64;
         let pair = [lower, upper].map(|layer| self.lane_residents(index, layer, head, ROWS));
-        let common = common(&pair);
+        let common = common(&pair, first);
         let side = |s: usize, of: fn(&Residents) -> &[f32]| -> Vec<f32> {
             common.iter().flat_map(|both| &of(&pair[s])[both[s] * d..][..d]).copied().collect()
         };
@@ -167,10 +170,12 @@ impl Engine {
     }
 }
 
-/// Indices of the tokens that both hold.
-fn common([a, b]: &[Residents; 2]) -> Vec<[usize; 2]> {
+/// Indices of the tokens from a position on that both hold.
+fn common([a, b]: &[Residents; 2], first: Position) -> Vec<[usize; 2]> {
     let in_b = |p| b.positions.binary_search(p).ok();
-    a.positions.iter().enumerate().filter_map(|(i, p)| in_b(p).map(|j| [i, j])).collect()
+    let from = a.positions.partition_point(|&p| p < first);
+    let newer = a.positions.iter().enumerate().skip(from);
+    newer.filter_map(|(i, p)| in_b(p).map(|j| [i, j])).collect()
 }
 
 /// Leaves out arcs of a step that has very many.

@@ -1,10 +1,10 @@
 //! Decode under a read set by pages: Quest (arXiv 2406.10774).
 
-use super::core::Engine;
+use super::core::{Engine, reading};
 use super::forward::{Gathered, mean_dropped};
-use super::lanes::{Lanes, rows_bytes};
+use super::lanes::{Lanes, Reading, rows_bytes};
 use super::sequence::Work;
-use crate::attention::{HeadLane, Queries, Rotation, observe};
+use crate::attention::{HeadLane, Queries, observe};
 use crate::cache::HOLE;
 use crate::event::{Head, Layer, LayerReads, Phase, ScoreLevel, SeqId};
 use crate::policy::{Quest, ReadRule, ReadSet};
@@ -21,7 +21,7 @@ impl Engine {
         }
         let sequence = &mut self.sequences[w.index];
         let pages = Lanes::of(&self.cache, sequence.id, layer as Layer);
-        let lanes = pages.resident(Rotation::None);
+        let lanes = pages.resident(Reading::PLAIN);
         let bounds = &mut sequence.bounds[layer * lanes.len()..][..lanes.len()];
         for (bounds, lane) in bounds.iter_mut().zip(&lanes) {
             bounds.follow(lane, quest.page as usize, self.cache.config().shape.head_dim);
@@ -42,7 +42,12 @@ impl Engine {
         let at = Some(layer as Layer);
         let seq = self.sequences[w.index].id;
         let pages = Lanes::of(&self.cache, seq, layer as Layer);
-        let lanes = pages.resident(Rotation::None);
+        let lanes = pages.resident(reading(
+            (&self.ropes, self.model.decoder.config()),
+            &self.cache,
+            &self.policy,
+            layer,
+        ));
         let bounds = &self.sequences[w.index].bounds[layer * lanes.len()..][..lanes.len()];
         let index_bytes = bounds.iter().map(crate::attention::PageBounds::bytes).sum();
         self.attention.select_pages(queries, &lanes, bounds, quest.pages());
@@ -58,7 +63,12 @@ impl Engine {
         self.timer.lap(at, Phase::Policy);
 
         let pages = Lanes::of(&self.cache, seq, layer as Layer);
-        let lanes = pages.resident(Rotation::None);
+        let lanes = pages.resident(reading(
+            (&self.ropes, self.model.decoder.config()),
+            &self.cache,
+            &self.policy,
+            layer,
+        ));
         let mut reads = LayerReads { index_bytes, ..self.page_reads((seq, layer as Layer), &lanes) };
         let level = self.picture_level();
         if level != ScoreLevel::Off {

@@ -4,6 +4,7 @@
 mod ledger;
 mod memory;
 mod pages;
+mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
@@ -16,6 +17,7 @@ use self::ledger::Ledger;
 use super::lanes::rows_bytes;
 use super::{Engine, EngineError, Prompt};
 use crate::event::{Finish, Layer, ScoreLevel, SeqId, SeqStep, Settings, Stage, Step, Tier};
+use crate::model::config::Arch;
 use crate::model::{Config, Decoder, Model, Tokenizer};
 use crate::policy::ReadRule;
 use crate::state::State;
@@ -57,7 +59,7 @@ impl Case {
     fn model(&self) -> Arc<Model> {
         let decoder = Decoder::random(self.config.clone(), self.weights).unwrap();
         let tokenizer = Tokenizer::bytes(&self.config).unwrap();
-        Arc::new(Model { decoder, tokenizer })
+        Arc::new(Model::new(decoder, tokenizer))
     }
 
     fn engine(&self) -> Engine {
@@ -146,6 +148,7 @@ fn shape(layers: usize, heads: usize, kv_heads: usize, head_dim: usize) -> Confi
         tied: false,
         bos: Some(256),
         eos: Vec::new(),
+        arch: Arch::default(),
     }
 }
 
@@ -212,7 +215,7 @@ fn prompts() -> impl Strategy<Value = (Prompt, &'static str)> {
     ("[ -~]{1,44}", prop_oneof![Just(String::new()), "[ -~]{1,16}".prop_map(String::from)], any::<bool>())
         .prop_map(|(text, question, context)| {
             let compress = if !question.is_empty() && context { "context" } else { "prompt" };
-            (Prompt { text, question, expected: None }, compress)
+            (Prompt { text, question, ..Prompt::default() }, compress)
         })
 }
 
@@ -472,7 +475,7 @@ proptest! {
     }
 
     #[test]
-    fn every_row_and_byte_is_accounted_for(case in wild_cases()) {
+    fn every_row_and_byte_is_accounted_for(case in windows::wild_cases()) {
         let mut ledger = Ledger::default();
         let mut evicted = false;
         let engine = case.run(|engine, step| {
@@ -488,7 +491,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_folded_live_is_what_is_folded_from_the_file(case in wild_cases(), every in 2..9u64) {
+    fn what_is_folded_live_is_what_is_folded_from_the_file(case in windows::wild_cases(), every in 2..9u64) {
         let mut live: Option<State> = None;
         let mut states = Vec::new();
         let mut file = Cursor::new(Vec::new());
@@ -547,7 +550,7 @@ proptest! {
     }
 
     #[test]
-    fn a_pool_that_is_too_small_is_an_end_not_a_fault(case in wild_cases(), blocks in 1..60u32) {
+    fn a_pool_that_is_too_small_is_an_end_not_a_fault(case in windows::wild_cases(), blocks in 1..60u32) {
         let case = case.with(|s| (s.blocks, s.blocks_given) = (blocks, true));
         let mut engine = match Engine::new(case.model(), &case.settings, &case.prompt) {
             Ok(engine) => engine,

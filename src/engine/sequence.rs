@@ -1,6 +1,7 @@
 //! One sequence of the run: where it stands and what it feeds next.
 
 use super::memory::LayerMemory;
+use super::turns::TurnStart;
 use crate::attention::PageBounds;
 use crate::event::{Finish, Origin, Position, SeqId, Stage};
 use crate::model::Sampler;
@@ -32,6 +33,8 @@ pub(super) struct Sequence {
     pub(super) memory: Vec<Memory>,
     /// Per layer what a memory on the host keeps; nothing is in them under any other read set.
     pub(super) far: Vec<LayerMemory>,
+    /// Where the tokens begin that no pair of layers was made alike in yet.
+    pub(super) merged: Position,
 }
 
 /// What one sequence feeds in one step.
@@ -44,6 +47,8 @@ pub(super) struct Work {
     /// All tokens the step appends.
     pub(super) ids: Vec<u32>,
     pub(super) origin: Origin,
+    /// Leading ids that the model drew, in a step that is not one of decoding.
+    pub(super) drawn: usize,
     /// Leading ids whose rows came from a shared prefix and are not computed again.
     pub(super) adopted: usize,
     /// Whether the last token's logits are wanted.
@@ -70,6 +75,20 @@ pub(super) struct Script<'a> {
     pub(super) context_len: usize,
     pub(super) chunk: usize,
     pub(super) has_question: bool,
+    pub(super) turn: Option<TurnStart>,
+}
+
+impl Script<'_> {
+    /// Where the token at a position comes from, which is given to the model.
+    fn origin(&self, at: usize) -> Origin {
+        if self.turn.is_some_and(|turn| at >= turn.from) {
+            Origin::Turn
+        } else if self.has_question && at >= self.context_len {
+            Origin::Question
+        } else {
+            Origin::Prompt
+        }
+    }
 }
 
 impl Sequence {
@@ -100,6 +119,7 @@ impl Sequence {
                 first: at as Position,
                 ids,
                 origin: Origin::Generated,
+                drawn: 0,
                 adopted: 0,
                 draws: true,
                 when: When::Token,
@@ -114,7 +134,8 @@ impl Sequence {
             stage: Stage::Prefill,
             first: at as Position,
             ids: script.prompt[at..end].to_vec(),
-            origin: if script.has_question && !in_context { Origin::Question } else { Origin::Prompt },
+            origin: script.origin(at),
+            drawn: script.turn.filter(|turn| turn.from == at).map_or(0, |turn| turn.drawn),
             adopted,
             draws: end == script.prompt.len(),
             when: if end == script.context_len { When::EndOfPrompt } else { When::Chunk },

@@ -1,5 +1,6 @@
 //! From settings to a run: what is checked before the first token.
 
+use super::turns::Talk;
 use super::{EngineError, Prompt};
 use crate::cache::{CacheError, KvDtype};
 use crate::event::{Has, ModelCard, RunInfo, Settings};
@@ -20,6 +21,41 @@ pub(super) struct Plan {
     pub(super) prompt_ids: Vec<u32>,
     /// Leading ids that are compressed before the rest is fed.
     pub(super) context_len: usize,
+    /// The conversation, with `--chat`.
+    pub(super) talk: Option<Talk>,
+}
+
+/// What a run is given to begin with, in tokens.
+pub(super) struct Given {
+    pub(super) ids: Vec<u32>,
+    /// Those of them before the question.
+    pub(super) context_len: usize,
+    pub(super) talk: Option<Talk>,
+}
+
+impl Given {
+    fn of(model: &Model, settings: &Settings, prompt: &Prompt) -> Result<Self, EngineError> {
+        if settings.chat {
+            if !prompt.question.is_empty() {
+                return refuse("--chat goes with --prompt alone: say the question in the next turn");
+            }
+            if settings.batch > 1 {
+                return refuse(format!(
+                    "--chat with --batch {}: a conversation is one sequence",
+                    settings.batch
+                ));
+            }
+            let talk = Talk::begin(model, &prompt.text)?;
+            let ids = model.tokenizer.encode_rendered(talk.rendered())?;
+            return Ok(Self { context_len: ids.len(), ids, talk: Some(talk) });
+        }
+        let mut ids = model.tokenizer.encode(&prompt.text)?;
+        let context_len = ids.len();
+        if !prompt.question.is_empty() {
+            ids.extend(model.tokenizer.encode_continuation(&prompt.question)?);
+        }
+        Ok(Self { ids, context_len, talk: None })
+    }
 }
 
 /// Whether these settings can run this prompt on this model.
@@ -42,6 +78,16 @@ fn refuse<T>(why: impl Into<String>) -> Result<T, EngineError> {
 
 impl Plan {
     pub(super) fn new(model: &Model, settings: &Settings, prompt: &Prompt) -> Result<Self, EngineError> {
+        Self::with(model, settings, prompt, Given::of(model, settings, prompt)?)
+    }
+
+    /// The plan of a run that is given this, whatever text it comes from.
+    pub(super) fn with(
+        model: &Model,
+        settings: &Settings,
+        prompt: &Prompt,
+        given: Given,
+    ) -> Result<Self, EngineError> {
         let card = model.decoder.card();
         check_numbers(settings)?;
         let policy = parse_policy(&settings.policy)?;
@@ -52,11 +98,7 @@ impl Plan {
         }
         let merge = merge_rule(settings, card, &policy, dtype)?;
 
-        let mut prompt_ids = model.tokenizer.encode(&prompt.text)?;
-        let context_end = prompt_ids.len();
-        if !prompt.question.is_empty() {
-            prompt_ids.extend(model.tokenizer.encode_continuation(&prompt.question)?);
-        }
+        let Given { ids: prompt_ids, context_len: context_end, talk } = given;
         if prompt_ids.is_empty() {
             return refuse("the prompt is empty, and this model has no token to begin with: give --prompt");
         }
@@ -101,7 +143,7 @@ impl Plan {
             },
             settings,
         };
-        Ok(Self { info, policy, read, merge, dtype, prompt_ids, context_len })
+        Ok(Self { info, policy, read, merge, dtype, prompt_ids, context_len, talk })
     }
 }
 

@@ -89,7 +89,7 @@ fn what_does_not_fit_is_refused() {
         crate::model::Config::parse("config.json", include_bytes!("../model/demo/config.json")).unwrap();
     let decoder = crate::model::Decoder::random(config.clone(), 1).unwrap();
     let tokenizer = crate::model::Tokenizer::bytes(&config).unwrap();
-    let other = Arc::new(Model { decoder, tokenizer });
+    let other = Arc::new(Model::new(decoder, tokenizer));
     let refused = Lab::new(other, 1, 0, &|_, _, _| ()).err().unwrap();
     assert!(refused.is_input() && refused.to_string().contains("word list of its own"), "{refused}");
     for tokens in [255, 4097] {

@@ -22,6 +22,8 @@ pub enum Reason {
     Unclassed = 4,
     /// Its score was below the cutoff, and others were chosen to stand for its like.
     Represented = 5,
+    /// It left the window of its layer, which is the model's own; such victims carry no score.
+    LayerWindow = 6,
 }
 
 impl Reason {
@@ -34,6 +36,7 @@ impl Reason {
             3 => Some(Self::Thinned),
             4 => Some(Self::Unclassed),
             5 => Some(Self::Represented),
+            6 => Some(Self::LayerWindow),
             _ => None,
         }
     }
@@ -47,6 +50,7 @@ impl Reason {
             Self::Thinned => "thinned out of its segment",
             Self::Unclassed => "of no class its head keeps",
             Self::Represented => "below the cutoff, others represent it",
+            Self::LayerWindow => "left the window of its layer",
         }
     }
 }

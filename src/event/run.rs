@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::attention::ScoreLevel;
+use super::ids::Position;
 
 /// The facts about a model that pictures and byte counts need.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -30,6 +31,10 @@ pub struct ModelCard {
     pub vocab: u32,
     /// Longest sequence the model was made for.
     pub context: u32,
+    /// Per layer the positions that a query sees, its own included, where the layer looks at a window; 0 where it sees
+    /// all. Empty where no layer has a window.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<u32>,
     /// Number of parameters.
     pub parameters: u64,
     /// Type of the weights in their file.
@@ -81,6 +86,9 @@ pub struct Settings {
     pub batch: u32,
     /// A layer's survivors are moved together when more than this share of its slots is stranded; 1 is never.
     pub compact: f64,
+    /// The prompt and every turn after it go through the model's chat template.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub chat: bool,
     /// A full-cache twin follows the run and judges every so many draws (1: each of them); 0 is none.
     #[serde(default)]
     pub shadow: u32,
@@ -109,6 +117,7 @@ impl Default for Settings {
             threads: 1,
             batch: 1,
             compact: 1.0,
+            chat: false,
             shadow: 0,
         }
     }
@@ -149,6 +158,16 @@ pub struct RunInfo {
 }
 
 impl RunInfo {
+    /// Tokens that rotations are made for: turns of a conversation may fill the context.
+    pub fn reach(&self) -> Position {
+        if self.settings.chat { self.model.context } else { self.longest() }
+    }
+
+    /// Tokens that a sequence of the run can get to at most, without further turns.
+    pub fn longest(&self) -> Position {
+        self.prompt_tokens.saturating_add(self.settings.max_tokens).min(self.model.context)
+    }
+
     /// The `kvista run …` line that repeats this run. Settings at their default are left out.
     pub fn command(&self) -> String {
         let mut line = String::from("kvista run");
@@ -167,6 +186,9 @@ impl RunInfo {
         }
         if !self.model.weights_asked.is_empty() {
             arg("weights", &self.model.weights_asked);
+        }
+        if s.chat {
+            arg("chat", "");
         }
         if !self.prompt.is_empty() && self.expected.is_none() {
             arg("prompt", &self.prompt);

@@ -103,6 +103,8 @@ pub enum Origin {
     Question,
     /// Sampled by the model.
     Generated,
+    /// A later turn of the conversation: what was given to the model after its answer.
+    Turn,
 }
 
 /// The bytes a token stands for. Models may emit bytes that are not UTF-8 on their own; nothing here is safe to print

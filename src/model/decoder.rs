@@ -8,7 +8,9 @@ use rand::Rng;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use super::config::Activation;
 use super::matrix::{Linear, Matrix};
+use super::tensors::{self, Projection};
 use super::weights::{self, Source};
 use super::{Config, Error, Result};
 use crate::event::ModelCard;
@@ -24,7 +26,7 @@ pub struct Qkv {
     pub v: Vec<f32>,
 }
 
-/// A Llama-family decoder on the CPU: weights in the type they came in, activations in f32.
+/// A decoder on the CPU: weights in the type they came in, activations in f32.
 #[derive(Debug)]
 pub struct Decoder {
     card: ModelCard,
@@ -43,10 +45,16 @@ pub struct Decoder {
 struct Layer {
     attention_norm: Vec<f32>,
     qkv: Linear,
+    /// Of each head's queries and keys.
+    qk_norms: Option<[Vec<f32>; 2]>,
     output: Linear,
+    /// Of what attention adds to the stream.
+    output_norm: Option<Vec<f32>>,
     mlp_norm: Vec<f32>,
     gate_up: Linear,
     down: Linear,
+    /// Of what the feed-forward adds to the stream.
+    down_norm: Option<Vec<f32>>,
 }
 
 impl Decoder {
@@ -59,34 +67,31 @@ impl Decoder {
     ) -> Result<Self> {
         weights::check(&source, &config)?;
         let card = config.card(name, path, source.dtype());
-        let Config { hidden, intermediate, heads, kv_heads, head_dim, vocab, .. } = config;
-        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        let Config { hidden, head_dim, vocab, .. } = config;
+        let (projections, names) = (tensors::projections(&config), tensors::norms(&config));
         let mut layers = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
-            let name = |part: &str| weights::part_name(layer, part);
-            let mut linear = |parts: &[(&str, usize)], inputs: usize| -> Result<Linear> {
-                let parts = parts
-                    .iter()
-                    .map(|(part, outputs)| change(source.matrix(&name(part), [*outputs, inputs])?))
-                    .collect::<Result<Vec<_>>>()?;
-                Ok(Linear::new(parts, Vec::new()))
+            let mut linear = |projection: &Projection| linear(&mut source, layer, projection, &change);
+            let [qkv, output, gate_up, down] = projections.each_ref().map(&mut linear);
+            let mut norm = |part: &str, len: usize| {
+                norm(&mut source, &weights::part_name(layer, part), len, config.arch.norm_offset)
             };
-            let qkv = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
-            let gate_up = [("mlp.gate_proj", intermediate), ("mlp.up_proj", intermediate)];
-            let qkv = linear(&qkv, hidden)?;
-            let output = linear(&[("self_attn.o_proj", hidden)], q)?;
-            let gate_up = linear(&gate_up, hidden)?;
-            let down = linear(&[("mlp.down_proj", hidden)], intermediate)?;
             layers.push(Layer {
-                attention_norm: source.vector(&name("input_layernorm"), hidden)?,
-                qkv,
-                output,
-                mlp_norm: source.vector(&name("post_attention_layernorm"), hidden)?,
-                gate_up,
-                down,
+                attention_norm: norm(names.attention, hidden)?,
+                qkv: qkv?,
+                qk_norms: match names.qk {
+                    Some([q, k]) => Some([norm(q, head_dim)?, norm(k, head_dim)?]),
+                    None => None,
+                },
+                output: output?,
+                output_norm: names.output.map(|name| norm(name, hidden)).transpose()?,
+                mlp_norm: norm(names.mlp, hidden)?,
+                gate_up: gate_up?,
+                down: down?,
+                down_norm: names.down.map(|name| norm(name, hidden)).transpose()?,
             });
         }
-        let final_norm = source.vector(weights::FINAL_NORM, hidden)?;
+        let final_norm = norm(&mut source, weights::FINAL_NORM, hidden, config.arch.norm_offset)?;
         let head = if config.tied { weights::EMBEDDING } else { weights::HEAD };
         let head = change(source.matrix(head, [vocab, hidden])?)?;
         let embedding =
@@ -101,7 +106,28 @@ impl Decoder {
     /// A configuration that [`Config::parse`] would refuse.
     pub fn random(config: Config, seed: u64) -> Result<Self> {
         config.check("random")?;
-        Self::load(config, Random(ChaCha8Rng::seed_from_u64(seed)), ("random".into(), String::new()), Ok)
+        let weights = Random { rng: ChaCha8Rng::seed_from_u64(seed), norm: 1.0 - config.arch.norm_offset };
+        Self::load(config, weights, ("random".into(), String::new()), Ok)
+    }
+
+    /// Elements of all tensors that a configuration asks for.
+    #[cfg(test)]
+    pub(crate) fn elements(config: &Config) -> u64 {
+        let mut sum = 0;
+        let all = weights::visit(config, |_, shape| {
+            sum += shape.iter().product::<usize>() as u64;
+            Ok(())
+        });
+        all.map_or(0, |()| sum)
+    }
+
+    /// A decoder of tensors by name: shape, and elements row after row.
+    #[cfg(test)]
+    pub(crate) fn of_tensors(
+        config: Config,
+        tensors: std::collections::HashMap<String, (Vec<usize>, Vec<f32>)>,
+    ) -> Result<Self> {
+        Self::load(config, tests::Named(tensors), ("named".into(), String::new()), Ok)
     }
 
     /// What pictures and byte counts need to know.
@@ -131,6 +157,7 @@ impl Decoder {
         let table = self.embedding.as_ref().unwrap_or(&self.head);
         let mut rows = Vec::with_capacity(ids.len() * self.config.hidden);
         ids.iter().try_for_each(|&id| table.row(id as usize, &mut rows))?;
+        scale(&mut rows, self.config.arch.embedding_scale);
         Ok(rows)
     }
 
@@ -156,6 +183,10 @@ impl Decoder {
             out.k.extend_from_slice(k);
             out.v.extend_from_slice(v);
         }
+        if let Some([q, k]) = &weights.qk_norms {
+            (out.q, out.k) = (self.norm(&out.q, q), self.norm(&out.k, k));
+        }
+        scale(&mut out.q, self.config.arch.query_scale);
         Ok(out)
     }
 
@@ -163,10 +194,19 @@ impl Decoder {
     /// (`[n][heads][head_dim]`), then norm and feed-forward, each added to the residual stream.
     pub fn mix(&self, layer: usize, mut x: Vec<f32>, attention: &[f32]) -> Result<Vec<f32>> {
         let weights = &self.layers[layer];
-        add(&mut x, &weights.output.product(attention)?);
+        self.add(&mut x, weights.output.product(attention)?, weights.output_norm.as_deref());
         let gate_up = weights.gate_up.product(&self.norm(&x, &weights.mlp_norm))?;
-        add(&mut x, &weights.down.product(&swiglu(&gate_up, self.config.intermediate))?);
+        let inner = gated(&gate_up, self.config.intermediate, self.config.arch.activation);
+        self.add(&mut x, weights.down.product(&inner)?, weights.down_norm.as_deref());
         Ok(x)
+    }
+
+    /// Adds what a part of a layer made to the stream, through a norm if it has one.
+    fn add(&self, x: &mut [f32], mut made: Vec<f32>, norm: Option<&[f32]>) {
+        if let Some(norm) = norm {
+            made = self.norm(&made, norm);
+        }
+        x.iter_mut().zip(&made).for_each(|(x, made)| *x += made);
     }
 
     /// Final norm and head of the rows wanted, `[m][hidden]`: logits `[m][vocab]`.
@@ -174,6 +214,11 @@ impl Decoder {
         let normed = self.norm(x, &self.final_norm);
         let mut logits = vec![0.0; x.len() / self.config.hidden * self.config.vocab];
         self.head.product(&normed, &mut logits, self.config.vocab)?;
+        if let Some(cap) = self.config.arch.logit_softcap {
+            for logit in &mut logits {
+                *logit = cap * (*logit / cap).tanh();
+            }
+        }
         Ok(logits)
     }
 
@@ -189,22 +234,68 @@ impl Decoder {
     }
 }
 
-fn add(x: &mut [f32], y: &[f32]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+/// The weights of a projection, parts side by side; `change` makes of every matrix what is kept.
+fn linear(
+    source: &mut impl Source,
+    layer: usize,
+    Projection { parts, inputs, has_bias }: &Projection,
+    change: impl Fn(Matrix) -> Result<Matrix>,
+) -> Result<Linear> {
+    let (mut matrices, mut bias) = (Vec::with_capacity(parts.len()), Vec::new());
+    for &(part, outputs) in parts {
+        matrices.push(change(source.matrix(&weights::part_name(layer, part), [outputs, *inputs])?)?);
+        if *has_bias {
+            bias.extend(source.vector(&weights::bias_name(layer, part), outputs)?);
+        }
+    }
+    Ok(Linear::new(matrices, bias))
 }
 
-/// `silu(gate) * up` of rows `[gate][up]`, each `width` wide (SwiGLU, arXiv 2002.05202).
-fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
-    let rows = gate_up.chunks_exact(2 * width);
-    rows.flat_map(|row| {
+/// The weights of a norm, with what the family adds to them.
+fn norm(source: &mut impl Source, name: &str, len: usize, offset: f32) -> Result<Vec<f32>> {
+    let mut weights = source.vector(name, len)?;
+    if offset != 0.0 {
+        for weight in &mut weights {
+            *weight += offset;
+        }
+    }
+    Ok(weights)
+}
+
+fn scale(rows: &mut [f32], by: f32) {
+    if by != 1.0 {
+        for x in rows {
+            *x *= by;
+        }
+    }
+}
+
+/// `act(gate) * up` of rows `[gate][up]`, each `width` wide (SwiGLU, arXiv 2002.05202, or GeGLU).
+fn gated(gate_up: &[f32], width: usize, activation: Activation) -> Vec<f32> {
+    let mut out = Vec::with_capacity(gate_up.len() / 2);
+    for row in gate_up.chunks_exact(2 * width) {
         let (gate, up) = row.split_at(width);
-        gate.iter().zip(up).map(|(&gate, up)| gate / (1.0 + (-gate).exp()) * up)
-    })
-    .collect()
+        let gates = gate.iter().zip(up);
+        match activation {
+            Activation::Silu => out.extend(gates.map(|(&gate, up)| gate / (1.0 + (-gate).exp()) * up)),
+            Activation::GeluTanh => out.extend(gates.map(|(&gate, up)| gelu(gate) * up)),
+        }
+    }
+    out
+}
+
+/// The approximation with tanh (arXiv 1606.08415).
+fn gelu(x: f32) -> f32 {
+    const ROOT_OF_TWO_BY_PI: f32 = 0.797_884_6;
+    0.5 * x * (1.0 + (ROOT_OF_TWO_BY_PI * (x + 0.044_715 * x * x * x)).tanh())
 }
 
 /// Weights out of a seed.
-struct Random(ChaCha8Rng);
+struct Random {
+    rng: ChaCha8Rng,
+    /// Elements of norms.
+    norm: f32,
+}
 
 impl Source for Random {
     fn check(&self, _: &str, _: &[usize]) -> Result<()> {
@@ -213,12 +304,16 @@ impl Source for Random {
 
     fn matrix(&mut self, _: &str, shape @ [outputs, inputs]: [usize; 2]) -> Result<Matrix> {
         let limit = (3.0 / inputs as f32).sqrt();
-        let elements: Vec<f32> = (0..outputs * inputs).map(|_| self.0.random_range(-limit..limit)).collect();
+        let elements: Vec<f32> =
+            (0..outputs * inputs).map(|_| self.rng.random_range(-limit..limit)).collect();
         Ok(Matrix::f32(elements.into(), shape))
     }
 
-    fn vector(&mut self, _: &str, len: usize) -> Result<Vec<f32>> {
-        Ok(vec![1.0; len])
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
+        if name.rsplit('.').next() == Some("bias") {
+            return Ok((0..len).map(|_| self.rng.random_range(-0.1..0.1)).collect());
+        }
+        Ok(vec![self.norm; len])
     }
 
     fn dtype(&self) -> String {
@@ -232,7 +327,44 @@ impl Source for Random {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::collections::HashMap;
+
     use super::*;
+    use crate::model::config::Arch;
+
+    /// Tensors in memory, with nothing beside those that are asked for.
+    pub(in crate::model) struct Named(pub(in crate::model) HashMap<String, (Vec<usize>, Vec<f32>)>);
+
+    impl Source for Named {
+        fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+            let fault = |reason| Error::Weights { path: "named".into(), reason };
+            match self.0.get(name) {
+                Some((own, _)) if own == shape => Ok(()),
+                Some((own, _)) => Err(fault(format!("{name} is {own:?}"))),
+                None => Err(fault(format!("no {name}"))),
+            }
+        }
+
+        fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+            let (own, elements) = &self.0[name];
+            assert_eq!(own.as_slice(), shape, "{name}");
+            Ok(Matrix::f32(elements.clone().into(), shape))
+        }
+
+        fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
+            let (own, elements) = &self.0[name];
+            assert_eq!(own.as_slice(), [len], "{name}");
+            Ok(elements.clone())
+        }
+
+        fn bytes(&self) -> u64 {
+            0
+        }
+
+        fn dtype(&self) -> String {
+            "f32".into()
+        }
+    }
 
     /// Three query heads, one KV head, a head size that is not hidden / heads, an untied head.
     pub(crate) fn odd_config() -> Config {
@@ -251,6 +383,7 @@ pub(super) mod tests {
             tied: false,
             bos: Some(256),
             eos: vec![],
+            arch: Arch::default(),
         }
     }
 

@@ -45,7 +45,7 @@ pub fn load_as(precision: Option<Precision>) -> Result<Model> {
     let card = (NAME.into(), String::new());
     let mut decoder = Decoder::load(config, weights, card, |matrix| precision.apply(&matrix))?;
     decoder.note_weights(Some(precision));
-    Ok(Model { decoder, tokenizer: tokenizer() })
+    Ok(Model::new(decoder, tokenizer()))
 }
 
 /// Loads the embedded model.
@@ -55,7 +55,7 @@ pub fn load() -> Result<Model> {
     // So small a model is bound by arithmetic, not by memory: wide weights need no widening at every chunk.
     let decoder =
         Decoder::load(config, weights, (NAME.into(), String::new()), |matrix| Matrix::widened(&matrix))?;
-    Ok(Model { decoder, tokenizer: tokenizer() })
+    Ok(Model::new(decoder, tokenizer()))
 }
 
 fn config() -> Config {

@@ -80,6 +80,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A conversation cannot be put into the model's own form; the whole line.
+    #[error("{0}")]
+    Chat(String),
     /// A text cannot be turned into ids.
     #[error("the text cannot be encoded: {0}")]
     Encode(String),

@@ -2,9 +2,10 @@
 //! not run as well. Everything here is derived: bytes = Σ over layers of heads × (key size + value size) × element bytes.
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Error, Result};
+use super::config::{Family, Fields, Pattern, windows};
+use super::{Config, Error, Result};
 
 /// Layers that keep the same amount per token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -48,6 +49,14 @@ pub enum Sharing {
 }
 
 impl Sharing {
+    const fn of(heads: u32, kv_heads: u32) -> Self {
+        match kv_heads {
+            n if n == heads => Self::Mha,
+            1 => Self::Mqa,
+            _ => Self::Gqa,
+        }
+    }
+
     /// The name in the literature.
     pub const fn name(self) -> &'static str {
         match self {
@@ -76,6 +85,8 @@ pub struct Footprint {
     pub context: Option<u64>,
     /// What is kept.
     pub groups: Vec<LayerGroup>,
+    /// Per layer the tokens it looks at; 0 for all. Empty where no layer has a window.
+    pub windows: Vec<u32>,
     /// What a reader should know of the count, one line each.
     pub notes: Vec<String>,
 }
@@ -88,6 +99,9 @@ const GROUPS: u32 = 8;
 /// Largest value taken for a count: no real model comes near, and products stay far from overflow.
 const MOST: u64 = 1 << 24;
 
+/// Most layers.
+const MOST_LAYERS: u32 = 1 << 16;
+
 impl Footprint {
     /// Reads `config.json`; `path` is named in errors.
     ///
@@ -95,17 +109,24 @@ impl Footprint {
     ///
     /// Not JSON, or a field missing or out of range: the message names it.
     pub fn parse(path: &str, json: &[u8]) -> Result<Self> {
-        let value: Value =
-            serde_json::from_slice(&finite(json)).map_err(|e| fault(path, format!("is not JSON: {e}")))?;
-        let whole = value.as_object().ok_or_else(|| fault(path, "is not a JSON object".into()))?;
-        let fields =
-            Fields { path, map: whole.get("text_config").and_then(Value::as_object).unwrap_or(whole) };
-        let layers = fields.count(&["num_hidden_layers", "n_layer"])?;
-        let heads = fields.count(&["num_attention_heads", "n_head"])?;
-        let kv_heads = fields.optional(&["num_key_value_heads", "n_head_kv"])?.unwrap_or(heads);
-        let head_size = match fields.optional(&["head_dim"])? {
+        if let Ok(config) = Config::parse(path, json) {
+            return Ok(Self::of(&config));
+        }
+        let whole = Fields::parse(path, json)?;
+        let inner = whole.object("text_config")?;
+        let fields = inner.as_ref().unwrap_or(&whole);
+        let family = whole.text("model_type").or_else(|| fields.text("model_type")).unwrap_or("unnamed");
+        let layers = count(fields, &["num_hidden_layers", "n_layer"])?;
+        if layers > MOST_LAYERS {
+            return Err(
+                fields.error(format!("num_hidden_layers {layers}: at most {MOST_LAYERS} are counted"))
+            );
+        }
+        let heads = count(fields, &["num_attention_heads", "n_head"])?;
+        let kv_heads = optional(fields, &["num_key_value_heads", "n_head_kv"])?.unwrap_or(heads);
+        let head_size = match optional(fields, &["head_dim"])? {
             Some(size) => size,
-            None => fields.count(&["hidden_size", "n_embd"])? / heads,
+            None => count(fields, &["hidden_size", "n_embd"])? / heads,
         };
         if head_size == 0 || kv_heads > heads {
             return Err(fault(
@@ -116,21 +137,45 @@ impl Footprint {
             ));
         }
         let mut footprint = Self {
-            family: fields.text(whole, "model_type").unwrap_or("unnamed").into(),
+            family: family.into(),
             layers,
             heads,
             head_size,
-            sharing: match kv_heads {
-                n if n == heads => Sharing::Mha,
-                1 => Sharing::Mqa,
-                _ => Sharing::Gqa,
-            },
-            context: fields.optional(&["max_position_embeddings", "n_positions"])?.map(u64::from),
+            sharing: Sharing::of(heads, kv_heads),
+            context: optional(fields, &["max_position_embeddings", "n_positions"])?.map(u64::from),
             groups: Vec::new(),
+            windows: Vec::new(),
             notes: Vec::new(),
         };
-        footprint.groups = footprint.kept(&fields, kv_heads)?;
+        footprint.groups = footprint.kept(fields, kv_heads)?;
         Ok(footprint)
+    }
+
+    /// The cache of a model that the decoder runs.
+    pub fn of(config: &Config) -> Self {
+        let (heads, kv_heads, head_size) =
+            (config.heads as u32, config.kv_heads as u32, config.head_dim as u32);
+        let mut windows: Vec<Option<u64>> =
+            (0..config.layers).map(|layer| config.window(layer).map(u64::from)).collect();
+        windows.sort_unstable();
+        let groups = windows.chunk_by(PartialEq::eq).map(|layers| LayerGroup {
+            layers: layers.len() as u32,
+            kv_heads,
+            key_size: head_size,
+            value_size: head_size,
+            window: layers[0],
+        });
+        Self {
+            family: config.family.clone(),
+            layers: config.layers as u32,
+            heads,
+            head_size,
+            sharing: Sharing::of(heads, kv_heads),
+            context: Some(config.context as u64),
+            groups: groups.collect(),
+            windows: config.arch.windows.clone(),
+            notes: Vec::new(),
+        }
     }
 
     fn kept(&mut self, fields: &Fields<'_>, kv_heads: u32) -> Result<Vec<LayerGroup>> {
@@ -142,15 +187,15 @@ impl Footprint {
             window: None,
         };
         if let (Some(rank), Some(rope)) =
-            (fields.optional(&["kv_lora_rank"])?, fields.optional(&["qk_rope_head_dim"])?)
+            (optional(fields, &["kv_lora_rank"])?, optional(fields, &["qk_rope_head_dim"])?)
         {
             self.sharing = Sharing::Mla;
-            if fields.optional(&["index_head_dim"])?.is_some() {
+            if optional(fields, &["index_head_dim"])?.is_some() {
                 self.notes.push("the sparse indexer's own keys (index_head_dim) are not counted".into());
             }
             return Ok(vec![LayerGroup { kv_heads: 1, key_size: rank + rope, value_size: 0, ..whole }]);
         }
-        if let Some(pattern) = fields.map.get("hybrid_override_pattern").and_then(Value::as_str) {
+        if let Some(pattern) = fields.text("hybrid_override_pattern") {
             let attention = pattern.bytes().filter(|&b| b == b'*').count() as u32;
             self.notes.push(format!(
                 "{attention} of {} layers are attention; the others' states do not grow with the context and are not counted",
@@ -158,32 +203,31 @@ impl Footprint {
             ));
             return Ok(vec![LayerGroup { layers: attention.min(self.layers), ..whole }]);
         }
-        let window = fields.window();
-        if let Some(types) = fields.map.get("layer_types").and_then(Value::as_array) {
-            let sliding = types.iter().filter(|t| t.as_str() == Some("sliding_attention")).count() as u32;
-            let sliding = sliding.min(self.layers);
-            let mut full = LayerGroup { layers: self.layers - sliding, ..whole };
-            if let Some(heads) = fields.optional(&["num_global_key_value_heads"])? {
-                full.kv_heads = heads;
-            }
-            if let Some(size) = fields.optional(&["global_head_dim"])? {
-                (full.key_size, full.value_size) = (size, size);
-            }
-            if fields.map.get("attention_k_eq_v").and_then(Value::as_bool) == Some(true) {
-                self.notes.push(
-                    "attention_k_eq_v: values come from the key projection; both are counted, as a cache after RoPE keeps both"
-                        .into(),
-                );
-            }
-            let sliding = LayerGroup { layers: sliding, window, ..whole };
-            return Ok([full, sliding].into_iter().filter(|g| g.layers > 0).collect());
-        }
-        if let Some(chunk) = fields.optional(&["attention_chunk_size"])? {
+        if let Some(chunk) = optional(fields, &["attention_chunk_size"])? {
             self.notes.push(format!(
                 "attention_chunk_size {chunk}: chunked layers keep less; all layers are counted in full, as config.json does not say which"
             ));
         }
-        Ok(vec![LayerGroup { window, ..whole }])
+        let mut full = whole;
+        if let Some(heads) = optional(fields, &["num_global_key_value_heads"])? {
+            full.kv_heads = heads;
+        }
+        if let Some(size) = optional(fields, &["global_head_dim"])? {
+            (full.key_size, full.value_size) = (size, size);
+        }
+        if fields.get("attention_k_eq_v").and_then(Value::as_bool) == Some(true) {
+            self.notes.push(
+                "attention_k_eq_v: values come from the key projection; both are counted, as a cache after RoPE keeps both"
+                    .into(),
+            );
+        }
+        let pattern = Family::named(&self.family).map_or_else(|| Pattern::unknown(fields), Pattern::of);
+        self.windows = windows(fields, pattern, self.layers as usize)?;
+        let sliding = self.windows.iter().filter(|&&window| window > 0).count() as u32;
+        let window = self.windows.iter().copied().find(|&window| window > 0).map(u64::from);
+        full.layers = self.layers - sliding;
+        let sliding = LayerGroup { layers: sliding, window, ..whole };
+        Ok([full, sliding].into_iter().filter(|g| g.layers > 0).collect())
     }
 
     /// Bytes kept per token while no window is full; `pair` says what a key and a value of so many numbers weigh.
@@ -219,63 +263,16 @@ fn fault(path: &str, reason: String) -> Error {
     Error::Config { path: path.into(), reason }
 }
 
-/// The text with Python's `Infinity` and `NaN`, which JSON does not have, as `null`.
-fn finite(json: &[u8]) -> Vec<u8> {
-    const WORDS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
-    let mut out = Vec::with_capacity(json.len());
-    let (mut quoted, mut escaped) = (false, false);
-    let mut rest = json;
-    while let [byte, after @ ..] = rest {
-        if let Some(word) = WORDS.iter().find(|word| !quoted && rest.starts_with(word)) {
-            out.extend_from_slice(b"null");
-            rest = &rest[word.len()..];
-            continue;
-        }
-        quoted ^= *byte == b'"' && !escaped;
-        escaped = quoted && *byte == b'\\' && !escaped;
-        out.push(*byte);
-        rest = after;
-    }
-    out
+/// The first of these fields that is there and not null.
+fn optional(fields: &Fields<'_>, names: &[&str]) -> Result<Option<u32>> {
+    let name = names.iter().find(|name| fields.get(name).is_some());
+    Ok(name.map_or(Ok(None), |name| fields.optional_size(name, MOST))?.map(|size| size as u32))
 }
 
-/// Fields of a configuration, with the file they stand in.
-struct Fields<'a> {
-    path: &'a str,
-    map: &'a Map<String, Value>,
-}
-
-impl Fields<'_> {
-    fn text<'b>(&'b self, whole: &'b Map<String, Value>, name: &str) -> Option<&'b str> {
-        whole.get(name).or_else(|| self.map.get(name)).and_then(Value::as_str)
-    }
-
-    /// The first of these fields that is there and not null.
-    fn optional(&self, names: &[&str]) -> Result<Option<u32>> {
-        let Some((name, value)) =
-            names.iter().find_map(|n| self.map.get(*n).filter(|v| !v.is_null()).map(|v| (n, v)))
-        else {
-            return Ok(None);
-        };
-        match value.as_u64().filter(|v| (1..=MOST).contains(v)) {
-            Some(value) => Ok(Some(value as u32)),
-            None => Err(fault(self.path, format!("{name} is {value}: use a whole number from 1 to {MOST}"))),
-        }
-    }
-
-    fn count(&self, names: &[&str]) -> Result<u32> {
-        self.optional(names)?.ok_or_else(|| {
-            fault(self.path, format!("has no {}: is it a language model's config.json?", names[0]))
-        })
-    }
-
-    /// The sliding window, unless it is switched off.
-    fn window(&self) -> Option<u64> {
-        if self.map.get("use_sliding_window").and_then(Value::as_bool) == Some(false) {
-            return None;
-        }
-        self.map.get("sliding_window").and_then(Value::as_u64).filter(|&w| w > 0)
-    }
+fn count(fields: &Fields<'_>, names: &[&str]) -> Result<u32> {
+    optional(fields, names)?.ok_or_else(|| {
+        fields.error(format!("{} is missing: is it a language model's config.json?", names[0]))
+    })
 }
 
 #[cfg(test)]
@@ -312,23 +309,12 @@ mod tests {
     }
 
     #[test]
-    fn pythons_numbers_are_read_over() {
-        let text = br#"{"a\\": "-Infinity\" NaN", "b": [-Infinity, Infinity, NaN], "c": 1}"#;
-        let value: Value = serde_json::from_slice(&finite(text)).unwrap();
-        assert_eq!(value["a\\"], "-Infinity\" NaN");
-        assert_eq!(
-            (&value["b"], &value["c"]),
-            (&serde_json::json!([null, null, null]), &serde_json::json!(1))
-        );
-    }
-
-    #[test]
     fn what_is_wrong_is_named() {
         for (json, part) in [
             ("[]", "not a JSON object"),
-            ("{", "not JSON"),
+            ("{", "not valid JSON"),
             ("{}", "num_hidden_layers"),
-            (r#"{"num_hidden_layers": 0}"#, "num_hidden_layers is 0"),
+            (r#"{"num_hidden_layers": 0}"#, "num_hidden_layers 0"),
             (r#"{"num_hidden_layers": 2, "num_attention_heads": 99999999999}"#, "num_attention_heads"),
             (
                 r#"{"num_hidden_layers": 2, "num_attention_heads": 8, "hidden_size": 4}"#,

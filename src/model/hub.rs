@@ -161,6 +161,10 @@ impl Hub {
                 "cannot reach {endpoint} ({why}); check the network, or give a folder or a .gguf file that is here"
             )
         };
+        let odd = |why: &dyn std::fmt::Display| {
+            let why = quoted(&why.to_string(), MOST_REASON_CHARS);
+            format!("{endpoint} gave an answer that no hub gives ({why}); check HF_ENDPOINT")
+        };
         match error {
             ApiError::RequestError(error) => match &**error {
                 ureq::Error::StatusCode(404) => match file {
@@ -188,7 +192,12 @@ impl Hub {
                         quoted(endpoint, 80)
                     )
                 }
-                other => unreachable(other),
+                ureq::Error::Io(_)
+                | ureq::Error::Timeout(_)
+                | ureq::Error::HostNotFound
+                | ureq::Error::ConnectionFailed
+                | ureq::Error::Tls(_) => unreachable(error),
+                other => odd(other),
             },
             ApiError::TooManyRetries(error) => self.explain(error, file),
             ApiError::IoError(error) => match error.kind() {
@@ -207,10 +216,7 @@ impl Hub {
                 "another process is fetching it; wait for that one, or remove {} if there is none",
                 path.display()
             ),
-            other => format!(
-                "{endpoint} gave an answer that no hub gives ({}); check HF_ENDPOINT",
-                quoted(&other.to_string(), MOST_REASON_CHARS)
-            ),
+            other => odd(other),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use candle_core::quantized::GgmlDType;
 
 use super::matrix::Matrix;
-use super::{Config, Error, Result, weights};
+use super::{Config, Error, Result, tensors};
 
 /// A type for the projections: `f32`, `f16`, `bf16`, or one of ggml's block types. Norms, biases and an embedding of its
 /// own stay as they are.
@@ -36,7 +36,7 @@ impl Precision {
         let mut misfit = None;
         let mut fits = |dtype: GgmlDType| {
             let mut all = true;
-            let visited = weights::visit(config, |name, shape| {
+            let visited = tensors::visit(config, |name, shape| {
                 if let [_, inputs] = shape
                     && !inputs.is_multiple_of(dtype.block_size())
                 {
@@ -116,8 +116,9 @@ mod tests {
         let q8: Precision = "q8_0".parse().unwrap();
         let text = q8.check("m", &config).unwrap_err().to_string();
         assert!(
-            text.contains("--weights q8_0 has blocks of 32, and the rows of model.embed_tokens.weight have 20 elements")
-                && text.ends_with("types that fit: f32, f16, bf16"),
+            text.contains(
+                "--weights q8_0 has blocks of 32, and the rows of model.embed_tokens.weight have 20 elements"
+            ) && text.ends_with("types that fit: f32, f16, bf16"),
             "{text}"
         );
         "f16".parse::<Precision>().unwrap().check("m", &config).unwrap();

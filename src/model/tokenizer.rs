@@ -5,6 +5,7 @@
 //! of the decoder; set one after the other they are the text, with the leading space that a decoder would strip.
 
 mod gguf;
+mod stream;
 mod words;
 
 use std::cell::Cell;
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub use self::gguf::{TokenKind, Vocabulary};
+pub use self::stream::{TextStream, open_tail};
 use self::words::Words;
 use super::error::{MOST_REASON_CHARS, quoted};
 use super::{Config, Error, Result};
@@ -144,14 +146,21 @@ impl Tokenizer {
         })
     }
 
-    /// Ids of a text that begins a sequence, with BOS where the model wants one. A tokenizer whose words carry their
-    /// leading space gets one before the first word too.
+    /// Ids of a text that begins a sequence, with BOS where the model wants one and the text does not spell it itself.
+    /// A tokenizer whose words carry their leading space gets one before the first word too.
     ///
     /// # Errors
     /// [`Error::Encode`] where the tokenizer fails, or makes an id the model has no row for.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let ids = match &self.scheme {
-            Scheme::Hf { inner, .. } => hf_ids(inner, text, true)?,
+            Scheme::Hf { inner, .. } => {
+                let mut ids = hf_ids(inner, text, true)?;
+                let is_doubled = |bos| ids.starts_with(&[bos, bos]) && text.starts_with(&*self.spelled(bos));
+                if self.bos.is_some_and(is_doubled) {
+                    ids.remove(0);
+                }
+                ids
+            }
             Scheme::Words(words) => {
                 let mut ids = vec![words::BOS_ID];
                 if !text.is_empty() && !text.starts_with(' ') {
@@ -163,6 +172,29 @@ impl Tokenizer {
             }
         };
         self.checked(ids)
+    }
+
+    /// Ids of a conversation in the model's own form ([`ChatTemplate`](super::ChatTemplate)), which spells its special
+    /// tokens itself, BOS among them: nothing is added.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = match &self.scheme {
+            Scheme::Hf { inner, .. } => hf_ids(inner, text, false)?,
+            Scheme::Words(words) => match text.strip_prefix(words::BOS) {
+                Some(rest) => [&[words::BOS_ID], &words.encode(rest)[..]].concat(),
+                None => words.encode(text),
+            },
+        };
+        self.checked(ids)
+    }
+
+    /// The first word of a text that a word list does not know and would spell letter by letter, which its model makes
+    /// nothing of. Other tokenizers know every word.
+    pub fn unknown_word<'a>(&self, text: &'a str) -> Option<&'a str> {
+        let Scheme::Words(words) = &self.scheme else { return None };
+        words.unknown(text)
     }
 
     /// Ids of a text that goes on where another ended: no BOS, and no space that the text does not have. Where the text
@@ -199,6 +231,10 @@ impl Tokenizer {
     /// token has.
     pub fn piece(&self, id: u32) -> Piece {
         self.pieces.get(id as usize).cloned().unwrap_or_default()
+    }
+
+    fn spelled(&self, id: u32) -> String {
+        self.piece(id).lossy().into_owned()
     }
 
     /// The text of a run of tokens: their bytes in a row, special tokens left out, invalid UTF-8 replaced.
@@ -356,5 +392,7 @@ fn byte_level(token: &str) -> Vec<u8> {
     bytes
 }
 
+#[cfg(test)]
+mod goldens;
 #[cfg(test)]
 pub(super) mod tests;

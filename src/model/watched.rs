@@ -15,7 +15,12 @@ pub(super) struct Watched<'a, 'b, S> {
 }
 
 impl<'a, 'b, S: Source> Watched<'a, 'b, S> {
-    pub(super) fn new(source: S, what: &'a str, weights: Option<Precision>, watch: &'a mut Watch<'b>) -> Self {
+    pub(super) fn new(
+        source: S,
+        what: &'a str,
+        weights: Option<Precision>,
+        watch: &'a mut Watch<'b>,
+    ) -> Self {
         Self { source, what, weights, done_bytes: 0, watch }
     }
 

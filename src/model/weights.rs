@@ -8,6 +8,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use super::bytes::{Bytes, Elements};
 use super::error::{MOST_REASON_CHARS, quoted};
 use super::matrix::Matrix;
+pub(super) use super::tensors::visit;
 use super::{Config, Error, Result};
 
 /// Longest header read: three times that of a model with a hundred thousand tensors.
@@ -140,30 +141,6 @@ pub(super) fn bf16s(bytes: &[u8]) -> Vec<bf16> {
     bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect()
 }
 
-/// Names and shapes of all tensors of a configuration, in the order of the forward pass.
-pub(super) fn visit(config: &Config, mut tensor: impl FnMut(&str, &[usize]) -> Result<()>) -> Result<()> {
-    let Config { hidden, intermediate, heads, kv_heads, head_dim, vocab, .. } = *config;
-    let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-    tensor(EMBEDDING, &[vocab, hidden])?;
-    for layer in 0..config.layers {
-        for (part, shape) in [
-            ("input_layernorm", &[hidden][..]),
-            ("self_attn.q_proj", &[q, hidden]),
-            ("self_attn.k_proj", &[kv, hidden]),
-            ("self_attn.v_proj", &[kv, hidden]),
-            ("self_attn.o_proj", &[hidden, q]),
-            ("post_attention_layernorm", &[hidden]),
-            ("mlp.gate_proj", &[intermediate, hidden]),
-            ("mlp.up_proj", &[intermediate, hidden]),
-            ("mlp.down_proj", &[hidden, intermediate]),
-        ] {
-            tensor(&part_name(layer, part), shape)?;
-        }
-    }
-    tensor(FINAL_NORM, &[hidden])?;
-    if config.tied { Ok(()) } else { tensor(HEAD, &[vocab, hidden]) }
-}
-
 /// The embedding's name.
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The final norm's name.
@@ -174,6 +151,11 @@ pub(super) const HEAD: &str = "lm_head.weight";
 /// Name of a layer's part.
 pub(super) fn part_name(layer: usize, part: &str) -> String {
     format!("model.layers.{layer}.{part}.weight")
+}
+
+/// Name of the bias of a layer's part.
+pub(super) fn bias_name(layer: usize, part: &str) -> String {
+    format!("model.layers.{layer}.{part}.bias")
 }
 
 /// The header's JSON, or what is wrong with it.

@@ -190,6 +190,15 @@ impl Accumulators {
         Self { needs, ..self.clone() }
     }
 
+    /// A span that ends later begins: a turn of a conversation. Windows hold its last queries, not those of the one
+    /// before; sums go on.
+    pub fn begin_span(&mut self, span_len: u32, prompt_len: u32) {
+        if span_len != self.site.span_len {
+            self.window.fill(0.0);
+        }
+        (self.site.span_len, self.site.prompt_len) = (span_len, prompt_len);
+    }
+
     /// The kinds kept.
     pub fn needs(&self) -> Needs {
         self.needs

@@ -89,13 +89,13 @@ pub struct Latency {
     pub prefill: PhaseHistograms,
     /// Decode steps.
     pub decode: PhaseHistograms,
-    /// Time to first token, one value per sequence.
+    /// Time to first token, one value per sequence and turn.
     #[serde(with = "one")]
     pub first_token: Histogram<u64>,
     /// Time per generated token after the first.
     #[serde(with = "one")]
     pub per_token: Histogram<u64>,
-    /// First token fed to the last sampled, one value per finished sequence.
+    /// First token fed to the last sampled, one value per finished sequence and turn.
     #[serde(with = "one")]
     pub end_to_end: Histogram<u64>,
     /// Time spent observing, all steps.
@@ -137,7 +137,8 @@ impl Latency {
         for part in &step.seqs {
             let Some(seq) = seqs.get(part.seq as usize) else { continue };
             if part.sampled.is_some() {
-                if seq.sampled_count == 1 {
+                // A later turn has a first token of its own.
+                if seq.sampled_count == 1 || part.stage == Stage::Prefill {
                     record(&mut self.first_token, seq.engine_ns);
                 } else {
                     record(&mut self.per_token, step.wall_ns);

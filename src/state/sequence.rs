@@ -50,6 +50,33 @@ pub struct Pending {
     pub margin: f32,
 }
 
+/// One turn of a conversation.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn<'a> {
+    /// Position of its first token.
+    pub start: usize,
+    /// What the model was given.
+    pub given: &'a [Token],
+    /// What it made of it, as far as that was fed.
+    pub answer: &'a [Token],
+    /// The answer's newest token, not fed yet.
+    pub pending: Option<&'a Pending>,
+}
+
+impl Turn<'_> {
+    /// Ids of the answer.
+    pub fn ids(&self) -> Vec<u32> {
+        self.answer.iter().map(|token| token.id).chain(self.pending.map(|p| p.id)).collect()
+    }
+
+    /// The answer. Lossy; sanitise before drawing.
+    pub fn text(&self) -> String {
+        let pieces = self.answer.iter().map(|token| &token.piece).chain(self.pending.map(|p| &p.piece));
+        let bytes: Vec<u8> = pieces.flat_map(|piece| piece.0.iter().copied()).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
 /// One sequence, folded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SeqState {
@@ -74,7 +101,7 @@ pub struct SeqState {
     pub dropped: Vec<f32>,
     /// Set when the sequence has ended.
     pub finish: Option<Finish>,
-    /// Duration of the steps this sequence took part in.
+    /// Duration of the steps this sequence took part in since its newest turn began.
     pub engine_ns: u64,
 }
 
@@ -124,6 +151,10 @@ impl SeqState {
                 self.tokens.len()
             )));
         }
+        if self.opens_turn(part) {
+            // Times are told per turn.
+            self.engine_ns = 0;
+        }
         self.feed(step, part);
         let compacted = replay(&mut self.layers, part).map_err(|e| wrong(e.to_string()))?;
         self.mark_victims(step, part);
@@ -145,6 +176,12 @@ impl SeqState {
         self.finish = part.finish;
         self.engine_ns = self.engine_ns.saturating_add(wall_ns);
         Ok(compacted)
+    }
+
+    /// Whether a part brings the first tokens of a later turn.
+    fn opens_turn(&self, part: &SeqStep) -> bool {
+        let after = self.tokens.last().map(|token| token.origin);
+        after != Some(Origin::Turn) && part.fed.iter().any(|fed| fed.origin == Origin::Turn)
     }
 
     fn feed(&mut self, step: StepId, part: &SeqStep) {
@@ -256,6 +293,45 @@ impl SeqState {
             bytes.extend_from_slice(&p.piece.0);
         }
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Where the turns of the conversation begin, ascending; the first is the prompt's.
+    pub fn turn_starts(&self) -> Vec<usize> {
+        let opens = |pair: &[Token]| pair[0].origin != Origin::Turn && pair[1].origin == Origin::Turn;
+        let later = self.tokens.windows(2).enumerate().filter(|(_, pair)| opens(pair)).map(|(i, _)| i + 1);
+        std::iter::once(0).chain(later).collect()
+    }
+
+    /// The turns, in order: what was given, and what the model made of it.
+    pub fn turns(&self) -> Vec<Turn<'_>> {
+        let starts = self.turn_starts();
+        let ends = starts.iter().skip(1).copied().chain([self.tokens.len()]);
+        let mut turns: Vec<Turn<'_>> = starts
+            .iter()
+            .zip(ends)
+            .map(|(&start, end)| {
+                let tokens = &self.tokens[start..end];
+                let given = tokens.iter().take_while(|token| token.origin != Origin::Generated).count();
+                let (given, answer) = tokens.split_at(given);
+                Turn { start, given, answer, pending: None }
+            })
+            .collect();
+        if let Some(last) = turns.last_mut() {
+            last.pending = self.pending.as_ref();
+        }
+        turns
+    }
+
+    /// Tokens of the newest answer so far.
+    pub fn answered(&self) -> usize {
+        let fed = self.tokens.iter().rev().take_while(|token| token.origin == Origin::Generated).count();
+        fed + usize::from(self.pending.is_some())
+    }
+
+    /// Tokens that a share of the prompt is taken of: the prompt's, later all up to the newest answer.
+    pub fn prompt_len(&self, run: &RunInfo) -> u32 {
+        let later = self.tokens.iter().rposition(|token| token.origin == Origin::Turn);
+        later.map_or(run.prompt_tokens, |at| at as u32 + 1)
     }
 
     /// Ids generated so far, the token drawn last included.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{ChannelError, MergeSummary, Quote, State};
+use super::{ChannelError, MergeSummary, Quote, SeqState, State, Turn};
 use crate::event::{CodingError, LayerReads, Origin, Phase, Provenance, SeqId, Tier};
 
 /// What `run --headless --json` and `replay --headless --format json` end with. Times are engine time in ns.
@@ -16,6 +16,9 @@ pub struct Summary {
     pub token_ids: Vec<u32>,
     /// Generated text, first sequence.
     pub text: String,
+    /// The turns of the conversation, first sequence; absent for one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub turns: Vec<TurnSummary>,
     /// Generated ids of every sequence of a batch; absent for one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub batch_token_ids: Vec<Vec<u32>>,
@@ -66,6 +69,34 @@ pub struct Summary {
     pub gap_steps: u64,
     /// Over decisions, residency, token ids, byte counts.
     pub state_hash: String,
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, Serialize)]
+pub struct TurnSummary {
+    /// Position of its first token.
+    pub position: usize,
+    /// Ids given to the model.
+    pub prompt_ids: Vec<u32>,
+    /// Ids of its answer.
+    pub token_ids: Vec<u32>,
+    /// The answer.
+    pub text: String,
+}
+
+/// The turns of a sequence; none where there is but one.
+fn turns(seq: &SeqState) -> Vec<TurnSummary> {
+    let turns = seq.turns();
+    if turns.len() < 2 {
+        return Vec::new();
+    }
+    let told = |turn: Turn<'_>| TurnSummary {
+        position: turn.start,
+        prompt_ids: turn.given.iter().map(|token| token.id).collect(),
+        token_ids: turn.ids(),
+        text: turn.text(),
+    };
+    turns.into_iter().map(told).collect()
 }
 
 /// Bytes of one tier.
@@ -222,7 +253,7 @@ impl State {
     /// The run so far in one object.
     pub fn summary(&self) -> Summary {
         let first = self.seq(0);
-        let ids = |seq: SeqId| self.seq(seq).map(super::SeqState::generated_ids).unwrap_or_default();
+        let ids = |seq: SeqId| self.seq(seq).map(SeqState::generated_ids).unwrap_or_default();
         let phases = |set: &super::PhaseHistograms| {
             let mut out: BTreeMap<_, _> =
                 Phase::ALL.iter().map(|&p| (p.name(), Quote::of(&set.phases[p as usize]))).collect();
@@ -238,7 +269,8 @@ impl State {
                 .map(|s| s.tokens.iter().filter(|t| t.origin != Origin::Generated).map(|t| t.id).collect())
                 .unwrap_or_default(),
             token_ids: ids(0),
-            text: first.map(super::SeqState::generated_text).unwrap_or_default(),
+            text: first.map(SeqState::generated_text).unwrap_or_default(),
+            turns: first.map(turns).unwrap_or_default(),
             batch_token_ids: if self.seqs.len() > 1 {
                 (0..self.seqs.len() as SeqId).map(ids).collect()
             } else {

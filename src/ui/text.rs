@@ -13,6 +13,7 @@ use ratatui::buffer::CellWidth;
 use unicode_segmentation::UnicodeSegmentation;
 
 use super::theme::Symbols;
+use crate::model::tokenizer::open_tail;
 
 /// Marks drawn on one letter. Stacks of hundreds exist only to smear over the lines above and below.
 const MAX_MARKS: usize = 4;
@@ -36,6 +37,53 @@ pub fn glyphs(bytes: &[u8], symbols: Symbols) -> impl Iterator<Item = Glyph<'_>>
         let valid = chunk.valid().graphemes(true).flat_map(move |cluster| Units::new(cluster, symbols));
         valid.chain(chunk.invalid().iter().map(move |&byte| byte_picture(byte, symbols)))
     })
+}
+
+/// What each token of a text draws, so that no character is split: one whose bytes lie in several tokens is drawn by the
+/// token it begins in, and a mark stands for the parts in the others. So it does for the beginning of a character at the
+/// end of the text, which the next token may complete.
+pub fn whole_characters<'a>(pieces: &[&'a [u8]], symbols: Symbols) -> Vec<Cow<'a, [u8]>> {
+    let mark = symbols.pick("·", "_").as_bytes();
+    // Leading bytes that belong to a character of an earlier token.
+    let mut taken = vec![0; pieces.len()];
+    let mut shown = Vec::with_capacity(pieces.len());
+    for (i, &piece) in pieces.iter().enumerate() {
+        let own = &piece[taken[i]..];
+        if own.is_empty() && taken[i] > 0 {
+            shown.push(Cow::Borrowed(mark));
+            continue;
+        }
+        let (whole, tail) = own.split_at(own.len() - open_tail(own));
+        if tail.is_empty() {
+            shown.push(Cow::Borrowed(own));
+            continue;
+        }
+        let mut char = tail.to_vec();
+        let mut parts = Vec::new();
+        for (j, next) in pieces.iter().enumerate().skip(i + 1) {
+            let is_open = |char: &[u8]| open_tail(char) == char.len();
+            let bytes = next.iter().take_while(|&&byte| {
+                let goes_on = is_open(&char);
+                if goes_on {
+                    char.push(byte);
+                }
+                goes_on
+            });
+            parts.push((j, bytes.count()));
+            if !is_open(&char) {
+                break;
+            }
+        }
+        let is_char = std::str::from_utf8(&char).is_ok();
+        let is_last = open_tail(&char) == char.len();
+        if is_char || is_last {
+            parts.iter().for_each(|&(j, bytes)| taken[j] = bytes);
+            shown.push(Cow::Owned([whole, if is_char { &char } else { mark }].concat()));
+        } else {
+            shown.push(Cow::Borrowed(own));
+        }
+    }
+    shown
 }
 
 /// Any bytes as one safe line.

@@ -5,6 +5,7 @@
 #[path = "../common/program.rs"]
 mod program;
 
+mod chat;
 mod doctor;
 mod endings;
 mod facts;

@@ -12,3 +12,4 @@ mod looks;
 mod playing;
 mod session;
 mod story;
+mod turns;

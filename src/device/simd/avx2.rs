@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::body::within_rows;
+use super::body::part;
 
 type Register = __m256;
 const WIDTH: usize = 8;
@@ -104,9 +104,9 @@ fn halved(sums: [Register; REGISTERS]) -> f32 {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 #[allow(unused_unsafe, reason = "safe in later versions of Rust only")]
-fn fetch<T>(row: &[T]) {
-    let mut at = row.as_ptr().cast::<i8>();
-    for _ in 0..size_of_val(row).div_ceil(64) {
+fn fetch(bytes: &[u8]) {
+    let mut at = bytes.as_ptr().cast::<i8>();
+    for _ in 0..bytes.len().div_ceil(64) {
         // SAFETY: a hint, which no address makes fault.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
         at = at.wrapping_add(64);

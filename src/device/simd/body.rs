@@ -201,19 +201,19 @@ macro_rules! kernels {
         }
 
         #[target_feature(enable = $features)]
-        pub(super) fn $dot_rows(x: &[f32], rows: &[$element], ahead: &[$element], out: &mut [f32]) {
+        pub(super) fn $dot_rows(x: &[f32], rows: &[$element], ahead: &[u8], out: &mut [f32]) {
+            let share = ahead.len().div_ceil(out.len().max(1));
             for (i, (out, row)) in out.iter_mut().zip(rows.chunks_exact(x.len())).enumerate() {
-                fetch(within_rows(ahead, i, x.len()));
+                fetch(part(ahead, i, share));
                 *out = $dot(x, row);
             }
         }
 
         #[target_feature(enable = $features)]
-        pub(super) fn $add_rows(sum: &mut [f32], weights: &[f32], rows: &[$element], ahead: &[$element]) {
+        pub(super) fn $add_rows(sum: &mut [f32], weights: &[f32], rows: &[$element], ahead: &[u8]) {
             let width = sum.len();
-            for i in 0..weights.len() {
-                fetch(within_rows(ahead, i, width));
-            }
+            // The first panel touches every row; what is ahead is asked for as it goes.
+            let share = ahead.len().div_ceil(weights.len().max(1));
             let (panels, rest) = sum.as_chunks_mut::<PANEL>();
             let mut column = 0;
             for panel in panels {
@@ -222,7 +222,10 @@ macro_rules! kernels {
                 for i in 0..PANEL_REGISTERS {
                     sums[i] = load(&panel[i]);
                 }
-                for (&weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
+                for (j, (&weight, row)) in weights.iter().zip(rows.chunks_exact(width)).enumerate() {
+                    if column == 0 {
+                        fetch(part(ahead, j, share));
+                    }
                     let (weight, row) = (splat(weight), row[column..][..PANEL].as_chunks::<WIDTH>().0);
                     for i in 0..PANEL_REGISTERS {
                         sums[i] = fma(weight, $load(&row[i]), sums[i]);
@@ -258,9 +261,9 @@ macro_rules! kernels {
     };
 }
 
-/// The `i`-th row of what will be read next, as much of it as there is.
+/// The `i`-th share of what will be read next.
 #[inline]
-pub(super) fn within_rows<T>(ahead: &[T], i: usize, width: usize) -> &[T] {
-    let start = (i * width).min(ahead.len());
-    &ahead[start..ahead.len().min(start + width)]
+pub(super) fn part(ahead: &[u8], i: usize, share: usize) -> &[u8] {
+    let start = (i * share).min(ahead.len());
+    &ahead[start..ahead.len().min(start + share)]
 }

@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::body::within_rows;
+use super::body::part;
 
 type Register = float32x4_t;
 const WIDTH: usize = 4;
@@ -120,6 +120,6 @@ fn halved(mut sums: [Register; REGISTERS]) -> f32 {
 /// The processor's own look-ahead has to do: the instruction for it is not in stable Rust.
 #[inline]
 #[target_feature(enable = "neon")]
-fn fetch<T>(_row: &[T]) {}
+fn fetch(_bytes: &[u8]) {}
 
 kernels!("neon");

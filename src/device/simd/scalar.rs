@@ -79,27 +79,27 @@ pub(super) fn upper_bound(q: &[f32], low: &[f32], high: &[f32]) -> f32 {
     products(q.len(), |i| (q[i], if q[i] < 0.0 { low[i] } else { high[i] }))
 }
 
-pub(super) fn dot_rows_f32(x: &[f32], rows: &[f32], _ahead: &[f32], out: &mut [f32]) {
+pub(super) fn dot_rows_f32(x: &[f32], rows: &[f32], _ahead: &[u8], out: &mut [f32]) {
     dot_rows(x, rows, out);
 }
 
-pub(super) fn dot_rows_f16(x: &[f32], rows: &[f16], _ahead: &[f16], out: &mut [f32]) {
+pub(super) fn dot_rows_f16(x: &[f32], rows: &[f16], _ahead: &[u8], out: &mut [f32]) {
     dot_rows(x, rows, out);
 }
 
-pub(super) fn dot_rows_bf16(x: &[f32], rows: &[bf16], _ahead: &[bf16], out: &mut [f32]) {
+pub(super) fn dot_rows_bf16(x: &[f32], rows: &[bf16], _ahead: &[u8], out: &mut [f32]) {
     dot_rows(x, rows, out);
 }
 
-pub(super) fn add_rows_f32(sum: &mut [f32], weights: &[f32], rows: &[f32], _ahead: &[f32]) {
+pub(super) fn add_rows_f32(sum: &mut [f32], weights: &[f32], rows: &[f32], _ahead: &[u8]) {
     add_rows(sum, weights, rows);
 }
 
-pub(super) fn add_rows_f16(sum: &mut [f32], weights: &[f32], rows: &[f16], _ahead: &[f16]) {
+pub(super) fn add_rows_f16(sum: &mut [f32], weights: &[f32], rows: &[f16], _ahead: &[u8]) {
     add_rows(sum, weights, rows);
 }
 
-pub(super) fn add_rows_bf16(sum: &mut [f32], weights: &[f32], rows: &[bf16], _ahead: &[bf16]) {
+pub(super) fn add_rows_bf16(sum: &mut [f32], weights: &[f32], rows: &[bf16], _ahead: &[u8]) {
     add_rows(sum, weights, rows);
 }
 

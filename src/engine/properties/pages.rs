@@ -4,10 +4,10 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::{Case, cases, wild_cases};
-use crate::attention::{PageBounds, Rotation};
+use crate::attention::PageBounds;
 use crate::cache::KvDtype;
 use crate::engine::Engine;
-use crate::engine::lanes::Lanes;
+use crate::engine::lanes::{Lanes, Reading};
 use crate::event::{Layer, LayerReads, ScoreLevel, SeqId, Stage, Step};
 use crate::policy::Quest;
 
@@ -70,7 +70,7 @@ fn check_bounds(engine: &Engine, kept: &mut [Vec<PageBounds>], page: usize) {
     for (seq, kept) in kept.iter_mut().enumerate() {
         for layer in 0..config.layers {
             let pages = Lanes::of(&engine.cache, seq as SeqId, layer as Layer);
-            for (h, lane) in pages.resident(Rotation::None).iter().enumerate() {
+            for (h, lane) in pages.resident(Reading::PLAIN).iter().enumerate() {
                 let kept = &mut kept[layer * config.kv_heads + h];
                 kept.follow(lane, page, d);
                 let mut anew = PageBounds::default();

@@ -23,12 +23,11 @@ pub(super) struct Need {
 impl Need {
     pub(super) fn of(info: &RunInfo) -> Self {
         let (model, settings) = (&info.model, &info.settings);
-        let asked = u64::from(info.prompt_tokens) + u64::from(settings.max_tokens);
         Self {
             layers: model.layers.into(),
             kv_heads: model.kv_heads.into(),
             head_dim: model.head_dim.into(),
-            tokens: asked.min(model.context.into()),
+            tokens: info.longest().into(),
             sequences: settings.batch.into(),
         }
     }

@@ -19,7 +19,7 @@ struct Ran {
 
 fn prompt() -> Prompt {
     let key = demo::passkey(1, TOKENS, 0.3);
-    Prompt { text: key.context, question: key.question, expected: Some(key.key) }
+    Prompt { text: key.context, question: key.question, expected: Some(key.key), ..Prompt::default() }
 }
 
 fn settings(policy: &str) -> Settings {

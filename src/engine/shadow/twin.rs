@@ -1,15 +1,16 @@
-//! A second cache of the same model: f32 pages, nothing lost, everything read.
+//! A second cache of the same model: f32 pages, nothing lost, everything read that the model reads: windows of its layers
+//! hide what they hide.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::EngineError;
 use super::super::forward::rotate;
-use super::super::lanes::Lanes;
+use super::super::lanes::{Lanes, Reading};
 use super::judge::kl_divergence;
 use super::ledger::Ledger;
 use crate::attention::cpu::CpuAttention;
-use crate::attention::{Attention, Queries, Rope, Rotation, Shape, Wants};
+use crate::attention::{Attention, Queries, Ropes, Rotation, Shape, Wants};
 use crate::cache::{Cache, CacheConfig, KvDtype, KvShape, RopeMode};
 use crate::event::{Head, Judged, Layer, Position, SeqId};
 use crate::model::{self, Model, Sampler};
@@ -21,13 +22,13 @@ pub(super) struct Twin {
     model: Arc<Model>,
     cache: Cache,
     attention: CpuAttention,
-    rope: Rope,
+    ropes: Ropes,
     /// Greedy: it is asked for the likeliest token.
     sampler: Sampler,
 }
 
 impl Twin {
-    pub(super) fn new(model: Arc<Model>, batch: u32) -> Result<Self, EngineError> {
+    pub(super) fn new(model: Arc<Model>, batch: u32, reach: Position) -> Result<Self, EngineError> {
         let config = model.decoder.config();
         let shape = Shape::new(config.heads, config.kv_heads, config.head_dim)
             .map_err(|e| EngineError::Setting(e.to_string()))?;
@@ -48,7 +49,7 @@ impl Twin {
         (0..batch as SeqId).for_each(|seq| cache.add(seq));
         Ok(Self {
             attention: CpuAttention::new(shape),
-            rope: Rope::new(config.head_dim, config.rope_theta, config.context),
+            ropes: config.ropes(reach as usize),
             sampler: Sampler::new(0, 0.0, 1.0, model.tokenizer.unused()),
             cache,
             model,
@@ -95,10 +96,11 @@ impl Twin {
         let mut x = self.model.decoder.embed(ids)?;
         for layer in 0..self.model.decoder.config().layers {
             let mut qkv = self.model.decoder.qkv(layer, &x)?;
-            rotate(&self.rope, self.model.decoder.config(), &mut qkv, first as usize..);
+            rotate(self.ropes.of(layer), self.model.decoder.config(), &mut qkv, first as usize..);
             self.cache.write(seq, layer as Layer, first, &qkv.k, &qkv.v)?;
             let pages = Lanes::of(&self.cache, seq, layer as Layer);
-            let lanes = pages.resident(Rotation::None);
+            let scoring = self.model.decoder.config().scoring(layer);
+            let lanes = pages.resident(Reading { rotation: Rotation::None, scoring });
             let mut sinks = ledger.sinks(self.lanes(layer as Layer, None));
             let mut out = vec![0.0; qkv.q.len()];
             let queries = Queries { rows: &qkv.q, first };

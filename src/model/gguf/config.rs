@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Header, TensorInfo};
+use crate::model::config::Biases;
 use crate::model::error::quoted;
 use crate::model::{Config, Result};
 
@@ -59,7 +60,16 @@ impl Header {
     /// # Errors
     /// [`crate::model::Error::Config`]: an architecture that is not supported, or a value that is none.
     pub(in crate::model) fn config(&self, file: &[u8]) -> Result<Config> {
-        Config::parse(self.path(), &self.config_json(file)?)
+        let mut config = Config::parse(self.path(), &self.config_json(file)?)?;
+        let has = |name: &str| self.tensors().contains_key(name);
+        config.arch.biases = Biases {
+            qkv: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
+            output: has("blk.0.attn_output.bias"),
+            mlp: has("blk.0.ffn_down.bias"),
+        };
+        // Converters add Gemma's distance from 1 to the weights of its norms.
+        config.arch.norm_offset = 0.0;
+        Ok(config)
     }
 }
 
@@ -96,7 +106,9 @@ impl Fields<'_> {
     /// A tensor that every model has.
     fn tensor(&self, name: &str) -> Result<&TensorInfo> {
         let tensor = self.header.tensors().get(name);
-        tensor.ok_or_else(|| self.header.fault(format!("tensor {name} is missing; a file with only a vocabulary?")))
+        tensor.ok_or_else(|| {
+            self.header.fault(format!("tensor {name} is missing; a file with only a vocabulary?"))
+        })
     }
 
     fn all(mut self) -> Result<Map<String, Value>> {
@@ -157,8 +169,11 @@ impl Fields<'_> {
         let context = self.size("context_length")?.unwrap_or(0);
         let original = original.unwrap_or(context);
         let factors = |name| self.divisors(name, width.unwrap_or(head_dim));
-        let (all, short, long) =
-            (factors("rope_freqs.weight")?, factors("rope_factors_short.weight")?, factors("rope_factors_long.weight")?);
+        let (all, short, long) = (
+            factors("rope_freqs.weight")?,
+            factors("rope_factors_short.weight")?,
+            factors("rope_factors_long.weight")?,
+        );
         let kind = self.header.text(&self.key("rope.scaling.type"))?;
         let factor = self.number("rope.scaling.factor")?;
         let scaling = match (all, short.zip(long), kind) {
@@ -190,7 +205,9 @@ impl Fields<'_> {
         let Some(info) = self.header.tensors().get(name) else { return Ok(None) };
         let pairs = (width / 2) as usize;
         if info.shape != [pairs] || pairs > MAX_DIVISORS {
-            return Err(self.header.fault(format!("tensor {name} has shape {:?}; [{pairs}] is expected", info.shape)));
+            return Err(self
+                .header
+                .fault(format!("tensor {name} has shape {:?}; [{pairs}] is expected", info.shape)));
         }
         self.header.vector(self.file, info).map(Some)
     }

@@ -134,7 +134,8 @@ impl Source for Gguf {
         let info = self.info(name, shape)?;
         if shape.len() == 1 && info.dtype.block_size() > 1 {
             let shown = quoted(name, 80);
-            return Err(self.fault(format!("tensor {shown} is of type {:?}; vectors are F32, F16 or BF16", info.dtype)));
+            return Err(self
+                .fault(format!("tensor {shown} is of type {:?}; vectors are F32, F16 or BF16", info.dtype)));
         }
         Ok(())
     }
@@ -159,7 +160,10 @@ impl Source for Gguf {
                 let slice = &bytes.as_slice()[at];
                 let is_aligned = (slice.as_ptr() as usize).is_multiple_of(8);
                 let data = if is_aligned { Cow::Borrowed(slice) } else { Cow::Owned(slice.to_vec()) };
-                Matrix::quantised(QTensor::new(QStorage::from_data(data, &Device::Cpu, dtype)?, shape.to_vec())?)?
+                Matrix::quantised(QTensor::new(
+                    QStorage::from_data(data, &Device::Cpu, dtype)?,
+                    shape.to_vec(),
+                )?)?
             }
         })
     }

@@ -177,6 +177,55 @@ fn every_token_of_real_vocabularies_has_bytes() {
     }
 }
 
+#[test]
+fn a_word_list_names_the_word_it_does_not_know() {
+    let t = demo();
+    for (text, unknown) in [
+        (" Finn was a lonely boy. The pass key is 1234!", None),
+        (" Finn met a wizard.", Some("met")),
+        (" the naïve boy", Some("naïve")),
+        ("Finnish", Some("Finnish")),
+        (" (xyz)", Some("xyz")),
+        (" é", Some("é")),
+        ("\u{a0}", Some("\u{a0}")),
+        ("", None),
+    ] {
+        assert_eq!(t.unknown_word(text).map(|word| word.trim_start_matches(' ')), unknown, "{text}");
+    }
+    assert_eq!(Tokenizer::bytes(&config(300)).unwrap().unknown_word("xyz"), None);
+    let t = Tokenizer::from_json("t", BYTE_LEVEL.as_bytes(), &config(8)).unwrap();
+    assert_eq!(t.unknown_word("xyz"), None);
+}
+
+#[test]
+fn the_beginning_is_not_doubled() {
+    let Some(t) = from_file("stories260k/tokenizer.json", 512) else { return };
+    let plain = t.encode("Once").unwrap();
+    assert_eq!(plain[0], 1);
+    assert_eq!(t.encode("<s>Once").unwrap(), plain);
+    assert_eq!(t.encode("<s><s>Once").unwrap()[..2], [1, 1], "whoever writes it twice gets it twice");
+    assert_eq!(t.encode_rendered("<s>Once").unwrap(), plain);
+    assert!(!t.encode_rendered("Once").unwrap().contains(&1));
+}
+
+/// Special tokens of a rendered conversation are tokens of their own, wherever they stand.
+#[test]
+fn a_rendered_conversation_keeps_its_special_tokens() {
+    let Some(t) = from_file("tokenizers/phi-3-tokenizer.json", 32_064) else { return };
+    let text = "<|user|>\nHi<|end|>\n<|assistant|>\n";
+    let ids = t.encode_rendered(text).unwrap();
+    let special: Vec<u32> = ids.iter().copied().filter(|id| *id >= 32_000).collect();
+    assert_eq!(special, [32_010, 32_007, 32_001]);
+    assert_eq!(ids[0], 32_010);
+    // What goes on after an answer is what the whole has there.
+    let rest = t.encode_continuation("<|end|>\n<|user|>\nWho?<|end|>\n<|assistant|>\n").unwrap();
+    assert_eq!(
+        rest.iter().copied().filter(|id| *id >= 32_000).collect::<Vec<_>>(),
+        [32_007, 32_010, 32_007, 32_001]
+    );
+    assert_eq!(rest[0], 32_007);
+}
+
 proptest! {
     #[test]
     fn any_text_comes_back(text in ".*") {

@@ -41,17 +41,44 @@ impl Words {
         Ok(Self { ids, longest })
     }
 
+    /// The first word of a text that has a letter which no entry but its own bytes stands for. Digits and marks always
+    /// are bytes.
+    pub(super) fn unknown<'a>(&self, text: &'a str) -> Option<&'a str> {
+        if self.ids.is_empty() {
+            // Bytes are all that such a list has.
+            return None;
+        }
+        let is_letter =
+            |at: usize| !text.as_bytes()[at].is_ascii() || text.as_bytes()[at].is_ascii_alphabetic();
+        let (at, _) = self.tokens(text).find(|&(at, id)| id < BOS_ID && is_letter(at))?;
+        let is_apart = |c: char| c.is_whitespace() || c.is_ascii_punctuation();
+        // The byte may lie within a character, but not within the blank before it.
+        let start = text
+            .char_indices()
+            .take_while(|&(i, _)| i <= at)
+            .filter(|&(_, c)| is_apart(c))
+            .last()
+            .map_or(0, |(i, c)| i + c.len_utf8());
+        let end = text[start..].find(is_apart).map_or(text.len(), |i| start + i);
+        Some(&text[start..end])
+    }
+
     pub(super) fn encode(&self, text: &str) -> Vec<u32> {
-        let mut rest = text.as_bytes();
-        let mut ids = Vec::new();
-        while let Some(&byte) = rest.first() {
+        self.tokens(text).map(|(_, id)| id).collect()
+    }
+
+    /// Where each token of a text begins, and its id.
+    fn tokens<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (usize, u32)> + 'a {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let rest = &text.as_bytes()[at..];
+            let &byte = rest.first()?;
             let longest = self.longest.min(rest.len());
             let word = (1..=longest).rev().find_map(|len| Some((len, *self.ids.get(&rest[..len])?)));
             let (len, id) = word.unwrap_or((1, u32::from(byte)));
-            ids.push(id);
-            rest = &rest[len..];
-        }
-        ids
+            at += len;
+            Some((at - len, id))
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
 use crate::app::Divergence;
+use crate::state::Turn;
 use crate::ui::draw::{Pen, Scene};
 use crate::ui::text;
 use crate::ui::theme::Role;
@@ -41,7 +42,8 @@ pub(super) fn short(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let Some(seq) = scene.seq() else { return };
     let mut pen = Pen::new(buf, area, scene.styles);
     mark(&mut pen, scene);
-    pen.put(" ", Role::Text).foreign(seq.generated_text().trim_start(), Role::Generated);
+    pen.put(" ", Role::Text)
+        .foreign(seq.turns().last().map(Turn::text).unwrap_or_default().trim_start(), Role::Generated);
 }
 
 fn verdict(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, width: u16) {
@@ -54,7 +56,8 @@ fn verdict(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, width: u16) {
         let expected = text::safe(expected.trim().as_bytes(), symbols);
         pen.put("  expected ", Role::Dim).put(&expected, Role::Text);
     }
-    let generated = seq.generated_text();
+    let turns = seq.turns();
+    let generated = turns.last().map(Turn::text).unwrap_or_default();
     let generated = text::safe(generated.trim_start().as_bytes(), symbols);
     pen.put("  generated ", Role::Dim);
     if generated.is_empty() {

@@ -98,12 +98,18 @@ fn identity(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, with_view: bool) {
     let Some(state) = scene.state() else { return };
     if let Some(seq) = scene.seq() {
         pen.dot();
+        let turn = seq.turn_starts().len();
+        if turn > 1 {
+            pen.put(&format!("turn {turn} "), Role::Text);
+        }
         match seq.stage {
+            // How long a turn is, is not known before it is fed.
+            Stage::Prefill if turn > 1 => pen.put("prefill", Role::Text),
             Stage::Prefill => {
                 pen.put(&format!("prefill {}/{}", seq.tokens.len(), run.prompt_tokens), Role::Text)
             }
             Stage::Decode => {
-                pen.put(&format!("decode {}/{}", seq.sampled_count, run.settings.max_tokens), Role::Text)
+                pen.put(&format!("decode {}/{}", seq.answered(), run.settings.max_tokens), Role::Text)
             }
         };
         if run.settings.batch > 1 {
@@ -181,7 +187,10 @@ fn status(scene: &Scene<'_>) -> (String, Role) {
         Status::Paused => ("PAUSED".into(), Role::Warn),
         Status::Finished(_) => ("DONE".into(), Role::Good),
         Status::Failed(_) => ("FAILED".into(), Role::Bad),
-        Status::Recording { .. } | Status::Refused(_) => ("READY".into(), Role::Text),
+        Status::Listening => ("LISTENING".into(), Role::Warn),
+        Status::Recording { .. } | Status::Refused(_) | Status::Said { .. } | Status::Unsaid(_) => {
+            ("READY".into(), Role::Text)
+        }
         Status::Gone => ("ENGINE GONE".into(), Role::Bad),
     }
 }

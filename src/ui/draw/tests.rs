@@ -5,7 +5,7 @@ use ratatui::layout::Rect;
 use super::samples::{STEPS, app, press};
 use super::{Drawn, render};
 use crate::app::{App, Msg, Overlay};
-use crate::engine::Status;
+use crate::engine::{Item, Status};
 use crate::ui::export::{styled_dump, text};
 use crate::ui::theme::{Styles, dark, plain};
 
@@ -43,6 +43,7 @@ fn overlays_lie_on_top() {
         ("m '", "bookmarks"),
         ("/", "filter"),
         ("P", "prompt"),
+        ("I", "turn"),
     ] {
         let mut app = app(STEPS);
         press(&mut app, keys);
@@ -50,6 +51,32 @@ fn overlays_lie_on_top() {
         let (buf, _) = drawn(&app, 100, 30, &plain());
         insta::assert_snapshot!(format!("overlay_{name}"), text(&buf));
     }
+}
+
+/// What is typed, pasted and refused, on the lowest lines; nothing of it reaches the screen as it is.
+#[test]
+fn a_turn_is_typed_on_the_lowest_lines() {
+    let mut app = app(STEPS);
+    app.pending.chat = true;
+    press(&mut app, "I");
+    app.update(Msg::Paste("Hi\u{1b}[2J \u{202e}evil\u{202c}\u{7}\n日本 🦙 e\u{301}: ".into()));
+    app.update(Msg::Paste("a long turn goes on over the next lines ".repeat(4)));
+    let (buf, _) = drawn(&app, 80, 24, &dark());
+    insta::assert_snapshot!("80x24_turn", styled_dump(&buf));
+    assert!(!text(&buf).contains(['\u{1b}', '\u{202e}', '\u{7}']));
+    press(&mut app, "Enter");
+    app.update(Msg::Item(Item::Status(Status::Unsaid(
+        "the turn has 90 tokens,\u{1b}[31m 12 are left".into(),
+    ))));
+    let (buf, _) = drawn(&app, 200, 60, &plain());
+    insta::assert_snapshot!("200x60_turn", text(&buf));
+    for (width, height) in [(10, 3), (24, 2), (3, 8), (40, 1)] {
+        drawn(&app, width, height, &dark());
+    }
+    press(&mut app, "Esc");
+    app.pending.chat = false;
+    press(&mut app, "I");
+    assert!(text(&drawn(&app, 80, 24, &plain()).0).contains("text that the model goes on with"));
 }
 
 #[test]
@@ -127,7 +154,7 @@ proptest! {
         keys in prop::collection::vec(
             prop::sample::select(vec![
                 "1", "2", "3", "4", "5", "6", "7", "8", "9", "z", "|", "Tab", "h", "j", "k", "l", "g g", "G", "<", ">", "(",
-                ")", "i", "?", "p", "t", "x", "/", "Esc", "m", "'", "P", "v", ",", ".", "o", "O",
+                ")", "i", "?", "p", "t", "x", "/", "Esc", "m", "'", "P", "v", ",", ".", "o", "O", "I",
             ]),
             0..8,
         ),

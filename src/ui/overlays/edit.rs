@@ -42,8 +42,54 @@ pub(super) fn prompt(buf: &mut Buffer, area: Rect, scene: &Scene<'_>, line: &Lin
     field(buf, inner, scene, line);
 }
 
+/// Most lines of a turn that are in sight.
+const TURN_LINES: usize = 6;
+
+/// A turn, on the lowest lines: it grows with what is typed. Above it why it was refused, or what Enter does.
+pub(super) fn turn(
+    buf: &mut Buffer,
+    area: Rect,
+    scene: &Scene<'_>,
+    line: &LineEdit,
+    error: Option<&str>,
+    sent: bool,
+) {
+    let mark = if scene.app.chats() { " you: " } else { " go on with: " };
+    let width = area.width.saturating_sub(mark.len() as u16 + 1);
+    let lines = laid_out(line, width, scene).0.lines().clamp(1, TURN_LINES);
+    let height = area.height.min(lines as u16 + 1);
+    let area = Rect { y: area.bottom() - height, height, ..area };
+    Clear.render(area, buf);
+    buf.set_style(area, scene.styles[Role::Screen]);
+    let mut pen = Pen::new(buf, area, scene.styles);
+    if height > 1 {
+        match error {
+            Some(error) => pen.put(" ", Role::Bad).foreign(error, Role::Bad),
+            None if sent => pen.put(" the engine hears it after the present step", Role::Dim),
+            None if scene.app.chats() => pen.put(
+                " the next turn goes through the chat template and on with the same cache; Enter says it",
+                Role::Dim,
+            ),
+            None => {
+                pen.put(" text that the model goes on with, on the same cache; Enter feeds it", Role::Dim)
+            }
+        };
+        pen.newline();
+    }
+    pen.put(mark, Role::Key);
+    let (x, y) = pen.at();
+    field(buf, Rect { x, y, width, height: area.bottom() - y }, scene, line);
+}
+
 /// Text being typed, wrapped over the lines there are, the caret always in sight.
 pub(super) fn field(buf: &mut Buffer, area: Rect, scene: &Scene<'_>, line: &LineEdit) {
+    let (layout, at) = laid_out(line, area.width, scene);
+    let style = |_: usize| -> Style { scene.styles[Role::Text] };
+    (&TokenFlow::new(scene.styles, &layout, &style).cursor(at)).render(area, buf);
+}
+
+/// Text being typed at a width, and the letter that the caret stands on.
+fn laid_out(line: &LineEdit, width: u16, scene: &Scene<'_>) -> (TokenLayout, usize) {
     let (text, caret) = (line.text(), line.caret());
     let mut before: Vec<&str> = text[..caret].graphemes(true).rev().take(NEAR).collect();
     before.reverse();
@@ -51,7 +97,5 @@ pub(super) fn field(buf: &mut Buffer, area: Rect, scene: &Scene<'_>, line: &Line
     let after = text[caret..].graphemes(true).take(NEAR);
     // A blank behind the text is where the caret stands at its end.
     let pieces = before.into_iter().chain(after).chain([" "]).map(str::as_bytes);
-    let layout = TokenLayout::new(pieces, area.width, scene.symbols());
-    let style = |_: usize| -> Style { scene.styles[Role::Text] };
-    (&TokenFlow::new(scene.styles, &layout, &style).cursor(at)).render(area, buf);
+    (TokenLayout::new(pieces, width, scene.symbols()), at)
 }

@@ -136,7 +136,7 @@ fn params(pen: &mut Pen<'_, '_>, part: &Part) {
 
 fn budget_pane(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let (Some(run), Some(seq)) = (scene.run(), scene.seq()) else { return };
-    let slots = scene.policy().and_then(|p| p.slots(run.prompt_tokens));
+    let slots = scene.policy().and_then(|p| p.slots(seq.prompt_len(run)));
     let note = match slots {
         Some(slots) => format!("{slots} slots per (layer, head) d"),
         None => "no bound: everything stays".to_owned(),

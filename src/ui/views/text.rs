@@ -180,7 +180,7 @@ impl<'a> Look<'a> {
             Fate::Pulled
         } else if token.origin == Origin::Generated {
             Fate::Generated
-        } else if token.origin == Origin::Question {
+        } else if matches!(token.origin, Origin::Question | Origin::Turn) {
             Fate::Question
         } else if (position as u32) < self.sinks {
             Fate::Sink
@@ -297,7 +297,7 @@ fn fate_legend(buf: &mut Buffer, area: Rect, scene: &Scene<'_>, seq: &SeqState) 
         item(Fate::Sink, "sink", None);
     }
     item(Fate::Generated, "generated", None);
-    if seq.tokens.iter().any(|t| t.origin == Origin::Question) {
+    if seq.tokens.iter().any(|t| matches!(t.origin, Origin::Question | Origin::Turn)) {
         item(Fate::Question, "question", None);
     }
 }

@@ -70,6 +70,7 @@ fn identity(pen: &mut Pen<'_, '_>, token: &Token) {
     let origin = match token.origin {
         Origin::Prompt => ("prompt", Role::Text),
         Origin::Question => ("question", Role::Question),
+        Origin::Turn => ("turn", Role::Question),
         Origin::Generated => ("generated", Role::Generated),
     };
     let words = text::safe(&token.piece.0, symbols);

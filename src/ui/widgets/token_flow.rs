@@ -13,7 +13,8 @@ use crate::ui::theme::{Role, Styles, Symbols};
 /// Where the glyphs of tokens go at a width. Made once for a text and a width, drawn many times.
 ///
 /// A token that fits on a line is not split over two, a wider one starts where it stands; a line feed is drawn and ends
-/// its line. A token without any bytes is drawn as `∅`, so that every token can be seen and pointed at.
+/// its line. A token without any bytes is drawn as `∅`, and one whose bytes are part of another token's character as `·`,
+/// so that every token can be seen and pointed at.
 #[derive(Clone, Debug, Default)]
 pub struct TokenLayout {
     glyphs: Vec<Placed>,
@@ -41,8 +42,9 @@ impl TokenLayout {
     pub fn new<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, width: u16, symbols: Symbols) -> Self {
         let mut layout = Self::default();
         let mut line = Line { x: 0, first: 0, number: 0 };
-        for piece in pieces {
-            layout.push(piece, width, symbols, &mut line);
+        let pieces: Vec<&[u8]> = pieces.into_iter().collect();
+        for piece in text::whole_characters(&pieces, symbols) {
+            layout.push(&piece, width, symbols, &mut line);
         }
         layout.tokens.push(layout.glyphs.len() as u32);
         if width > 0 && (line.first as usize) < layout.glyphs.len() {
@@ -270,6 +272,25 @@ mod tests {
         b = dim
         c = fg #62c4b4 bold reversed
         "#);
+    }
+
+    #[test]
+    fn a_character_spread_over_tokens_is_drawn_whole() {
+        let drawn = |pieces: &[&[u8]]| {
+            let layout = TokenLayout::new(pieces.iter().copied(), 40, Symbols::Block);
+            let mut buf = Buffer::empty(Rect::new(0, 0, 40, 1));
+            (&TokenFlow::new(&dark(), &layout, &|_| Style::new())).render(buf.area, &mut buf);
+            assert_eq!(layout.tokens(), pieces.len());
+            text(&buf).trim_end().to_owned()
+        };
+        // As byte fallback and byte-level merges cut them.
+        assert_eq!(drawn(&[b" a", b"\xe2", b"\x98", b"\x83", b"b"]), " a☃··b");
+        assert_eq!(drawn(&[b" \xf0\x9f", b"\xa6\x99 ", b"\xe6", b"\x97\xa5\xe6\x9c", b"\xac"]), " 🦙 日本·");
+        // Not whole yet: the next token may complete it, and then it was not drawn in pieces before.
+        assert_eq!(drawn(&[b"a", b"\xf0\x9f", b"\xa6"]), "a··");
+        assert_eq!(drawn(&[b"a", b"\xf0\x9f", b"", b"\xa6\x99"]), "a🦙∅·");
+        // Never whole.
+        assert_eq!(drawn(&[b"a\xe2", b"b", b"\xff", b"\x80"]), "a⟨xE2⟩b⟨xFF⟩⟨x80⟩");
     }
 
     #[test]

@@ -17,11 +17,12 @@ pub(super) fn why(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let mut pen = Pen::new(buf, area, scene.styles);
     pen.put("nothing was lost", Role::Good).newline();
     let Some(run) = scene.run() else { return };
+    let prompt_tokens = scene.seq().map_or(run.prompt_tokens, |seq| seq.prompt_len(run));
     match scene.policy() {
         None => {
             pen.put("policy ", Role::Dim).foreign(&run.settings.policy, Role::Text).newline();
         }
-        Some(policy) => match policy.slots(run.prompt_tokens) {
+        Some(policy) => match policy.slots(prompt_tokens) {
             None => {
                 pen.put(&policy.to_string(), Role::Accent);
                 pen.put(" keeps everything: no budget is set below the prompt", Role::Text).newline();

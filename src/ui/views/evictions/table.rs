@@ -263,6 +263,7 @@ const fn short(reason: Reason) -> &'static str {
         Reason::Thinned => "thinned",
         Reason::Unclassed => "class",
         Reason::Represented => "like",
+        Reason::LayerWindow => "layer",
     }
 }
 
