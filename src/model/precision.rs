@@ -70,6 +70,11 @@ impl Precision {
         })
     }
 
+    /// Bytes of a model's parameters in this type.
+    pub(super) fn bytes(self, config: &Config) -> u64 {
+        (config.parameters() / self.0.block_size() as u64).saturating_mul(self.0.type_size() as u64)
+    }
+
     /// The same weights in this type.
     pub(super) fn apply(self, matrix: &Matrix) -> Result<Matrix> {
         match self.0 {
