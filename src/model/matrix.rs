@@ -192,7 +192,7 @@ impl Matrix {
     }
 
     /// Reads every page of weights that are mapped, so that they are in memory.
-    pub fn touch(&self) {
+    pub(super) fn touch(&self) {
         /// No system has smaller ones.
         const PAGE_BYTES: usize = 4096;
         fn pages<T>(elements: &Elements<T>) {
