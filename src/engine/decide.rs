@@ -171,6 +171,7 @@ impl Engine {
     ) -> Vec<HeadInputs<'a>> {
         let s = &self.sequences[index];
         let group = self.model.decoder.config().heads / residents.len();
+        let rope = self.ropes.of(usize::from(layer));
         residents
             .iter()
             .enumerate()
@@ -182,7 +183,8 @@ impl Engine {
                     values: &own.values,
                     classes: &s.classes,
                     queries: s.queries.get(lane * group..(lane + 1) * group).unwrap_or_default(),
-                    frequencies: self.ropes.of(usize::from(layer)).frequencies(),
+                    frequencies: rope.frequencies(),
+                    amplitude: rope.amplitude(),
                     ..HeadInputs::new(&own.positions, &s.accumulators[lane])
                 }
             })

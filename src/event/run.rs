@@ -41,6 +41,13 @@ pub struct ModelCard {
     pub weights: String,
 }
 
+impl ModelCard {
+    /// Positions that a query of a layer sees, its own included; `None` where it sees all.
+    pub fn window(&self, layer: usize) -> Option<u32> {
+        self.windows.get(layer).copied().filter(|&window| window > 0)
+    }
+}
+
 /// How the run was set up, as on the command line. Strings are in the command line's own syntax, so that any run can
 /// be repeated by typing them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

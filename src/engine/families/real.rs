@@ -74,19 +74,19 @@ fn cut(mut config: Config, layers: usize) -> Config {
     config
 }
 
-/// A few tokens through a model of random weights, in chunks.
+/// A few tokens through a model of made-up weights, in chunks.
 fn run(config: Config) {
     let vocab = config.vocab;
     let tokenizer = Tokenizer::bytes(&config).unwrap();
-    let model = Arc::new(Model::new(Decoder::random(config, 1).unwrap(), tokenizer));
+    let model = Arc::new(Model::new(Decoder::repeating(config).unwrap(), tokenizer));
     let settings = Settings {
-        chunk: 4,
+        chunk: 2,
         max_tokens: 2,
         scores: ScoreLevel::Off,
         ignore_eos: true,
         ..Settings::default()
     };
-    let prompt = Prompt { text: "Hello".into(), ..Prompt::default() };
+    let prompt = Prompt { text: "ab".into(), ..Prompt::default() };
     let mut engine = Engine::new(model, &settings, &prompt).unwrap();
     while engine.step().unwrap().is_some() {}
     assert_eq!(engine.witness.logits.len(), 2);
