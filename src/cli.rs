@@ -13,7 +13,6 @@ mod headless;
 mod json;
 mod loading;
 mod look;
-mod memory;
 mod player;
 mod screen;
 mod setup;

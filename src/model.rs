@@ -47,6 +47,8 @@ use tensors::Placed;
 use watched::Watched;
 use weights::{Safetensors, Source};
 
+use crate::device::memory;
+
 /// Bytes on their way: a file being fetched, weights being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress<'a> {
@@ -175,11 +177,11 @@ fn load_gguf(
     let header = gguf::Header::parse(&shown, file.as_slice())?;
     let config = header.config(file.as_slice())?;
     let vocabulary = tokenizer::Vocabulary::read(&header, file.as_slice())?;
-    let template = header.text("tokenizer.chat_template")?.map(str::to_owned);
+    let template = header.text("tokenizer.chat_template")?.map(ToOwned::to_owned);
     let source = gguf::Gguf::new(header, bytes, &config)?;
     let tokenizer = |config: &Config| Tokenizer::from_gguf(&shown, &vocabulary, config);
     let chat = |tokenizer: &Tokenizer| match &template {
-        Some(source) => ChatTemplate::of_metadata(&shown, source, tokenizer),
+        Some(template) => ChatTemplate::of_metadata(&shown, template, tokenizer),
         None => Err(Error::Chat(format!("{shown}: no chat template in its metadata: leave --chat out"))),
     };
     assemble(config, source, (path, card), (tokenizer, chat), weights, watch)
@@ -199,10 +201,14 @@ fn assemble(
 ) -> Result<Model> {
     let source = Placed::new(source, &config);
     weights::check(&source, &config)?;
+    let shown = path.display().to_string();
     if let Some(weights) = weights {
-        weights.check(&path.display().to_string(), &config)?;
+        weights.check(&shown, &config)?;
     }
+    let needed_bytes = weights.map_or_else(|| source.copied_bytes(), |weights| weights.bytes(&config));
+    check_memory(&shown, needed_bytes, memory::free_bytes())?;
     let tokenizer = tokenizer(&config)?;
+    let chat = chat(&tokenizer);
     let what = card.0.clone();
     let source = Watched::new(source, &what, weights, watch);
     let mut decoder = Decoder::load(config, source, card, |matrix| match weights {
@@ -210,8 +216,18 @@ fn assemble(
         None => Ok(matrix),
     })?;
     decoder.note_weights(weights);
-    let chat = chat(&tokenizer);
     Ok(Model { decoder, tokenizer, chat })
+}
+
+/// Refuses weights that would not fit into the memory that is left, where the system says how much that is: a sparse file
+/// can promise terabytes, and without this the system would end the process halfway through them.
+fn check_memory(path: &str, needed_bytes: u64, free_bytes: Option<u64>) -> Result<()> {
+    match free_bytes {
+        Some(free_bytes) if needed_bytes > free_bytes => {
+            Err(Error::Memory { path: path.into(), needed_bytes, free_bytes })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The configuration of a GGUF file, in the words of a `config.json`.
@@ -334,6 +350,17 @@ mod tests {
     fn a_model_can_move_to_the_engine_thread() {
         const fn is_send<T: Send + 'static>() {}
         is_send::<(Model, Sampler)>();
+    }
+
+    #[test]
+    fn weights_that_do_not_fit_into_memory_are_refused() {
+        check_memory("w", 1 << 40, None).unwrap();
+        check_memory("w", 1_000_000_000, Some(1_000_000_000)).unwrap();
+        let text = check_memory("w", 3_000_000_000, Some(2_000_000_000)).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "w: its weights need 3.0 GB of memory, 2.0 GB is free; choose a smaller model, or a smaller type with --weights"
+        );
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The engine on a thread of its own: commands, pace, re-runs, recording.
 
+mod loading;
 mod talk;
 
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,10 +28,6 @@ pub use talk::ANEW;
 const RING: usize = 4_096;
 /// Waiting for a command, the engine still looks this often whether a lagging listener can catch up.
 const NUDGE_EVERY: Duration = Duration::from_millis(50);
-/// How often it is told how far the loading is.
-const TELL_LOADING_EVERY: Duration = Duration::from_millis(50);
-/// How long a model that is being loaded is waited for by one who leaves.
-const LOADING_PATIENCE: Duration = Duration::from_secs(1);
 /// Fastest pace that is still paced; above it waiting costs more than it shows.
 const MAX_PACE: f64 = 10_000.0;
 
@@ -68,13 +64,8 @@ impl Live {
     pub fn finish(self) -> Result<(), String> {
         // The thread may have ended already; then nobody hears it.
         let _ = self.commands.send(Command::Quit);
-        // A network that says nothing cannot be interrupted; nothing is recorded yet that would need an end.
-        let patience = Instant::now() + LOADING_PATIENCE;
-        while self.loading.load(Ordering::Acquire) && !self.thread.is_finished() {
-            if Instant::now() > patience {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        if self.is_stuck_loading() {
+            return Ok(());
         }
         self.thread.join().unwrap_or_else(|_| Err("internal fault: the engine panicked".into()))
     }
@@ -220,24 +211,6 @@ impl Loop {
             }
         }
         self.wind_up();
-    }
-
-    /// Tells of what is being loaded, now and then, and ends it for one who leaves.
-    fn watch_loading(&mut self, progress: &Progress<'_>) -> ControlFlow<()> {
-        let is_due = self.told_loading.is_none_or(|told| told.elapsed() >= TELL_LOADING_EVERY);
-        if is_due || progress.done_bytes >= progress.total_bytes {
-            self.told_loading = Some(Instant::now());
-            let Progress { what, done_bytes, total_bytes } = *progress;
-            self.tell(Status::Loading { what: what.into(), done_bytes, total_bytes });
-        }
-        self.waiting.extend(self.inbox.try_iter());
-        if self.waiting.contains(&Command::Quit) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    }
-
-    /// A run that cannot even begin: wait for the listener to go.
-    fn fail_for_good(&mut self, why: &str) {
-        self.tell(Status::Failed(why.into()));
-        while !matches!(self.inbox.recv(), Ok(Command::Quit) | Err(_)) {}
     }
 
     fn tell(&mut self, status: Status) {

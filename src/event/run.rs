@@ -191,11 +191,11 @@ impl RunInfo {
         if !self.model.source.is_empty() {
             arg("model", &self.model.source);
         }
-        if s.chat {
-            arg("chat", "");
-        }
         if !self.model.weights_asked.is_empty() {
             arg("weights", &self.model.weights_asked);
+        }
+        if s.chat {
+            arg("chat", "");
         }
         if !self.prompt.is_empty() && self.expected.is_none() {
             arg("prompt", &self.prompt);

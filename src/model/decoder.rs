@@ -364,6 +364,10 @@ pub(super) mod tests {
             Ok(elements.clone())
         }
 
+        fn bytes(&self) -> u64 {
+            0
+        }
+
         fn dtype(&self) -> String {
             "f32".into()
         }

@@ -72,6 +72,19 @@ pub enum Error {
         /// Tensor, what was found, what was expected.
         reason: String,
     },
+    /// The weights would not fit into memory.
+    #[error(
+        "{path}: its weights need {:.1} GB of memory, {:.1} GB is free; choose a smaller model, or a smaller type with --weights",
+        *.needed_bytes as f64 / 1e9, *.free_bytes as f64 / 1e9
+    )]
+    Memory {
+        /// Which file.
+        path: String,
+        /// Bytes that have to be in memory, and cannot stay in the file.
+        needed_bytes: u64,
+        /// What the operating system could still give.
+        free_bytes: u64,
+    },
     /// The tokenizer cannot be built.
     #[error("{path}: {reason}")]
     Tokenizer {

@@ -128,11 +128,6 @@ impl Header {
         self.fault(format!("{key} is {shown}; {what} is expected"))
     }
 
-    /// Whether the key is there.
-    pub(super) fn has(&self, key: &str) -> bool {
-        self.entries.contains_key(key)
-    }
-
     /// A text; an error where it is of another type.
     pub(super) fn text(&self, key: &str) -> Result<Option<&str>> {
         match self.entries.get(key) {

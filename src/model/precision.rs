@@ -6,7 +6,7 @@ use std::str::FromStr;
 use candle_core::quantized::GgmlDType;
 
 use super::matrix::Matrix;
-use super::{Config, Error, Result, weights};
+use super::{Config, Error, Result, tensors};
 
 /// A type for the projections: `f32`, `f16`, `bf16`, or one of ggml's block types. Norms, biases and an embedding of its
 /// own stay as they are.
@@ -36,7 +36,7 @@ impl Precision {
         let mut misfit = None;
         let mut fits = |dtype: GgmlDType| {
             let mut all = true;
-            let visited = weights::visit(config, |name, shape| {
+            let visited = tensors::visit(config, |name, shape| {
                 if let [_, inputs] = shape
                     && !inputs.is_multiple_of(dtype.block_size())
                 {
@@ -68,6 +68,11 @@ impl Precision {
                 others.join(", ")
             ),
         })
+    }
+
+    /// Bytes of a model's parameters in this type.
+    pub(super) fn bytes(self, config: &Config) -> u64 {
+        (config.parameters() / self.0.block_size() as u64).saturating_mul(self.0.type_size() as u64)
     }
 
     /// The same weights in this type.

@@ -135,6 +135,10 @@ impl<S: Source> Source for Placed<S> {
     fn bytes(&self) -> u64 {
         self.source.bytes()
     }
+
+    fn copied_bytes(&self) -> u64 {
+        self.source.copied_bytes()
+    }
 }
 
 #[cfg(test)]

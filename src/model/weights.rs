@@ -32,6 +32,11 @@ pub(super) trait Source {
 
     /// Bytes of all tensors.
     fn bytes(&self) -> u64;
+
+    /// Bytes of the tensors that cannot be used where they lie.
+    fn copied_bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// Checks that a source has every tensor of a configuration.

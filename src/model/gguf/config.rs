@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Header, TensorInfo};
+use crate::model::config::Biases;
 use crate::model::error::quoted;
 use crate::model::{Config, Result};
 
@@ -59,7 +60,16 @@ impl Header {
     /// # Errors
     /// [`crate::model::Error::Config`]: an architecture that is not supported, or a value that is none.
     pub(in crate::model) fn config(&self, file: &[u8]) -> Result<Config> {
-        Config::parse(self.path(), &self.config_json(file)?)
+        let mut config = Config::parse(self.path(), &self.config_json(file)?)?;
+        let has = |name: &str| self.tensors().contains_key(name);
+        config.arch.biases = Biases {
+            qkv: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
+            output: has("blk.0.attn_output.bias"),
+            mlp: has("blk.0.ffn_down.bias"),
+        };
+        // Converters add Gemma's distance from 1 to the weights of its norms.
+        config.arch.norm_offset = 0.0;
+        Ok(config)
     }
 }
 

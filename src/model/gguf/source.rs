@@ -195,6 +195,11 @@ impl Source for Gguf {
     fn bytes(&self) -> u64 {
         self.header.tensors().values().map(|info| info.at.len() as u64).sum()
     }
+
+    fn copied_bytes(&self) -> u64 {
+        let blocks = self.header.tensors().values().filter(|info| info.dtype.block_size() > 1);
+        blocks.map(|info| info.at.len() as u64).sum()
+    }
 }
 
 /// `Q4K` as people spell it: `q4_k`.
