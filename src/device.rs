@@ -4,6 +4,8 @@
 pub mod driver;
 mod gemm;
 pub mod simd;
+mod threads;
 
 pub use gemm::matmul;
 pub use simd::{Isa, Stored};
+pub use threads::compute_on;

@@ -118,7 +118,10 @@ fn a_gate_is_the_sigmoid_of_itself() {
         for isa in Isa::all() {
             let mut out = [0.0; 3];
             isa.swiglu(&[gate; 3], &[1.5; 3], &mut out);
-            assert!(out.iter().all(|&x| (f64::from(x) - want).abs() <= 3e-7 * want.abs().max(1e-30)), "{isa} {gate}");
+            assert!(
+                out.iter().all(|&x| (f64::from(x) - want).abs() <= 3e-7 * want.abs().max(1e-30)),
+                "{isa} {gate}"
+            );
         }
     }
 }
