@@ -40,7 +40,7 @@ const HIDDEN: usize = 768;
 const INTERMEDIATE: usize = 2048;
 const HEADS: usize = 12;
 const VOCAB: usize = 32_000;
-/// Tokens of the byte vocabulary that may be drawn.
+/// Tokens that are bytes; words that nobody writes follow.
 const BYTES: usize = 256;
 /// Steps of each side before the clock counts.
 const WARM_UP: usize = 4;
@@ -96,7 +96,7 @@ fn write_model(folder: &Path, context: usize) -> Outcome<()> {
     fs::write(folder.join("config.json"), config.to_string())?;
     let mut words: Vec<String> = (0..BYTES).map(|byte| format!("<0x{byte:02X}>")).collect();
     words.push("<s>".into());
-    words.extend((words.len()..VOCAB).map(|id| format!("<unused{id}>")));
+    words.extend((words.len()..VOCAB).map(|id| format!("word{id}")));
     fs::write(folder.join("vocab.json"), json!(words).to_string())?;
     Ok(())
 }
@@ -118,13 +118,13 @@ impl Candle {
         Ok(Self { llama: Llama::load(weights, &config)?, cache, position: 0 })
     }
 
-    /// The likeliest of the tokens that may be drawn.
+    /// The likeliest next token.
     fn feed(&mut self, ids: &[u32]) -> Outcome<u32> {
         let tokens = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu)?;
         let logits = self.llama.forward(&tokens, self.position, &mut self.cache)?;
         self.position += ids.len();
         let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
-        let best = (0..BYTES).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+        let best = (0..VOCAB).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
         Ok(best.expect("there are some") as u32)
     }
 

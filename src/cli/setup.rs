@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::Failure;
 use super::args::RunArgs;
 use crate::cache::KvDtype;
+use crate::device;
 use crate::engine::{EngineError, Prompt};
 use crate::event::Settings;
 use crate::model::hub::{self, Hub};
@@ -139,8 +140,7 @@ pub(super) fn threads(asked: Option<u32>) -> Result<u32, Failure> {
         Some(n) => n,
         None => cores.saturating_sub(1).max(1),
     };
-    // Fails only when a pool exists already, which then is the one this very call made before.
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global();
+    device::compute_on(threads as usize);
     Ok(threads)
 }
 
