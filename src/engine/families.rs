@@ -135,7 +135,7 @@ fn tensors(json: &Value, seed: u64) -> Tensors {
 fn model(json: &Value, tensors: &Tensors) -> Arc<Model> {
     let config = Config::parse("config.json", json.to_string().as_bytes()).unwrap();
     let tokenizer = Tokenizer::bytes(&config).unwrap();
-    Arc::new(Model { decoder: Decoder::of_tensors(config, tensors.clone()).unwrap(), tokenizer })
+    Arc::new(Model::new(Decoder::of_tensors(config, tensors.clone()).unwrap(), tokenizer))
 }
 
 /// A run of the engine: the ids fed, and the logits after the prompt and after each token generated.
