@@ -81,7 +81,6 @@ KV_DEVICE Cut cut_of(const Item& item, unsigned slots, unsigned n, const SelectS
     if (equal == 0) return Cut{0, 0xffffffffu, 0};
     prefix = prefix << 8 | shared.found[0];
     left = shared.found[1];
-    __syncthreads();
   }
   return Cut{prefix, left, equal};
 }

@@ -88,44 +88,38 @@ std::string where(const Fibre& fibre) {
   return "thread " + std::to_string(fibre.index.x) + " at line " + std::to_string(fibre.line);
 }
 
-// Lets go every group of lanes that has met. Whether there was one.
-bool release_warps() {
+// Lets go every group of lanes of a warp, `first` being its first thread, that has met. Whether there was one.
+bool release_warp(size_t first) {
   bool any = false;
-  std::vector<Fibre>& all = launch->fibres;
-  for (size_t first = 0; first < all.size(); first += 32) {
-    const size_t lanes = std::min<size_t>(32, all.size() - first);
-    for (size_t i = 0; i < lanes; ++i) {
-      Fibre& fibre = all[first + i];
-      if (fibre.state != State::AtWarp) continue;
-      bool complete = fibre.mask >> i & 1;
-      uint32_t votes = 0;
-      for (size_t j = 0; j < lanes; ++j) {
-        const Fibre& other = all[first + j];
-        if (!(fibre.mask >> j & 1)) continue;
-        complete = complete && other.state == State::AtWarp && other.mask == fibre.mask &&
-                   other.meeting == fibre.meeting && other.line == fibre.line;
-        votes |= static_cast<uint32_t>(other.value != 0) << j;
-      }
-      if (!complete) continue;
-      for (size_t j = 0; j < lanes; ++j) {
-        Fibre& member = all[first + j];
-        if (!(fibre.mask >> j & 1) || &member == &fibre) continue;
-        member.result = votes;
-      }
-      fibre.result = votes;
-      const uint32_t mask = fibre.mask;
-      for (size_t j = 0; j < lanes; ++j) {
-        Fibre& member = all[first + j];
-        if (!(mask >> j & 1)) continue;
-        if (member.meeting == Meeting::Shuffle) {
-          const bool there = member.source < lanes && mask >> member.source & 1;
-          if (!there) launch->fault = "an exchange reads a lane that takes no part: " + where(member);
-          member.result = there ? all[first + member.source].value : POISON;
-        }
-        member.state = State::Ready;
-      }
-      any = true;
+  Fibre* const lanes = &launch->fibres[first];
+  const size_t n = std::min<size_t>(32, launch->fibres.size() - first);
+  for (size_t i = 0; i < n; ++i) {
+    const Fibre& one = lanes[i];
+    if (one.state != State::AtWarp) continue;
+    const uint32_t mask = one.mask;
+    const auto is_in = [mask](size_t lane) { return (mask >> lane & 1) != 0; };
+    bool complete = is_in(i);
+    uint32_t votes = 0;
+    for (size_t j = 0; j < n; ++j) {
+      if (!is_in(j)) continue;
+      const Fibre& other = lanes[j];
+      complete = complete && other.state == State::AtWarp && other.mask == mask && other.meeting == one.meeting &&
+                 other.line == one.line;
+      votes |= static_cast<uint32_t>(other.value != 0) << j;
     }
+    if (!complete) continue;
+    for (size_t j = 0; j < n; ++j) {
+      if (!is_in(j)) continue;
+      Fibre& member = lanes[j];
+      member.result = votes;
+      if (member.meeting == Meeting::Shuffle) {
+        const bool there = member.source < n && is_in(member.source);
+        if (!there) launch->fault = "an exchange reads a lane that takes no part: " + where(member);
+        member.result = there ? lanes[member.source].value : POISON;
+      }
+      member.state = State::Ready;
+    }
+    any = true;
   }
   return any;
 }
@@ -141,7 +135,7 @@ bool release_block() {
   return true;
 }
 
-// Orders of the threads: as they are numbered, the other way round, or shuffled by the schedule's number.
+// Orders of warps, and of lanes in a warp: as they are numbered, the other way round, or shuffled by the schedule's number.
 std::vector<size_t> order(size_t n, unsigned schedule) {
   std::vector<size_t> all(n);
   for (size_t i = 0; i < n; ++i) all[i] = schedule == 1 ? n - 1 - i : i;
@@ -172,16 +166,22 @@ void run_block(unsigned schedule) {
     fibre.start.uc_link = nullptr;
     makecontext(&fibre.start, run_fibre, 0);
   }
-  const std::vector<size_t> turns = order(n, schedule);
+  const std::vector<size_t> warps = order((n + 31) / 32, schedule), lanes = order(32, schedule);
   size_t done = 0;
-  while (done < n && launch->fault.empty()) {
-    for (size_t i : turns) {
-      if (launch->fibres[i].state == State::Ready) resume(launch->fibres[i]);
-      if (!launch->fault.empty()) return;
+  while (done < n) {
+    // A warp runs as far ahead of the others as barriers let it.
+    for (size_t warp : warps) {
+      do {
+        for (size_t lane : lanes) {
+          const size_t i = warp * 32 + lane;
+          if (i < n && launch->fibres[i].state == State::Ready) resume(launch->fibres[i]);
+          if (!launch->fault.empty()) return;
+        }
+      } while (release_warp(warp * 32));
     }
     done = 0;
     for (const Fibre& fibre : launch->fibres) done += fibre.state == State::Done;
-    if (done == n || release_warps() || release_block()) continue;
+    if (done == n || release_block()) continue;
     for (const Fibre& fibre : launch->fibres) {
       if (fibre.state != State::AtBlock && fibre.state != State::AtWarp) continue;
       launch->fault = std::string(fibre.state == State::AtBlock ? "a barrier" : "a meeting of a warp") +
