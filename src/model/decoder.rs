@@ -364,10 +364,6 @@ pub(super) mod tests {
             Ok(elements.clone())
         }
 
-        fn bytes(&self) -> u64 {
-            0
-        }
-
         fn dtype(&self) -> String {
             "f32".into()
         }
@@ -418,6 +414,10 @@ pub(super) mod tests {
 
         fn dtype(&self) -> String {
             "f32".into()
+        }
+
+        fn bytes(&self) -> u64 {
+            0
         }
     }
 
