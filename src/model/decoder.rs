@@ -326,10 +326,6 @@ impl Source for Random {
     fn dtype(&self) -> String {
         "f32".into()
     }
-
-    fn bytes(&self) -> u64 {
-        0
-    }
 }
 
 #[cfg(test)]
@@ -362,10 +358,6 @@ pub(super) mod tests {
             let (own, elements) = &self.0[name];
             assert_eq!(own.as_slice(), [len], "{name}");
             Ok(elements.clone())
-        }
-
-        fn bytes(&self) -> u64 {
-            0
         }
 
         fn dtype(&self) -> String {
