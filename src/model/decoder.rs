@@ -326,10 +326,6 @@ impl Source for Random {
     fn dtype(&self) -> String {
         "f32".into()
     }
-
-    fn bytes(&self) -> u64 {
-        0
-    }
 }
 
 #[cfg(test)]

@@ -30,8 +30,10 @@ pub(super) trait Source {
     /// Type of most weights as the file has them: `f32`, `f16`, `bf16`, `q8_0`.
     fn dtype(&self) -> String;
 
-    /// Bytes of all tensors.
-    fn bytes(&self) -> u64;
+    /// Bytes of all tensors; 0 where they are made and not read.
+    fn bytes(&self) -> u64 {
+        0
+    }
 
     /// Bytes of the tensors that cannot be used where they lie.
     fn copied_bytes(&self) -> u64 {
