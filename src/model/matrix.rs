@@ -201,8 +201,7 @@ impl Matrix {
 
     fn dense(&self, weights: Stored<'_>, x: &[f32], out: &mut [f32], stride: usize) {
         if x.len() <= FEW_ROWS * self.inputs {
-            let columns = few(&[weights], x, self.inputs);
-            return to_rows(&columns, x.len() / self.inputs, out, stride);
+            return to_rows(&few(&[weights], x, self.inputs), x.len() / self.inputs, out, stride);
         }
         if let Stored::F32(weights) = weights {
             return device::matmul(x, weights, self.inputs, out, stride);
@@ -266,6 +265,9 @@ fn few(parts: &[Stored<'_>], x: &[f32], inputs: usize) -> Vec<f32> {
 
 /// `[output][row]` to `[row][output]`, rows `stride` apart.
 fn to_rows(columns: &[f32], rows: usize, out: &mut [f32], stride: usize) {
+    if rows == 1 {
+        return out[..columns.len()].copy_from_slice(&columns);
+    }
     for (o, column) in columns.chunks_exact(rows.max(1)).enumerate() {
         for (i, value) in column.iter().enumerate() {
             out[i * stride + o] = *value;
@@ -301,29 +303,18 @@ impl Linear {
     pub(super) fn product(&self, x: &[f32]) -> Result<Vec<f32>> {
         let inputs = self.parts[0].inputs;
         let rows = x.len() / inputs;
-        let stored = || self.parts.iter().map(Matrix::stored).collect::<Option<Vec<_>>>();
-        let mut out = match stored().filter(|_| rows <= FEW_ROWS) {
+        let mut out = vec![0.0; rows * self.outputs];
+        let stored: Option<Vec<_>> = self.parts.iter().map(Matrix::stored).collect();
+        if let Some(parts) = stored.filter(|_| rows <= FEW_ROWS) {
             // All parts are one task list: the fewer joins of threads, the better.
-            Some(parts) => {
-                let columns = few(&parts, x, inputs);
-                if rows == 1 {
-                    columns
-                } else {
-                    let mut out = vec![0.0; columns.len()];
-                    to_rows(&columns, rows, &mut out, self.outputs);
-                    out
-                }
+            to_rows(&few(&parts, x, inputs), rows, &mut out, self.outputs);
+        } else {
+            let mut first = 0;
+            for part in &self.parts {
+                part.product(x, &mut out[first..], self.outputs)?;
+                first += part.outputs;
             }
-            None => {
-                let mut out = vec![0.0; rows * self.outputs];
-                let mut first = 0;
-                for part in &self.parts {
-                    part.product(x, &mut out[first..], self.outputs)?;
-                    first += part.outputs;
-                }
-                out
-            }
-        };
+        }
         if !self.bias.is_empty() {
             for row in out.chunks_exact_mut(self.outputs) {
                 row.iter_mut().zip(&self.bias).for_each(|(x, bias)| *x += bias);
