@@ -37,11 +37,11 @@ pub use config::Config;
 pub use decoder::{Decoder, Qkv};
 pub use error::Error;
 pub use footprint::{Footprint, Sharing};
+pub use precision::Precision;
 pub use sampler::{Drawn, Sampler};
 pub use tokenizer::Tokenizer;
 
 use bytes::Bytes;
-pub use precision::Precision;
 use shards::Sharded;
 use tensors::Placed;
 use watched::Watched;

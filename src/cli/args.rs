@@ -49,6 +49,8 @@ pub(crate) enum Verb {
     Repair(RepairArgs),
     /// Ask a model what it still knows: keys, facts, lists, votes, stories, counted.
     Eval(Box<EvalArgs>),
+    /// How fast a model is fed and decoded here, and what watching it costs.
+    Bench(BenchArgs),
     /// Every policy and read set: rule, source, parameters.
     Policies(ListArgs),
     /// What this machine has: processor, memory, NVIDIA driver, GPUs and their measured copy speeds, libraries, toolkit.
@@ -247,6 +249,38 @@ pub(crate) enum FrameFormat {
     Svg,
     /// The steps up to --at and the summary, one object per line.
     Json,
+}
+
+/// `kvista bench`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct BenchArgs {
+    /// As --model of `kvista run`. Default: the embedded demo model.
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Type of the weights, as `kvista run` takes it.
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) weights: Option<String>,
+    /// Lengths of prompts, tokens. Default: 256,1024,4096, as far as the model's context goes.
+    #[arg(long, value_name = "TOKENS,…", value_delimiter = ',')]
+    pub(crate) context: Vec<NonZeroU32>,
+    /// Decode steps at each level of the probe.
+    #[arg(long, value_name = "N", default_value = "24")]
+    pub(crate) steps: NonZeroU32,
+    /// Most prompt tokens per step.
+    #[arg(long, value_name = "N", default_value = "256")]
+    pub(crate) chunk: NonZeroU32,
+    /// Compute threads. Default: all cores but one.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<u32>,
+    /// Type of the cache's pages, as `kvista run` takes it.
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub(crate) kv_dtype: String,
+    /// Read set, e.g. kcache:n=64,l=1.
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) read: Option<String>,
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `kvista inspect`.

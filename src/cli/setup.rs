@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::Failure;
 use super::args::RunArgs;
 use crate::cache::KvDtype;
+use crate::device;
 use crate::engine::{EngineError, Prompt};
 use crate::event::Settings;
 use crate::model::hub::{self, Hub};
@@ -56,7 +57,7 @@ impl ModelSource {
 }
 
 /// What `--weights` names.
-fn precision(text: &str) -> Result<Precision, Failure> {
+pub(super) fn precision(text: &str) -> Result<Precision, Failure> {
     text.parse().map_err(|reason| Failure::Input(format!("--weights {text}: {reason}")))
 }
 
@@ -124,7 +125,7 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
 }
 
 /// What goes with a page type; one that is wrong is refused later, with the model at hand.
-fn usual_block_size(kv_dtype: &str) -> u32 {
+pub(super) fn usual_block_size(kv_dtype: &str) -> u32 {
     kv_dtype.parse().unwrap_or(KvDtype::F32).usual_block_size()
 }
 
@@ -139,8 +140,7 @@ pub(super) fn threads(asked: Option<u32>) -> Result<u32, Failure> {
         Some(n) => n,
         None => cores.saturating_sub(1).max(1),
     };
-    // Fails only when a pool exists already, which then is the one this very call made before.
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global();
+    device::compute_on(threads as usize);
     Ok(threads)
 }
 

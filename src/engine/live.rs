@@ -19,10 +19,10 @@ use super::recorder::{self, Recorder};
 use super::{Engine, EngineError, Feed, Observe};
 use crate::event::{Finish, Settings};
 use crate::model::{Model, Progress, Watch};
-pub use talk::ANEW;
-
 use crate::policy::{parse_policy, parse_read};
 use crate::probe::Receiver;
+
+pub use talk::ANEW;
 
 /// Items between engine and UI.
 const RING: usize = 4_096;

@@ -363,6 +363,10 @@ pub(super) mod tests {
         fn dtype(&self) -> String {
             "f32".into()
         }
+
+        fn bytes(&self) -> u64 {
+            0
+        }
     }
 
     /// Numbers between -1 and 1 that come again and again, but never from the same one on.
@@ -406,6 +410,10 @@ pub(super) mod tests {
 
         fn dtype(&self) -> String {
             "f32".into()
+        }
+
+        fn bytes(&self) -> u64 {
+            0
         }
     }
 

@@ -236,7 +236,7 @@ mod tests {
         let mut config = demo_config();
         config.layers = 5;
         let text = fault(&config);
-        assert!(text.contains("model.layers.4.input_layernorm.weight is missing"), "{text}");
+        assert!(text.contains("model.layers.4.self_attn.q_proj.weight is missing"), "{text}");
         let mut config = demo_config();
         config.kv_heads = 2;
         let text = fault(&config);

@@ -7,6 +7,7 @@ mod hub;
 #[path = "../common/program.rs"]
 mod program;
 
+mod bench;
 mod chat;
 mod doctor;
 mod endings;

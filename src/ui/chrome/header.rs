@@ -188,7 +188,9 @@ fn status(scene: &Scene<'_>) -> (String, Role) {
         Status::Finished(_) => ("DONE".into(), Role::Good),
         Status::Failed(_) => ("FAILED".into(), Role::Bad),
         Status::Listening => ("LISTENING".into(), Role::Warn),
-        Status::Recording { .. } | Status::Refused(_) | Status::Said { .. } | Status::Unsaid(_) => ("READY".into(), Role::Text),
+        Status::Recording { .. } | Status::Refused(_) | Status::Said { .. } | Status::Unsaid(_) => {
+            ("READY".into(), Role::Text)
+        }
         Status::Gone => ("ENGINE GONE".into(), Role::Bad),
     }
 }
