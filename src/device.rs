@@ -3,6 +3,7 @@
 
 pub mod driver;
 mod gemm;
+pub mod memory;
 pub mod simd;
 mod threads;
 

@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 
 use super::args::BenchArgs;
 use super::json::print_facts;
-use super::memory::free_bytes;
+use super::loading::Loading;
 use super::setup::{self, ModelSource, failure, usual_block_size};
 use super::{Failure, output};
 use crate::device::Isa;
+use crate::device::memory::free_bytes;
 use crate::engine::{Engine, Feed, Item, Observe, Prompt};
 use crate::event::Settings;
 use crate::model::{Model, demo};
@@ -43,7 +44,11 @@ struct Measured {
 pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
     let threads = setup::threads(args.threads)?;
     let source = ModelSource::of(args.model.as_deref());
-    let model = Arc::new(source.load().map_err(|error| failure(&error))?);
+    let weights = args.weights.as_deref().map(setup::precision).transpose()?;
+    let mut loading = Loading::new(&Arc::default());
+    let model = source.load(weights, &mut |progress| loading.hear(progress));
+    loading.end();
+    let model = Arc::new(model.map_err(|error| failure(&error))?);
     let contexts = contexts(args, &model)?;
     let card = model.decoder.card();
     let machine = json!({

@@ -10,7 +10,8 @@ use crate::cache::KvDtype;
 use crate::device;
 use crate::engine::{EngineError, Prompt};
 use crate::event::Settings;
-use crate::model::{self, Model};
+use crate::model::hub::{self, Hub};
+use crate::model::{self, Model, Precision, Watch};
 
 /// Longest prompt read from a file or standard input.
 const MAX_PROMPT_BYTES: u64 = 64 << 20;
@@ -21,7 +22,10 @@ pub(crate) const DEMO_POLICY: &str = "h2o:budget=100%";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ModelSource {
     Demo,
-    Folder(PathBuf),
+    /// A folder or a GGUF file.
+    Path(PathBuf),
+    /// A name on the hub.
+    Hub(hub::Name),
 }
 
 impl ModelSource {
@@ -29,22 +33,39 @@ impl ModelSource {
     pub(crate) fn of(model: Option<&str>) -> Self {
         match model {
             None | Some("demo") => Self::Demo,
-            Some(folder) => Self::Folder(PathBuf::from(folder)),
+            // What is here goes first; so does what can only be meant to be here.
+            Some(text) if Path::new(text).exists() => Self::Path(PathBuf::from(text)),
+            Some(text) => hub::Name::parse(text).map_or_else(|| Self::Path(PathBuf::from(text)), Self::Hub),
         }
     }
 
-    pub(crate) fn load(&self) -> Result<Model, EngineError> {
+    /// Fetches the model if it is not here, and reads it; `weights` is the type its projections are put into.
+    pub(crate) fn load(
+        &self,
+        weights: Option<Precision>,
+        watch: &mut Watch<'_>,
+    ) -> Result<Model, EngineError> {
         Ok(match self {
-            Self::Demo => model::demo::load()?,
-            Self::Folder(folder) => model::load(folder)?,
+            Self::Demo => model::demo::load_as(weights)?,
+            Self::Path(path) => model::load_as(path, &path.display().to_string(), weights, watch)?,
+            Self::Hub(name) => {
+                let path = Hub::from_env().fetch(name, watch)?;
+                model::load_as(&path, &name.to_string(), weights, watch)?
+            }
         })
     }
+}
+
+/// What `--weights` names.
+pub(super) fn precision(text: &str) -> Result<Precision, Failure> {
+    text.parse().map_err(|reason| Failure::Input(format!("--weights {text}: {reason}")))
 }
 
 /// Everything a run needs to start.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) model: ModelSource,
+    pub(crate) weights: Option<Precision>,
     pub(crate) settings: Settings,
     pub(crate) prompt: Prompt,
 }
@@ -99,7 +120,8 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
         chat: args.chat,
         shadow: args.shadow.unwrap_or(0),
     };
-    Ok(Setup { model, settings, prompt })
+    let weights = args.weights.as_deref().map(precision).transpose()?;
+    Ok(Setup { model, weights, settings, prompt })
 }
 
 /// What goes with a page type; one that is wrong is refused later, with the model at hand.

@@ -141,7 +141,7 @@ impl Engine {
             .collect();
         Ok(Self {
             attention: Box::new(CpuAttention::new(shape)),
-            ropes: config.ropes(plan.info.longest() as usize),
+            ropes: config.ropes(plan.info.reach() as usize),
             timer: PhaseTimer::new(Clock::new(), layers),
             shadow: Shadow::new(&model, &plan.info)?,
             staging: (0..kv_heads).map(|_| Staging::default()).collect(),

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in the functions that tests share")]
 
+#[path = "../common/hub.rs"]
+mod hub;
 #[path = "../common/program.rs"]
 mod program;
 
@@ -12,6 +14,7 @@ mod endings;
 mod facts;
 mod frames;
 mod hostile_text;
+mod models;
 mod recordings;
 mod refusals;
 mod runs;
