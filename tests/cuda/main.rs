@@ -13,6 +13,7 @@ mod decode;
 mod gpu;
 mod host;
 mod moves;
+mod pages;
 mod prefill;
 mod scene;
 mod select;
