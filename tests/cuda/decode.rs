@@ -284,10 +284,9 @@ fn every_kernel_of_the_files_is_reached() {
                 let scene = Scene::new(plan, &mut rng);
                 let queries = uniform(&mut rng, plan.heads() * size, 2.0);
                 let name = format!("decode_{}_d{size}_g{of_block}", cell.name());
-                let variant = (name, of_block);
-                let launch =
-                    Launch { scene: &scene, queries: &queries, wants: OUT | SCORES | BLOCKS, variant };
-                check(&scene, &queries, &launch.run(&files, 0));
+                let (variant, wants) = ((name, of_block), OUT | SCORES | BLOCKS);
+                let launch = Launch { scene: &scene, queries: &queries, read: None, wants, variant };
+                check(&launch, &launch.run(&files, 0));
             }
         }
     }
