@@ -27,6 +27,7 @@ use std::time::Duration;
 use criterion::Criterion;
 use kvista::engine::{Engine, Observe, Prompt};
 use kvista::event::{Phase, Position, Settings};
+use kvista::model::config::Arch;
 use kvista::model::{Config, Decoder, Model, Tokenizer};
 use kvista::policy::registry::of_kind;
 use kvista::policy::{
@@ -260,6 +261,7 @@ fn engine(layers: usize, kv_heads: usize, policy: &str) -> Engine {
         tied: false,
         bos: Some(256),
         eos: Vec::new(),
+        arch: Arch::default(),
     };
     let tokenizer = Tokenizer::bytes(&config).expect("257 ids and more");
     let decoder = Decoder::random(config, 1).expect("a shape that is supported");

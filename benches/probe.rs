@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use kvista::engine::{Engine, Feed, Item, Observe, Prompt};
 use kvista::event::Settings;
+use kvista::model::config::Arch;
 use kvista::model::{Config, Decoder, Model, Tokenizer, demo};
 use kvista::probe::Receiver;
 
@@ -164,6 +165,7 @@ fn shape_110m(context: usize) -> Config {
         tied: false,
         bos: Some(256),
         eos: Vec::new(),
+        arch: Arch::default(),
     }
 }
 

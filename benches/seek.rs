@@ -12,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 
 use kvista::engine::{Engine, Feed, Prompt, Recorder};
 use kvista::event::{RunInfo, Settings, StepId};
+use kvista::model::config::Arch;
 use kvista::model::{Config, Decoder, Model, Tokenizer};
 use kvista::state::State;
 use kvista::trace::Recording;
@@ -37,6 +38,7 @@ fn model() -> Arc<Model> {
         tied: false,
         bos: Some(256),
         eos: Vec::new(),
+        arch: Arch::default(),
     };
     let tokenizer = Tokenizer::bytes(&config).expect("257 ids");
     Arc::new(Model::new(Decoder::random(config, 1).expect("a shape that is supported"), tokenizer))

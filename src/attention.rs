@@ -18,7 +18,7 @@
 //! # Same bits
 //!
 //! A sum over slots is made of partial sums over fixed ranges of [`RANGE_SLOTS`] slots, each in ascending slot order,
-//! combined in ascending order. Neither the number of threads nor the size of a prefill chunk changes an output's bits,
+//! combined in ascending order. Over the same slots neither the number of threads nor the size of a prefill chunk changes an output's bits,
 //! and a selection that holds every live slot gives the bits of the full sum.
 
 mod bounds;

@@ -5,7 +5,10 @@ pub mod driver;
 mod gemm;
 #[cfg(feature = "cuda")]
 pub mod kernels;
+pub mod memory;
 pub mod simd;
+mod threads;
 
 pub use gemm::matmul;
 pub use simd::{Isa, Stored};
+pub use threads::compute_on;

@@ -7,7 +7,10 @@
 //! * [`Told`] is how a model took a text that it was made to say ([`Engine::teach`]).
 //! * [`Trunk`] is a prompt fed once, for runs that differ in what becomes of its cache.
 //! * A turn of a conversation goes on where an answer ended ([`Engine::say`]).
+//! * A layer that looks at a window drops what has left it, beside what the policy takes
+//!   ([`Reason::LayerWindow`](crate::event::Reason::LayerWindow)).
 //! * A full-cache twin may follow the run and tell what it costs (`--shadow`).
+//! * [`Engine::fill`] stands in for a long prompt where only the time of what follows is of interest.
 //! * [`recorder`] is a listener that writes a file.
 
 mod accumulate;
@@ -18,6 +21,7 @@ mod error;
 mod families;
 mod fault;
 mod feed;
+mod fill;
 mod forward;
 #[cfg(test)]
 mod golden;

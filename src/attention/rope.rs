@@ -51,6 +51,11 @@ impl Rope {
         &self.frequencies
     }
 
+    /// Factor on what turns.
+    pub const fn amplitude(&self) -> f64 {
+        self.amplitude
+    }
+
     /// Turns one head's row in place.
     ///
     /// # Panics
@@ -177,7 +182,7 @@ mod tests {
         assert!((row[0].hypot(row[1]) - 10.0).abs() < 1e-5, "{row:?}");
         assert_eq!(row[2], 5.0);
         let ropes = Ropes::new(vec![rope, Rope::new(2, 10.0, 8)], vec![1, 0]);
-        assert_eq!((ropes.of(0).amplitude, ropes.of(1).amplitude), (1.0, 2.0));
+        assert_eq!((ropes.of(0).amplitude(), ropes.of(1).amplitude()), (1.0, 2.0));
     }
 
     #[test]

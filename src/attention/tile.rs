@@ -179,7 +179,9 @@ impl Tile {
             rank += live(table);
             let at = part.slots.start - first..part.slots.end - first;
             if !is_read(read, part.slots.start, table) {
-                cells.iter_mut().for_each(|row| row[at.clone()].fill(f32::NEG_INFINITY));
+                for row in &mut *cells {
+                    row[at.clone()].fill(f32::NEG_INFINITY);
+                }
                 continue;
             }
             let keys = keys(lane, &part, table, d, first_rank, cells.len(), scratch);

@@ -207,3 +207,29 @@ fn literature(f: &Footprint) -> Option<&'static str> {
          80 layers and 64 heads have 2.5 MiB as MHA and 320 KiB with 8 KV heads (f16).",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_are_told_by_layer_and_bound_the_bytes() {
+        let json = br#"{"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "hidden_size": 1152,
+            "intermediate_size": 6912, "num_hidden_layers": 26, "num_attention_heads": 4, "num_key_value_heads": 1,
+            "sliding_window": 512, "max_position_embeddings": 32768}}"#;
+        let footprint = Footprint::parse("config.json", json).unwrap();
+        let text = lines("gemma-3-1b", &footprint, &[1 << 15], 1).join("\n");
+        for part in [
+            "gemma-3-1b: gemma3, 26 layers, 4 query heads of 256 numbers, MQA, context 32768",
+            "  4 layers with 1 KV heads of 256 numbers: 5, 11, 17, 23",
+            "  22 layers with 1 KV heads of 256 numbers, the last 512 tokens only: 0-4, 6-10, 12-16, 18-22, 24-25",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        let row_bytes = 2 * 256 * 2;
+        assert_eq!(
+            footprint.bytes_at(1 << 15, 1.0, pair(KvDtype::F16)),
+            (4 * (1 << 15) + 22 * 512) * row_bytes
+        );
+    }
+}

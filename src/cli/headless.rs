@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::RunArgs;
+use super::loading::Loading;
 use super::setup::{self, Setup};
 use super::talk::Lines;
-use super::{Failure, json, memory, output, remark};
+use super::{Failure, json, output, remark};
+use crate::device::memory;
 use crate::engine::{Engine, Feed, Recorded, Recorder, Said, live};
 use crate::event::{Origin, SeqStep, Stage, Step};
 use crate::model::tokenizer::TextStream;
@@ -35,14 +37,17 @@ enum Output {
 
 /// Runs to the end, or to the first interrupt; then the recording is finished.
 pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
-    let Setup { model, settings, mut prompt } = setup::setup(args)?;
+    let Setup { model, weights, settings, mut prompt } = setup::setup(args)?;
     let format = match (args.json, args.plain) {
         (true, _) => Output::Json,
         (_, true) => Output::Plain,
         _ => Output::Text,
     };
     let interrupted = interrupt_flag()?;
-    let model = Arc::new(model.load().map_err(|e| setup::failure(&e))?);
+    let mut loading = Loading::new(&interrupted);
+    let model = model.load(weights, &mut |progress| loading.hear(progress));
+    loading.end();
+    let model = Arc::new(model.map_err(|e| setup::failure(&e))?);
     let mut lines = None;
     if args.chat && prompt.text.is_empty() {
         // Nobody is asked for a turn that the model cannot be given.

@@ -97,7 +97,9 @@ impl Engine {
         let is_one = |a: &Eviction, b: &Eviction| a.positions == b.positions && a.kept == b.kept;
         if passed.windows(2).all(|pair| is_one(&pair[0], &pair[1])) {
             passed.truncate(1);
-            passed.iter_mut().for_each(|decision| decision.head = None);
+            for decision in &mut passed {
+                decision.head = None;
+            }
         }
         passed.retain(|decision| !decision.positions.is_empty());
         passed
@@ -169,6 +171,7 @@ impl Engine {
     ) -> Vec<HeadInputs<'a>> {
         let s = &self.sequences[index];
         let group = self.model.decoder.config().heads / residents.len();
+        let rope = self.ropes.of(usize::from(layer));
         residents
             .iter()
             .enumerate()
@@ -180,7 +183,8 @@ impl Engine {
                     values: &own.values,
                     classes: &s.classes,
                     queries: s.queries.get(lane * group..(lane + 1) * group).unwrap_or_default(),
-                    frequencies: self.ropes.of(usize::from(layer)).frequencies(),
+                    frequencies: rope.frequencies(),
+                    amplitude: rope.amplitude(),
                     ..HeadInputs::new(&own.positions, &s.accumulators[lane])
                 }
             })

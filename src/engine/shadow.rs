@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use super::{Engine, EngineError};
 use crate::event::shadow::{MAX_TOLD, MAX_TOLD_LAST};
-use crate::event::{self, Position, RunInfo, SeqStep, Stage, Step};
+use crate::event::{self, Position, Reason, RunInfo, SeqStep, Stage, Step};
 use crate::model::Model;
 use ledger::Ledger;
 use need::Need;
@@ -65,7 +65,7 @@ impl Shadow {
             return Ok(None);
         }
         Ok(Some(Self {
-            twin: Twin::new(Arc::clone(model), settings.batch, info.longest())?,
+            twin: Twin::new(Arc::clone(model), settings.batch, info.reach())?,
             need: Need::of(info),
             every: settings.shadow,
             followed: (0..settings.batch).map(|_| Followed::default()).collect(),
@@ -106,7 +106,8 @@ impl Shadow {
             }
         }
         let regret = followed.ledger.take_total();
-        for e in &part.evictions {
+        // What left the window of its layer is hidden from the twin too: nobody misses it.
+        for e in part.evictions.iter().filter(|e| e.reason != Reason::LayerWindow) {
             followed.ledger.lose(self.twin.lanes(e.layer, e.head), &e.positions, followed.next());
         }
         let most = if part.finish.is_some() { MAX_TOLD_LAST } else { MAX_TOLD };

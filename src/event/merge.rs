@@ -12,7 +12,7 @@ pub const NEAREST_ARCS: usize = 64;
 
 /// What one (layer, KV head) merged in one step: state that is altered, not lost.
 ///
-/// Either of victims, which the step's [`Eviction`](super::Eviction)s of this (layer, KV head) name: those merged went
+/// Either of victims, which the policy's [`Eviction`](super::Eviction) of this (layer, KV head) names: those merged went
 /// into kept tokens of the same head, the others are lost. Or of two layers ([`Merge::with`]), in which nothing is lost.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Merge {

@@ -12,6 +12,9 @@ pub struct ModelCard {
     pub name: String,
     /// What `--model` was given; empty for the embedded demo.
     pub source: String,
+    /// What `--weights` was given; empty where the weights stay as their file has them.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub weights_asked: String,
     /// `model_type` of its configuration.
     pub family: String,
     /// Decoder layers.
@@ -36,6 +39,13 @@ pub struct ModelCard {
     pub parameters: u64,
     /// Type of the weights in their file.
     pub weights: String,
+}
+
+impl ModelCard {
+    /// Positions that a query of a layer sees, its own included; `None` where it sees all.
+    pub fn window(&self, layer: usize) -> Option<u32> {
+        self.windows.get(layer).copied().filter(|&window| window > 0)
+    }
 }
 
 /// How the run was set up, as on the command line. Strings are in the command line's own syntax, so that any run can
@@ -155,7 +165,12 @@ pub struct RunInfo {
 }
 
 impl RunInfo {
-    /// Tokens that a sequence of the run can get to at most.
+    /// Tokens that rotations are made for: turns of a conversation may fill the context.
+    pub fn reach(&self) -> Position {
+        if self.settings.chat { self.model.context } else { self.longest() }
+    }
+
+    /// Tokens that a sequence of the run can get to at most, without further turns.
     pub fn longest(&self) -> Position {
         self.prompt_tokens.saturating_add(self.settings.max_tokens).min(self.model.context)
     }
@@ -175,6 +190,9 @@ impl RunInfo {
         };
         if !self.model.source.is_empty() {
             arg("model", &self.model.source);
+        }
+        if !self.model.weights_asked.is_empty() {
+            arg("weights", &self.model.weights_asked);
         }
         if s.chat {
             arg("chat", "");

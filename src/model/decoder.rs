@@ -110,6 +110,24 @@ impl Decoder {
         Self::load(config, weights, ("random".into(), String::new()), Ok)
     }
 
+    /// A decoder of weights that repeat a few random numbers: wide ones are made at the speed of a copy.
+    #[cfg(test)]
+    pub(crate) fn repeating(config: Config) -> Result<Self> {
+        let source = tests::Repeating::new(1.0 - config.arch.norm_offset);
+        Self::load(config, source, ("repeating".into(), String::new()), Ok)
+    }
+
+    /// Elements of all tensors that a configuration asks for.
+    #[cfg(test)]
+    pub(crate) fn elements(config: &Config) -> u64 {
+        let mut sum = 0;
+        let all = weights::visit(config, |_, shape| {
+            sum += shape.iter().product::<usize>() as u64;
+            Ok(())
+        });
+        all.map_or(0, |()| sum)
+    }
+
     /// A decoder of tensors by name: shape, and elements row after row.
     #[cfg(test)]
     pub(crate) fn of_tensors(
@@ -122,6 +140,11 @@ impl Decoder {
     /// What pictures and byte counts need to know.
     pub const fn card(&self) -> &ModelCard {
         &self.card
+    }
+
+    /// Puts down which type the weights were asked to be put into.
+    pub(super) fn note_weights(&mut self, weights: Option<super::Precision>) {
+        self.card.weights_asked = weights.map(|weights| weights.to_string()).unwrap_or_default();
     }
 
     /// Shape and constants.
@@ -199,7 +222,9 @@ impl Decoder {
         let mut logits = vec![0.0; x.len() / self.config.hidden * self.config.vocab];
         self.head.product(&normed, &mut logits, self.config.vocab)?;
         if let Some(cap) = self.config.arch.logit_softcap {
-            logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+            for logit in &mut logits {
+                *logit = cap * (*logit / cap).tanh();
+            }
         }
         Ok(logits)
     }
@@ -237,14 +262,18 @@ fn linear(
 fn norm(source: &mut impl Source, name: &str, len: usize, offset: f32) -> Result<Vec<f32>> {
     let mut weights = source.vector(name, len)?;
     if offset != 0.0 {
-        weights.iter_mut().for_each(|weight| *weight += offset);
+        for weight in &mut weights {
+            *weight += offset;
+        }
     }
     Ok(weights)
 }
 
 fn scale(rows: &mut [f32], by: f32) {
     if by != 1.0 {
-        rows.iter_mut().for_each(|x| *x *= by);
+        for x in rows {
+            *x *= by;
+        }
     }
 }
 
@@ -253,11 +282,10 @@ fn gated(gate_up: &[f32], width: usize, activation: Activation) -> Vec<f32> {
     let mut out = Vec::with_capacity(gate_up.len() / 2);
     for row in gate_up.chunks_exact(2 * width) {
         let (gate, up) = row.split_at(width);
+        let gates = gate.iter().zip(up);
         match activation {
-            Activation::Silu => {
-                out.extend(gate.iter().zip(up).map(|(&gate, up)| gate / (1.0 + (-gate).exp()) * up))
-            }
-            Activation::GeluTanh => out.extend(gate.iter().zip(up).map(|(&gate, up)| gelu(gate) * up)),
+            Activation::Silu => out.extend(gates.map(|(&gate, up)| gate / (1.0 + (-gate).exp()) * up)),
+            Activation::GeluTanh => out.extend(gates.map(|(&gate, up)| gelu(gate) * up)),
         }
     }
     out
@@ -289,7 +317,7 @@ impl Source for Random {
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
-        if name.ends_with(".bias") {
+        if name.rsplit('.').next() == Some("bias") {
             return Ok((0..len).map(|_| self.rng.random_range(-0.1..0.1)).collect());
         }
         Ok(vec![self.norm; len])
@@ -334,6 +362,58 @@ pub(super) mod tests {
 
         fn dtype(&self) -> String {
             "f32".into()
+        }
+
+        fn bytes(&self) -> u64 {
+            0
+        }
+    }
+
+    /// Numbers between -1 and 1 that come again and again, but never from the same one on.
+    pub(super) struct Repeating {
+        numbers: Vec<f32>,
+        next: usize,
+        norm: f32,
+    }
+
+    impl Repeating {
+        pub(super) fn new(norm: f32) -> Self {
+            let mut rng = ChaCha8Rng::seed_from_u64(9);
+            Self { numbers: (0..65_521).map(|_| rng.random_range(-1.0..1.0)).collect(), next: 0, norm }
+        }
+    }
+
+    impl Source for Repeating {
+        fn check(&self, _: &str, _: &[usize]) -> Result<()> {
+            Ok(())
+        }
+
+        fn matrix(&mut self, _: &str, shape @ [outputs, inputs]: [usize; 2]) -> Result<Matrix> {
+            let limit = (3.0 / inputs as f32).sqrt();
+            let scaled: Vec<f32> = self.numbers.iter().map(|x| x * limit).collect();
+            let mut elements = Vec::with_capacity(outputs * inputs + scaled.len());
+            elements.extend_from_slice(&scaled[self.next..]);
+            while elements.len() < outputs * inputs {
+                elements.extend_from_slice(&scaled);
+            }
+            elements.truncate(outputs * inputs);
+            self.next = (self.next + 7_919) % scaled.len();
+            Ok(Matrix::f32(elements.into(), shape))
+        }
+
+        fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
+            let is_bias = name.ends_with("bias");
+            Ok((0..len)
+                .map(|i| if is_bias { 0.1 * self.numbers[i % self.numbers.len()] } else { self.norm })
+                .collect())
+        }
+
+        fn dtype(&self) -> String {
+            "f32".into()
+        }
+
+        fn bytes(&self) -> u64 {
+            0
         }
     }
 

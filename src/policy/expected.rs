@@ -79,6 +79,8 @@ impl Score for Expected {
 
     fn scores(&self, moment: &Moment, _: Head, head: &HeadInputs<'_>) -> Vec<f32> {
         let turn = mean_turn(head.frequencies, moment.next_position, self.future);
+        let turn: Vec<_> =
+            turn.into_iter().map(|(cos, sin)| (head.amplitude * cos, head.amplitude * sin)).collect();
         let sinks = head.positions.partition_point(|&p| p < self.sinks);
         let mut scores = vec![0.0f64; head.positions.len()];
         for queries in head.queries.iter().filter(|queries| queries.count() > 0) {

@@ -71,6 +71,8 @@ pub struct HeadInputs<'a> {
     pub queries: &'a [QueryMoments],
     /// The model's RoPE frequencies, one per pair of elements: element `i` turns with element `i + frequencies.len()`.
     pub frequencies: &'a [f64],
+    /// Factor on what turns, in queries and keys alike.
+    pub amplitude: f64,
 }
 
 impl<'a> HeadInputs<'a> {
@@ -85,6 +87,7 @@ impl<'a> HeadInputs<'a> {
             classes: &[],
             queries: &[],
             frequencies: &[],
+            amplitude: 1.0,
         }
     }
 

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::FoldError;
 use super::keyframe::MAX_COUNT;
 use crate::event::crush::BitRow;
-use crate::event::{Drift, Eviction, Head, Layer, Merge, MergeArc, ModelCard, Position, SeqId, Step, StepId};
+use crate::event::{
+    Drift, Eviction, Head, Layer, Merge, MergeArc, ModelCard, Position, Reason, SeqId, Step, StepId,
+};
 
 /// Merges of one (layer, KV head) remembered; older ones are forgotten.
 const MAX_MERGES: usize = 16_384;
@@ -162,7 +164,8 @@ impl MergeLog {
         i: usize,
         head: Head,
     ) -> Option<MergedVictim> {
-        let &position = eviction.positions.get(i)?;
+        // A layer's window takes its own before a policy names the victims that may merge.
+        let &position = eviction.positions.get(i).filter(|_| eviction.reason != Reason::LayerWindow)?;
         self.of(step, seq, eviction.layer, head)?.victim(i, position)
     }
 
@@ -263,7 +266,6 @@ impl MergeLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Reason;
     use crate::event::merge::tests::sample;
     use crate::event::step::tests::sample_step;
 
@@ -300,6 +302,8 @@ mod tests {
         assert_eq!(words(4).as_deref(), Some("merged into 10"));
         assert_eq!((words(0), words(5)), (None, None));
         assert_eq!(log.victim((4, 0), &eviction(), 1, 1), None);
+        let window = Eviction { reason: Reason::LayerWindow, ..eviction() };
+        assert_eq!(log.victim((3, 0), &window, 1, 1), None, "what left a window is nobody's victim to merge");
         let two = log.victim((3, 0), &eviction(), 4, 2).unwrap();
         assert_eq!(two.to_string(), "merged into 10 in 1 of 2 heads");
         assert_eq!((log.layers[1].merged, log.layers[1].apart, log.layers[0].share()), (2, 3, None));

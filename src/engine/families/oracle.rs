@@ -1,7 +1,9 @@
 //! candle's own models, fed the same weights. They read the same configuration, each with its own parser.
 //!
-//! What they get wrong is kept away from: windows are longer than every sequence (their masks are one position too long,
-//! hold within a chunk only and nowhere in decode), and so is the context.
+//! What they get wrong is kept away from, and held against the reference instead: windows are longer than every sequence
+//! (their masks are one position too long, hold within a chunk only and nowhere in decode), and so is the context. Gemma 3
+//! has one KV head here (its cache refuses several rows of more), Gemma 2 and 3 scale scores by their heads' size (no other
+//! is read), and LongRoPE's divisors are handed over inverted (candle multiplies by them, and scales nothing).
 
 use std::collections::HashMap;
 
@@ -49,7 +51,7 @@ impl Oracle {
                 Box::new(move |ids, at| model.forward(ids, at))
             }
             "phi3" => {
-                let config: phi3::Config = serde_json::from_value(config).unwrap();
+                let config: phi3::Config = serde_json::from_value(with_inverted_divisors(config)).unwrap();
                 let mut model = phi3::Model::new(&config, weights).unwrap();
                 Box::new(move |ids, at| model.forward(ids, at))
             }
@@ -83,5 +85,19 @@ impl Oracle {
 /// A switch that candle wants said, off.
 fn with_default(mut json: Value, field: &str) -> Value {
     json[field] = Value::Bool(false);
+    json
+}
+
+fn with_inverted_divisors(mut json: Value) -> Value {
+    for field in ["short_factor", "long_factor"] {
+        for divisor in json
+            .pointer_mut(&format!("/rope_scaling/{field}"))
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
+            *divisor = (1.0 / divisor.as_f64().unwrap()).into();
+        }
+    }
     json
 }

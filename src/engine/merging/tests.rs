@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::cache::{HOLE, Pages};
 use crate::engine::Prompt;
-use crate::event::{Eviction, Position, SeqStep, Settings, Step};
+use crate::event::{Eviction, Position, Reason, SeqStep, Settings, Step};
 use crate::model::{self, Model};
 use crate::state::State;
 
@@ -18,7 +18,9 @@ pub(in crate::engine) fn check_merges<'r>(
 ) {
     for m in part.merges.iter().filter(|m| m.with.is_none()) {
         let resident = resident(usize::from(m.layer) * kv_heads + usize::from(m.head));
-        let of_head = |e: &&Eviction| e.layer == m.layer && e.head.is_none_or(|h| h == m.head);
+        let of_head = |e: &&Eviction| {
+            e.layer == m.layer && e.head.is_none_or(|h| h == m.head) && e.reason != Reason::LayerWindow
+        };
         let victims = &part.evictions.iter().find(of_head).unwrap().positions;
         assert_eq!((m.merged + m.apart) as usize, victims.len(), "merged and lost are all victims");
         let merged = (0..victims.len()).filter(|&i| m.is_merged(i) == Some(true)).map(|i| victims[i]);

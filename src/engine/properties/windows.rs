@@ -1,9 +1,11 @@
 //! Windows of layers: what left one is lost, nothing else changes.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::{Case, PLENTY, Said, cases, evictors};
-use crate::engine::{Engine, Prompt};
+use crate::engine::{Engine, Prompt, Trunk};
 use crate::event::{Reason, Settings, Step};
 
 /// The same case over layers that look at windows; 0 for one that sees all.
@@ -101,6 +103,49 @@ proptest! {
     #[test]
     fn windows_go_with_every_policy(case in wild_cases()) {
         case.run(|engine, step| check(engine, step));
+    }
+}
+
+/// What left a window in the trunk is lost to its branches as it is to a run of their own.
+#[test]
+fn a_branch_stands_where_a_run_of_its_own_does() {
+    let prompt =
+        Prompt { text: "a text of more tokens than any of the windows is long".into(), ..Prompt::default() };
+    for policy in
+        ["h2o:budget=9", "streaming:budget=20,sinks=2,reposition=false", "snapkv:budget=12,window=4"]
+    {
+        let settings = Settings {
+            policy: policy.into(),
+            chunk: 4096,
+            block_size: 4,
+            max_tokens: 8,
+            ignore_eos: true,
+            ..Settings::default()
+        };
+        let case = Case {
+            config: super::shape(3, 4, 2, 8),
+            weights: 4,
+            prompt: prompt.clone(),
+            settings,
+            tunes: Vec::new(),
+        };
+        let case = with_windows(case, &[0, 7, 16]);
+        let model = case.model();
+        let ending = |mut engine: Engine| {
+            let mut steps = Vec::new();
+            while let Some(step) = engine.step().unwrap() {
+                let part = &step.seqs[0];
+                if part.fed.len() == 1 {
+                    let drawn = part.sampled.as_ref().map(|s| (s.id, s.logprob.to_bits()));
+                    steps.push((drawn, part.resident.clone(), part.evictions.clone()));
+                }
+            }
+            steps
+        };
+        let trunk = Trunk::new(Arc::clone(&model), &[&case.settings], &case.prompt, &[]).unwrap();
+        let branch = ending(trunk.branch(&case.settings).unwrap().0);
+        assert_eq!(branch.len(), 7);
+        assert_eq!(branch, ending(Engine::new(model, &case.settings, &case.prompt).unwrap()), "{policy}");
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) struct Twin {
 }
 
 impl Twin {
-    pub(super) fn new(model: Arc<Model>, batch: u32, longest: Position) -> Result<Self, EngineError> {
+    pub(super) fn new(model: Arc<Model>, batch: u32, reach: Position) -> Result<Self, EngineError> {
         let config = model.decoder.config();
         let shape = Shape::new(config.heads, config.kv_heads, config.head_dim)
             .map_err(|e| EngineError::Setting(e.to_string()))?;
@@ -49,7 +49,7 @@ impl Twin {
         (0..batch as SeqId).for_each(|seq| cache.add(seq));
         Ok(Self {
             attention: CpuAttention::new(shape),
-            ropes: config.ropes(longest as usize),
+            ropes: config.ropes(reach as usize),
             sampler: Sampler::new(0, 0.0, 1.0, model.tokenizer.unused()),
             cache,
             model,

@@ -147,11 +147,11 @@ impl Family {
         };
         let softcap = |field, usual| match (self, fields.get(field)) {
             (Self::Gemma2, None) if !fields.has(field) => Ok(Some(usual)),
-            (Self::Gemma2 | Self::Gemma3, _) => fields.positive(field),
+            (Self::Gemma2 | Self::Gemma3, _) => fields.factor(field),
             _ => Ok(None),
         };
         let query_scalar = match self {
-            Self::Gemma2 | Self::Gemma3 => Some(fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0)),
+            Self::Gemma2 | Self::Gemma3 => Some(fields.factor("query_pre_attn_scalar")?.unwrap_or(256.0)),
             _ => None,
         };
         Ok(Arch {

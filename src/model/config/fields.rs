@@ -5,6 +5,10 @@ use serde_json::{Map, Value};
 use crate::model::error::{MOST_REASON_CHARS, quoted};
 use crate::model::{Error, Result};
 
+/// What scales or caps something: outside of these, products leave the range of f32.
+const FACTORS: std::ops::RangeInclusive<f64> = 1e-6..=1e9;
+const OF_FACTORS: &str = "from 1e-6 to 1e9";
+
 /// An object of a configuration, and the file it came from.
 pub(in crate::model) struct Fields<'a> {
     path: &'a str,
@@ -86,13 +90,13 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// A number above 0, where there is one.
-    pub(super) fn positive(&self, field: &str) -> Result<Option<f64>> {
-        match self.optional_number(field)? {
-            Some(number) if !(number > 0.0 && number.is_finite()) => {
-                Err(self.error(format!("{field} {number} is not a number above 0")))
+    /// A factor, where there is one.
+    pub(super) fn factor(&self, field: &str) -> Result<Option<f64>> {
+        match (self.optional_number(field)?, self.get(field)) {
+            (Some(number), Some(value)) if !FACTORS.contains(&number) => {
+                Err(self.error(format!("{field} {} is not a number {OF_FACTORS}", brief(value))))
             }
-            number => Ok(number),
+            (number, _) => Ok(number),
         }
     }
 
@@ -104,15 +108,15 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A list of exactly `len` numbers above 0.
-    pub(super) fn numbers(&self, field: &str, len: usize) -> Result<Vec<f64>> {
+    /// A list of exactly `len` factors.
+    pub(super) fn factors(&self, field: &str, len: usize) -> Result<Vec<f64>> {
         let value = self.get(field).ok_or_else(|| self.error(format!("{field} is missing")))?;
         let numbers: Option<Vec<f64>> = value
             .as_array()
             .filter(|list| list.len() == len)
-            .and_then(|list| list.iter().map(|v| v.as_f64().filter(|x| *x > 0.0 && x.is_finite())).collect());
+            .and_then(|list| list.iter().map(|v| v.as_f64().filter(|x| FACTORS.contains(x))).collect());
         numbers.ok_or_else(|| {
-            self.error(format!("{field} {} is not a list of {len} numbers above 0", brief(value)))
+            self.error(format!("{field} {} is not a list of {len} numbers {OF_FACTORS}", brief(value)))
         })
     }
 

@@ -40,9 +40,9 @@ impl Rotation {
             (Family::Gemma3, None) => Some(fields.number("rope_local_base_freq", 1e4)?),
             _ => None,
         };
-        let factor = match full.as_ref().map_or(Ok(None), |o| o.positive("partial_rotary_factor"))? {
+        let factor = match full.as_ref().map_or(Ok(None), |o| o.factor("partial_rotary_factor"))? {
             Some(factor) => factor,
-            None => fields.positive("partial_rotary_factor")?.unwrap_or(1.0),
+            None => fields.factor("partial_rotary_factor")?.unwrap_or(1.0),
         };
         let width = (head_dim as f64 * factor) as usize;
         if factor > 1.0 || width == 0 || !width.is_multiple_of(2) {
@@ -64,7 +64,7 @@ fn scaling(object: &Fields<'_>, fields: &Fields<'_>, width: usize, context: usiz
     const SUPPORTED: &str = "only \"default\", \"linear\", \"llama3\", \"yarn\" and \"longrope\"";
     let kind = object.get("rope_type").or_else(|| object.get("type"));
     let named = kind.and_then(serde_json::Value::as_str);
-    let factor = || object.positive("factor")?.ok_or_else(|| object.error("factor is missing"));
+    let factor = || object.factor("factor")?.ok_or_else(|| object.error("factor is missing"));
     let original = || -> Result<Option<f64>> {
         const FIELD: &str = "original_max_position_embeddings";
         let own = object.optional_size(FIELD, MAX_CONTEXT)?;
@@ -78,7 +78,7 @@ fn scaling(object: &Fields<'_>, fields: &Fields<'_>, width: usize, context: usiz
         Some("default") => Ok(Scaling::None),
         Some("linear") => Ok(Scaling::Linear { factor: factor()? }),
         Some("llama3") => {
-            let need = |field| object.positive(field)?.ok_or_else(|| object.error(format!("{field} is missing")));
+            let need = |field| object.factor(field)?.ok_or_else(|| object.error(format!("{field} is missing")));
             let (low, high) = (need("low_freq_factor")?, need("high_freq_factor")?);
             if low >= high {
                 return Err(object.error(format!("low_freq_factor {low} is not below high_freq_factor {high}")));
@@ -88,17 +88,17 @@ fn scaling(object: &Fields<'_>, fields: &Fields<'_>, width: usize, context: usiz
         Some("yarn") => {
             let factor = factor()?;
             let heat = |by: f64| if factor > 1.0 { 0.1 * by * factor.ln() + 1.0 } else { 1.0 };
-            let amplitude = match object.positive("attention_factor")? {
+            let amplitude = match object.factor("attention_factor")? {
                 Some(amplitude) => amplitude,
-                None => match (object.positive("mscale")?, object.positive("mscale_all_dim")?) {
+                None => match (object.factor("mscale")?, object.factor("mscale_all_dim")?) {
                     (Some(one), Some(all)) => heat(one) / heat(all),
                     _ => heat(1.0),
                 },
             };
             Ok(Scaling::Yarn {
                 factor,
-                fast: object.positive("beta_fast")?.unwrap_or(32.0),
-                slow: object.positive("beta_slow")?.unwrap_or(1.0),
+                fast: object.factor("beta_fast")?.unwrap_or(32.0),
+                slow: object.factor("beta_slow")?.unwrap_or(1.0),
                 original: original()?.unwrap_or(context as f64),
                 amplitude,
                 truncates: object.flag("truncate", true)?,
@@ -110,10 +110,10 @@ fn scaling(object: &Fields<'_>, fields: &Fields<'_>, width: usize, context: usiz
             let grown = context as f64 / original;
             let usual = if grown > 1.0 { (1.0 + grown.ln() / original.ln()).sqrt() } else { 1.0 };
             Ok(Scaling::LongRope {
-                short: object.numbers("short_factor", width / 2)?,
-                long: object.numbers("long_factor", width / 2)?,
+                short: object.factors("short_factor", width / 2)?,
+                long: object.factors("long_factor", width / 2)?,
                 original,
-                amplitude: object.positive("attention_factor")?.unwrap_or(usual),
+                amplitude: object.factor("attention_factor")?.unwrap_or(usual),
             })
         }
         Some("dynamic") => Err(object.error(format!(

@@ -202,7 +202,7 @@ fn trimmed(x: f64) -> String {
 /// The second line: bytes by tier, what was not read, what observing costs and loses.
 fn facts(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let Some(state) = scene.state() else {
-        if let Status::Loading { what } = &scene.app.status {
+        if let Status::Loading { what, .. } = &scene.app.status {
             Pen::new(buf, area, scene.styles).put(" loading ", Role::Dim).foreign(what, Role::Text);
         }
         return;

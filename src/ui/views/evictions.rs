@@ -127,6 +127,10 @@ fn explanation(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, row: &VictimRow) {
         }
         (reason, _, _) => {
             pen.put(reason.words(), Role::Text);
+            let window = scene.run().and_then(|run| run.model.window(usize::from(row.layer)));
+            if let (Reason::LayerWindow, Some(window)) = (reason, window) {
+                pen.put(&format!(" of {window} tokens"), Role::Text);
+            }
         }
     }
     if let Some(rank) = row.rank {

@@ -50,7 +50,10 @@ pub(super) fn note(scene: &Scene<'_>, rows: &[Row], width: u16) -> String {
     let per_cell = Bins::new(most(scene, rows), cells_width(width)).per_cell();
     let cell =
         if per_cell > 1 { format!("a cell is {per_cell} blocks") } else { "a cell is a block".to_owned() };
-    format!("{cell} of {size} slots, {} lanes", rows.len())
+    let layer = scene.layer();
+    let window = scene.run().and_then(|run| run.model.window(layer));
+    let window = window.map_or_else(String::new, |window| format!(", L{layer} looks at the last {window}"));
+    format!("{cell} of {size} slots, {} lanes{window}", rows.len())
 }
 
 /// Blocks of the longest lane: all share one scale, so that equal length means equal memory.
