@@ -150,7 +150,6 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
     bounds[0] = lane.slots;
     bounds[1] = lane.slots;
   }
-  __syncthreads();
   unsigned ranked = 0;
   for (unsigned base = 0; base < lane.slots; base += SELECT_THREADS) {
     const unsigned slot = base + tid;
