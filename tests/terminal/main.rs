@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in the functions that tests share")]
 
 #[path = "../common/hub.rs"]
+#[expect(dead_code, reason = "the command line's tests ask it more")]
 mod hub;
 #[path = "../common/program.rs"]
 mod program;
