@@ -32,7 +32,12 @@ const KEYFRAME_EVERY: StepId = 16;
 fn recorded() -> Recording {
     let model = Arc::new(demo::load().expect("the embedded model"));
     let hidden = demo::passkey(0, demo::TOKENS, demo::DEPTH);
-    let prompt = Prompt { text: hidden.context, question: hidden.question, expected: Some(hidden.key), ..Prompt::default() };
+    let prompt = Prompt {
+        text: hidden.context,
+        question: hidden.question,
+        expected: Some(hidden.key),
+        ..Prompt::default()
+    };
     let settings = Settings {
         policy: "h2o:budget=25%".into(),
         read: "kcache:n=16,l=1".into(),

@@ -275,8 +275,8 @@ fn engine(layers: usize, kv_heads: usize, policy: &str) -> Engine {
     // BOS and the leading space are tokens too.
     let text: String = (2..CONTEXT).map(|i| char::from(b'a' + (i * 7 % 26) as u8)).collect();
     let prompt = Prompt { text, ..Prompt::default() };
-    let mut engine =
-        Engine::new(Arc::new(Model::new(decoder, tokenizer)), &settings, &prompt).expect("they fit the model");
+    let mut engine = Engine::new(Arc::new(Model::new(decoder, tokenizer)), &settings, &prompt)
+        .expect("they fit the model");
     engine.set_observe(Observe::Events);
     while !engine.is_decoding() {
         engine.step().expect("the engine goes on");

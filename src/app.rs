@@ -359,7 +359,7 @@ pub struct App {
 impl App {
     /// An application on an engine in this process.
     pub fn live(launch: Launch) -> Self {
-        let status = Status::Loading { what: "model".to_owned() };
+        let status = Status::Loading { what: "model".to_owned(), done_bytes: 0, total_bytes: 0 };
         let mut app = Self::new(SourceKind::Live, Tape::live(), launch, status);
         app.refresh();
         app

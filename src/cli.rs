@@ -4,14 +4,15 @@
 //! on standard error that says what, where and what to do; `report` is the only reporter.
 
 mod args;
+mod bench;
 mod doctor;
 mod eval;
 mod facts;
 mod footprint;
 mod headless;
 mod json;
+mod loading;
 mod look;
-mod memory;
 mod player;
 mod screen;
 mod setup;
@@ -102,6 +103,7 @@ fn dispatch(args: Args) -> Result<(), Failure> {
         Some(Verb::Verify(verify)) => facts::verify(&verify),
         Some(Verb::Repair(repair)) => facts::repair(&repair),
         Some(Verb::Eval(eval)) => eval::eval(&eval, &args.look),
+        Some(Verb::Bench(bench)) => bench::bench(&bench),
         Some(Verb::Policies(list)) => facts::policies(&list),
         Some(Verb::Doctor(list)) => doctor::doctor(&list),
         Some(Verb::Themes(list)) => facts::themes(&list),

@@ -3,7 +3,10 @@
 
 pub mod driver;
 mod gemm;
+pub mod memory;
 pub mod simd;
+mod threads;
 
 pub use gemm::matmul;
 pub use simd::{Isa, Stored};
+pub use threads::compute_on;

@@ -10,6 +10,7 @@
 //! * A layer that looks at a window drops what has left it, beside what the policy takes
 //!   ([`Reason::LayerWindow`](crate::event::Reason::LayerWindow)).
 //! * A full-cache twin may follow the run and tell what it costs (`--shadow`).
+//! * [`Engine::fill`] stands in for a long prompt where only the time of what follows is of interest.
 //! * [`recorder`] is a listener that writes a file.
 
 mod accumulate;
@@ -20,6 +21,7 @@ mod error;
 mod families;
 mod fault;
 mod feed;
+mod fill;
 mod forward;
 #[cfg(test)]
 mod golden;

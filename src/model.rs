@@ -1,8 +1,8 @@
 //! Floor 3: decoder, weights, tokenizers.
 //!
-//! A model is a folder as Hugging Face lays it out (`config.json`, `model.safetensors`, `tokenizer.json`), or the
-//! embedded [`demo`]. The [`Decoder`] is linear algebra only: rotation, attention and the cache lie between its
-//! [`Decoder::qkv`] and [`Decoder::mix`], and the engine puts them there.
+//! A model is a folder as Hugging Face lays it out (`config.json`, `model.safetensors`, `tokenizer.json`), a GGUF file,
+//! either of them by its name on the [`hub`], or the embedded [`demo`]. The [`Decoder`] is linear algebra only: rotation,
+//! attention and the cache lie between its [`Decoder::qkv`] and [`Decoder::mix`], and the engine puts them there.
 //!
 //! Files come from anywhere. Every size a file states is checked before memory is taken for it, and each refusal is one
 //! line with the file, what is wrong in it, and what would be right.
@@ -19,28 +19,35 @@ mod gguf;
 mod golden;
 pub mod hub;
 mod matrix;
+mod precision;
 pub mod sampler;
 mod shards;
-pub mod tokenizer;
 mod tensors;
+pub mod tokenizer;
+mod watched;
 mod weights;
 
 use std::fs::File;
 use std::io::Read;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub use chat::{ChatTemplate, Message, Role};
 pub use config::Config;
 pub use decoder::{Decoder, Qkv};
 pub use error::Error;
 pub use footprint::{Footprint, Sharing};
+pub use precision::Precision;
 pub use sampler::{Drawn, Sampler};
 pub use tokenizer::Tokenizer;
 
 use bytes::Bytes;
+use shards::Sharded;
 use tensors::Placed;
-use weights::Safetensors;
+use watched::Watched;
+use weights::{Safetensors, Source};
+
+use crate::device::memory;
 
 /// Bytes on their way: a file being fetched, weights being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,19 +93,46 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// Largest `tokenizer.json` read; the largest known (a vocabulary of 262,144) is 33 MB.
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 
-/// Loads a model folder.
+/// Loads a model: a folder as Hugging Face lays it out, or a GGUF file.
 ///
 /// # Errors
-/// A missing folder or file, a configuration this build does not support, weights that do not fit the configuration,
-/// an unreadable tokenizer.
-pub fn load(folder: &Path) -> Result<Model> {
-    let shown = folder.display().to_string();
-    if !folder.exists() {
-        return Err(Error::NoFolder { path: shown });
+/// As [`load_as`].
+pub fn load(path: &Path) -> Result<Model> {
+    load_as(path, &path.display().to_string(), None, &mut |_| ControlFlow::Continue(()))
+}
+
+/// Loads a model. `source` is what its card says it came from; `weights` the type that its projections are put into, or
+/// none to leave them as they are; `watch` hears of the progress.
+///
+/// # Errors
+/// A missing folder or file, a configuration this build does not support, weights that do not fit the configuration or
+/// the type they are to be put into, an unreadable tokenizer; [`Error::Stopped`] where `watch` says so.
+pub fn load_as(
+    path: &Path,
+    source: &str,
+    weights: Option<Precision>,
+    watch: &mut Watch<'_>,
+) -> Result<Model> {
+    let shown = path.display().to_string();
+    if !path.exists() {
+        return Err(Error::NoModel { path: shown });
     }
-    if !folder.is_dir() {
-        return Err(Error::NotAFolder { path: shown });
+    let card = (name_of(path), source.to_owned());
+    if is_gguf(path) {
+        return load_gguf(path, card, weights, watch);
     }
+    if !path.is_dir() {
+        return Err(Error::NotAModel { path: shown });
+    }
+    load_folder(path, card, weights, watch)
+}
+
+fn load_folder(
+    folder: &Path,
+    card: (String, String),
+    weights: Option<Precision>,
+    watch: &mut Watch<'_>,
+) -> Result<Model> {
     let config_path = folder.join("config.json");
     let mut config =
         Config::parse(&config_path.display().to_string(), &read(&config_path, MAX_CONFIG_BYTES)?)?;
@@ -111,22 +145,103 @@ pub fn load(folder: &Path) -> Result<Model> {
     let is_words = !folder.join("tokenizer.json").exists() && word_list.exists();
     let tokenizer_path = if is_words { word_list } else { folder.join("tokenizer.json") };
     let tokenizer_json = read(&tokenizer_path, MAX_TOKENIZER_BYTES)?;
-
-    let weights_path = weights_path(folder)?;
-    let weights = Safetensors::open(weights_path.display().to_string(), map(&weights_path)?)?;
-    let weights = Placed::new(weights, &config);
-    // The header vouches for the vocabulary's size before a table of that length is made.
-    weights::check(&weights, &config)?;
     let shown_path = tokenizer_path.display().to_string();
-    let tokenizer = if is_words {
-        Tokenizer::from_words(&shown_path, &tokenizer_json, &config)?
-    } else {
-        Tokenizer::from_json(&shown_path, &tokenizer_json, &config)?
+    let tokenizer = |config: &Config| {
+        if is_words {
+            Tokenizer::from_words(&shown_path, &tokenizer_json, config)
+        } else {
+            Tokenizer::from_json(&shown_path, &tokenizer_json, config)
+        }
     };
-    drop(tokenizer_json);
-    let chat = ChatTemplate::of_folder(folder, &tokenizer);
-    let decoder = Decoder::load(config, weights, (name_of(folder), shown), Ok)?;
+
+    let chat = |tokenizer: &Tokenizer| ChatTemplate::of_folder(folder, tokenizer);
+    let file = folder.join("model.safetensors");
+    let index = folder.join("model.safetensors.index.json");
+    if !file.exists() && index.exists() {
+        assemble(config, Sharded::open(&index)?, (&index, card), (tokenizer, chat), weights, watch)
+    } else {
+        let source = Safetensors::open(file.display().to_string(), map(&file)?)?;
+        assemble(config, source, (&file, card), (tokenizer, chat), weights, watch)
+    }
+}
+
+fn load_gguf(
+    path: &Path,
+    card: (String, String),
+    weights: Option<Precision>,
+    watch: &mut Watch<'_>,
+) -> Result<Model> {
+    let shown = path.display().to_string();
+    let bytes = map(path)?;
+    let file = bytes.clone();
+    let header = gguf::Header::parse(&shown, file.as_slice())?;
+    let config = header.config(file.as_slice())?;
+    let vocabulary = tokenizer::Vocabulary::read(&header, file.as_slice())?;
+    let template = header.text("tokenizer.chat_template")?.map(ToOwned::to_owned);
+    let source = gguf::Gguf::new(header, bytes, &config)?;
+    let tokenizer = |config: &Config| Tokenizer::from_gguf(&shown, &vocabulary, config);
+    let chat = |tokenizer: &Tokenizer| match &template {
+        Some(template) => ChatTemplate::of_metadata(&shown, template, tokenizer),
+        None => Err(Error::Chat(format!("{shown}: no chat template in its metadata: leave --chat out"))),
+    };
+    assemble(config, source, (path, card), (tokenizer, chat), weights, watch)
+}
+
+/// Tokenizer and decoder, once the weights' headers have vouched for the vocabulary's size.
+fn assemble(
+    config: Config,
+    source: impl Source,
+    (path, card): (&Path, (String, String)),
+    (tokenizer, chat): (
+        impl FnOnce(&Config) -> Result<Tokenizer>,
+        impl FnOnce(&Tokenizer) -> Result<ChatTemplate>,
+    ),
+    weights: Option<Precision>,
+    watch: &mut Watch<'_>,
+) -> Result<Model> {
+    let source = Placed::new(source, &config);
+    weights::check(&source, &config)?;
+    let shown = path.display().to_string();
+    if let Some(weights) = weights {
+        weights.check(&shown, &config)?;
+    }
+    let needed_bytes = weights.map_or_else(|| source.copied_bytes(), |weights| weights.bytes(&config));
+    check_memory(&shown, needed_bytes, memory::free_bytes())?;
+    let tokenizer = tokenizer(&config)?;
+    let chat = chat(&tokenizer);
+    let what = card.0.clone();
+    let source = Watched::new(source, &what, weights, watch);
+    let mut decoder = Decoder::load(config, source, card, |matrix| match weights {
+        Some(weights) => weights.apply(&matrix),
+        None => Ok(matrix),
+    })?;
+    decoder.note_weights(weights);
     Ok(Model { decoder, tokenizer, chat })
+}
+
+/// Refuses weights that would not fit into the memory that is left, where the system says how much that is: a sparse file
+/// can promise terabytes, and without this the system would end the process halfway through them.
+fn check_memory(path: &str, needed_bytes: u64, free_bytes: Option<u64>) -> Result<()> {
+    match free_bytes {
+        Some(free_bytes) if needed_bytes > free_bytes => {
+            Err(Error::Memory { path: path.into(), needed_bytes, free_bytes })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The configuration of a GGUF file, in the words of a `config.json`.
+///
+/// # Errors
+/// A file that is not there or no GGUF file, or metadata of another kind of model.
+pub fn gguf_config(path: &Path) -> Result<Vec<u8>> {
+    let bytes = map(path)?;
+    gguf::Header::parse(&path.display().to_string(), bytes.as_slice())?.config_json(bytes.as_slice())
+}
+
+/// Whether a path names a GGUF file.
+pub fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) && !path.is_dir()
 }
 
 /// The folder's own name, also where the path is `.` or ends in `..`.
@@ -135,15 +250,6 @@ fn name_of(folder: &Path) -> String {
     named(folder)
         .or_else(|| folder.canonicalize().ok().as_deref().and_then(named))
         .unwrap_or_else(|| folder.display().to_string())
-}
-
-fn weights_path(folder: &Path) -> Result<PathBuf> {
-    let path = folder.join("model.safetensors");
-    let index = folder.join("model.safetensors.index.json");
-    if !path.exists() && index.exists() {
-        return Err(Error::Sharded { path: index.display().to_string() });
-    }
-    Ok(path)
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -191,7 +297,7 @@ mod tests {
         std::fs::write(folder.join("tokenizer.json"), "{").unwrap();
         assert!(error(folder).contains("model.safetensors: no such file"), "{}", error(folder));
         std::fs::write(folder.join("model.safetensors.index.json"), "{}").unwrap();
-        assert!(error(folder).contains("sharded"), "{}", error(folder));
+        assert!(error(folder).contains("index.json: no usable index"), "{}", error(folder));
         std::fs::write(folder.join("model.safetensors"), demo::WEIGHTS).unwrap();
         assert!(error(folder).contains("tokenizer.json: "), "{}", error(folder));
         std::fs::write(folder.join("generation_config.json"), "[]").unwrap();
@@ -244,6 +350,17 @@ mod tests {
     fn a_model_can_move_to_the_engine_thread() {
         const fn is_send<T: Send + 'static>() {}
         is_send::<(Model, Sampler)>();
+    }
+
+    #[test]
+    fn weights_that_do_not_fit_into_memory_are_refused() {
+        check_memory("w", 1 << 40, None).unwrap();
+        check_memory("w", 1_000_000_000, Some(1_000_000_000)).unwrap();
+        let text = check_memory("w", 3_000_000_000, Some(2_000_000_000)).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "w: its weights need 3.0 GB of memory, 2.0 GB is free; choose a smaller model, or a smaller type with --weights"
+        );
     }
 
     #[test]

@@ -216,7 +216,7 @@ macro_rules! parsers {
 }
 
 parsers! {
-    recording messages repair views evict attention latency keyframe model_config weights tokenizer word_list theme config
+    recording messages repair views evict attention latency keyframe model_config weights gguf shards tokenizer word_list theme config
     policy read_set filter chord score_level prompt token_text
 }
 

@@ -69,7 +69,7 @@ pub fn word_list(bytes: &[u8]) -> bool {
     }
 }
 
-fn use_tokenizer(tokenizer: &Tokenizer) -> bool {
+pub fn use_tokenizer(tokenizer: &Tokenizer) -> bool {
     for text in ["", "a", " a é\n the\u{0}key", "日本👩\u{200d}🚀"] {
         for ids in [tokenizer.encode(text), tokenizer.encode_continuation(text)] {
             match ids {

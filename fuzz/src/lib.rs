@@ -7,6 +7,7 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod files;
+mod formats;
 mod seeds;
 mod traces;
 mod words;
@@ -24,7 +25,7 @@ pub struct Parser {
 }
 
 /// All of them.
-pub const PARSERS: [Parser; 21] = [
+pub const PARSERS: [Parser; 23] = [
     Parser { name: "recording", seeds: seeds::recordings, drive: traces::recording, rounds: 2_000 },
     Parser { name: "messages", seeds: seeds::messages, drive: traces::messages, rounds: 5_000 },
     Parser { name: "repair", seeds: seeds::messages, drive: traces::repair, rounds: 1_000 },
@@ -35,6 +36,8 @@ pub const PARSERS: [Parser; 21] = [
     Parser { name: "keyframe", seeds: seeds::keyframes, drive: traces::keyframe, rounds: 10_000 },
     Parser { name: "model_config", seeds: seeds::model_configs, drive: files::model_config, rounds: 10_000 },
     Parser { name: "weights", seeds: seeds::weights, drive: files::weights, rounds: 1_000 },
+    Parser { name: "gguf", seeds: formats::ggufs, drive: formats::gguf, rounds: 2_000 },
+    Parser { name: "shards", seeds: formats::indices, drive: formats::shards, rounds: 1_000 },
     Parser { name: "tokenizer", seeds: seeds::tokenizers, drive: files::tokenizer, rounds: 3_000 },
     Parser { name: "word_list", seeds: seeds::word_lists, drive: files::word_list, rounds: 1_000 },
     Parser { name: "theme", seeds: seeds::themes, drive: files::theme, rounds: 2_000 },

@@ -190,7 +190,17 @@ pub fn weights() -> Vec<Vec<u8>> {
     [("F32", 4), ("F16", 2), ("BF16", 2)].map(|(dtype, size)| safetensors(dtype, size)).to_vec()
 }
 
-fn safetensors(dtype: &str, element_bytes: usize) -> Vec<u8> {
+/// A file of weights without any.
+pub fn no_weights() -> Vec<u8> {
+    b"\x02\0\0\0\0\0\0\0{}".to_vec()
+}
+
+/// Names of the tensors of [`TINY_CONFIG`], what they end in left out.
+pub fn tensor_names() -> Vec<String> {
+    tensors().into_iter().map(|(name, _)| name).collect()
+}
+
+fn tensors() -> Vec<(String, Vec<usize>)> {
     let c = tiny_config();
     let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     let mut tensors = vec![
@@ -212,8 +222,12 @@ fn safetensors(dtype: &str, element_bytes: usize) -> Vec<u8> {
             tensors.push((format!("model.layers.{layer}.{part}"), shape));
         }
     }
+    tensors
+}
+
+fn safetensors(dtype: &str, element_bytes: usize) -> Vec<u8> {
     let mut end = 0;
-    let entries: Vec<String> = tensors
+    let entries: Vec<String> = tensors()
         .iter()
         .map(|(name, shape)| {
             let begin = end;

@@ -283,7 +283,9 @@ fn a_turn_is_typed_said_and_said_again() {
     // Once is enough; the line stays until the engine has taken it.
     assert!(engine(press(&mut app, "<Enter>")).is_empty());
     hear(&mut app, Item::Status(Status::Unsaid("no such word".into())));
-    assert!(matches!(app.overlay(), Some(Overlay::Turn { error: Some(why), sent: false, .. }) if why == "no such word"));
+    assert!(
+        matches!(app.overlay(), Some(Overlay::Turn { error: Some(why), sent: false, .. }) if why == "no such word")
+    );
     assert!(matches!(app.status, Status::Finished(_)), "the run is as it was");
     type_in(&mut app, "!");
     assert_eq!(engine(press(&mut app, "<Enter>")), [Ask::Say("go on!".into())]);

@@ -119,7 +119,7 @@ impl App {
 
     fn why_idle(&self) -> String {
         match &self.status {
-            Status::Loading { what } => format!("still loading {what}"),
+            Status::Loading { what, .. } => format!("still loading {what}"),
             Status::Reference => "the full-cache answer is being computed first".to_owned(),
             Status::Finished(finish) => format!("the run has ended ({}): r runs it again", finish.words()),
             Status::Failed(why) => format!("{why}; r runs it again"),

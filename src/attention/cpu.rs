@@ -401,7 +401,9 @@ fn share_out(
         for range in &mut *of_head {
             joined.iter_mut().zip(&*values(range)).for_each(|(all, part)| *all = join(*all, *part));
         }
-        of_head.iter_mut().for_each(|range| values(range).clone_from(&joined));
+        for range in of_head {
+            values(range).clone_from(&joined);
+        }
     }
 }
 

@@ -156,7 +156,8 @@ impl Tile {
             let query = r / self.group;
             let seen = self.visible[query].saturating_sub(first).min(row.len());
             let slots = &lane.slots[first..first + seen];
-            hidden = lane.scoring.hidden(slots, self.first.saturating_add(query as Position), hidden.min(seen));
+            hidden =
+                lane.scoring.hidden(slots, self.first.saturating_add(query as Position), hidden.min(seen));
             lane.scoring.bend(&mut row[..seen], hidden);
         }
     }
@@ -178,7 +179,9 @@ impl Tile {
             rank += live(table);
             let at = part.slots.start - first..part.slots.end - first;
             if !is_read(read, part.slots.start, table) {
-                cells.iter_mut().for_each(|row| row[at.clone()].fill(f32::NEG_INFINITY));
+                for row in &mut *cells {
+                    row[at.clone()].fill(f32::NEG_INFINITY);
+                }
                 continue;
             }
             let keys = keys(lane, &part, table, d, first_rank, cells.len(), scratch);

@@ -23,7 +23,9 @@ impl Tile {
         let (isa, d, group) = (Isa::best(), self.head_dim, self.group);
         let (mut query, mut turned) = (0, vec![0.0; d]);
         let slots = first..first + cells.first().map_or(0, |row| row.len());
-        cells.iter_mut().for_each(|row| row.fill(f32::NEG_INFINITY));
+        for row in &mut *cells {
+            row.fill(f32::NEG_INFINITY);
+        }
         for part in Parts::of(slots, lane.block_size) {
             let table = &lane.slots[part.slots.clone()];
             if !is_read(read, part.slots.start, table) {
@@ -43,9 +45,9 @@ impl Tile {
                     turned.copy_from_slice(key);
                     rope.apply(&mut turned, position as usize);
                 }
-                for r in query * group..self.len() * group {
+                for (r, row) in cells.iter_mut().enumerate().skip(query * group) {
                     if read.head(r % group, slot) {
-                        cells[r][slot - first] = if r < far * group {
+                        row[slot - first] = if r < far * group {
                             isa.dot(&self.rows[r * d..][..d], &turned)
                         } else {
                             isa.dot(&self.far_rows[r * d..][..d], key)

@@ -49,6 +49,8 @@ pub(crate) enum Verb {
     Repair(RepairArgs),
     /// Ask a model what it still knows: keys, facts, lists, votes, stories, counted.
     Eval(Box<EvalArgs>),
+    /// How fast a model is fed and decoded here, and what watching it costs.
+    Bench(BenchArgs),
     /// Every policy and read set: rule, source, parameters.
     Policies(ListArgs),
     /// What this machine has: processor, memory, NVIDIA driver, GPUs and their measured copy speeds, libraries, toolkit.
@@ -71,9 +73,14 @@ pub(crate) enum Verb {
 /// `kvista run`.
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct RunArgs {
-    /// Folder with config.json, model.safetensors and tokenizer.json. Default: the embedded demo model.
-    #[arg(long, value_name = "DIR")]
+    /// Folder with config.json, tokenizer.json and model.safetensors (one or in shards), a GGUF file, or a name on the
+    /// Hugging Face hub, fetched into its cache: ORG/NAME, ORG/NAME/FILE.gguf. Default: the embedded demo model.
+    #[arg(long, value_name = "DIR|FILE.gguf|ORG/NAME")]
     pub(crate) model: Option<String>,
+    /// Put the weights into this type as they are read: f32, f16, bf16, q8_0, q6_k, q5_k, q4_k, q3_k, q2_k, q5_1, q5_0,
+    /// q4_1 or q4_0. Default: as the file has them.
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) weights: Option<String>,
     /// Where to run. This build knows the CPU; `auto` says what it chose.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: String,
@@ -244,10 +251,42 @@ pub(crate) enum FrameFormat {
     Json,
 }
 
+/// `kvista bench`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct BenchArgs {
+    /// As --model of `kvista run`. Default: the embedded demo model.
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Type of the weights, as `kvista run` takes it.
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) weights: Option<String>,
+    /// Lengths of prompts, tokens. Default: 256,1024,4096, as far as the model's context goes.
+    #[arg(long, value_name = "TOKENS,…", value_delimiter = ',')]
+    pub(crate) context: Vec<NonZeroU32>,
+    /// Decode steps at each level of the probe.
+    #[arg(long, value_name = "N", default_value = "24")]
+    pub(crate) steps: NonZeroU32,
+    /// Most prompt tokens per step.
+    #[arg(long, value_name = "N", default_value = "256")]
+    pub(crate) chunk: NonZeroU32,
+    /// Compute threads. Default: all cores but one.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<u32>,
+    /// Type of the cache's pages, as `kvista run` takes it.
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub(crate) kv_dtype: String,
+    /// Read set, e.g. kcache:n=64,l=1.
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) read: Option<String>,
+    /// One JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// `kvista inspect`.
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct InspectArgs {
-    /// A recording, a model folder, its config.json, or `demo`.
+    /// A recording, a model folder, its config.json, a GGUF file, or `demo`.
     pub(crate) what: String,
     /// Of a model: contexts to count for, in tokens.
     #[arg(long, value_name = "TOKENS", value_delimiter = ',')]

@@ -6,11 +6,12 @@ use std::process::Command;
 
 use serde::Serialize;
 
+use super::Failure;
 use super::args::ListArgs;
 use super::facts::say;
 use super::json::print_facts;
-use super::{Failure, memory};
 use crate::device::driver::{Driver, Gpu, Memory};
+use crate::device::memory;
 use crate::ui::number;
 
 /// Bytes per timed copy: long enough that starting it does not count.

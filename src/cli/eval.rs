@@ -3,12 +3,14 @@
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde_json::json;
 
 use super::args::{EvalArgs, EvalTask, Look};
 use super::json::print_facts;
+use super::loading::Loading;
 use super::setup::{self, ModelSource};
 use super::{Failure, output, remark};
 use crate::eval::{self, EvalError, Lab, Line, Regime, Span, Table};
@@ -66,7 +68,11 @@ pub(super) fn lab<'a>(args: &EvalArgs, n: usize, progress: eval::Progress<'a>) -
     if n == 0 || n > MAX_PROMPTS {
         return Err(Failure::Input(format!("--n {n}: use 1 to {MAX_PROMPTS} prompts")));
     }
-    let model = Arc::new(ModelSource::of(args.model.as_deref()).load().map_err(Failure::input)?);
+    let source = ModelSource::of(args.model.as_deref());
+    let mut loading = Loading::new(&Arc::new(AtomicBool::new(false)));
+    let model = source.load(None, &mut |progress| loading.hear(progress));
+    loading.end();
+    let model = Arc::new(model.map_err(Failure::input)?);
     Lab::new(model, threads as usize, args.seed, progress).map_err(failure)
 }
 

@@ -43,6 +43,11 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     if path.is_dir() {
         return footprint::print(&path.join("config.json"), args);
     }
+    if model::is_gguf(path) {
+        let config = model::gguf_config(path).map_err(Failure::input)?;
+        let footprint = Footprint::parse(&args.what, &config).map_err(Failure::input)?;
+        return footprint::print_footprint(&args.what, &footprint, args);
+    }
     if path.extension().is_some_and(|e| e == "json") {
         return footprint::print(path, args);
     }

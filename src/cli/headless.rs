@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::RunArgs;
+use super::loading::Loading;
 use super::setup::{self, Setup};
-use super::{Failure, json, memory, output, remark};
 use super::talk::Lines;
+use super::{Failure, json, output, remark};
+use crate::device::memory;
 use crate::engine::{Engine, Feed, Recorded, Recorder, Said, live};
 use crate::event::{Origin, SeqStep, Stage, Step};
 use crate::model::tokenizer::TextStream;
@@ -35,21 +37,26 @@ enum Output {
 
 /// Runs to the end, or to the first interrupt; then the recording is finished.
 pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
-    let Setup { model, settings, mut prompt } = setup::setup(args)?;
+    let Setup { model, weights, settings, mut prompt } = setup::setup(args)?;
     let format = match (args.json, args.plain) {
         (true, _) => Output::Json,
         (_, true) => Output::Plain,
         _ => Output::Text,
     };
     let interrupted = interrupt_flag()?;
-    let model = Arc::new(model.load().map_err(|e| setup::failure(&e))?);
+    let mut loading = Loading::new(&interrupted);
+    let model = model.load(weights, &mut |progress| loading.hear(progress));
+    loading.end();
+    let model = Arc::new(model.map_err(|e| setup::failure(&e))?);
     let mut lines = None;
     if args.chat && prompt.text.is_empty() {
         // Nobody is asked for a turn that the model cannot be given.
         model.chat.as_ref().map_err(Failure::input)?;
         let lines = lines.insert(Lines::of_stdin()?);
         let Some(first) = lines.next(&interrupted)? else {
-            return Err(Failure::Input("--chat: no turn: give --prompt TEXT, or lines on standard input".into()));
+            return Err(Failure::Input(
+                "--chat: no turn: give --prompt TEXT, or lines on standard input".into(),
+            ));
         };
         prompt.text = first;
     }
@@ -66,7 +73,8 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
         None => None,
     };
     feed.begin(engine.info()).map_err(Failure::fault)?;
-    let mut printer = Printer { out: io::stdout().lock(), format, text: TextStream::default(), line_is_ended: false };
+    let mut printer =
+        Printer { out: io::stdout().lock(), format, text: TextStream::default(), line_is_ended: false };
     printer.begin(&engine)?;
     let pace = args.pace.filter(|pace| *pace > 0.0);
     let run = loop {
@@ -236,7 +244,11 @@ impl Printer<'_> {
 
     /// A run is over, and another goes on with the conversation.
     fn end_run(&mut self, state: &State) -> Result<(), Failure> {
-        if self.format == Output::Json { json::print_summary(&mut self.out, &state.summary()) } else { Ok(()) }
+        if self.format == Output::Json {
+            json::print_summary(&mut self.out, &state.summary())
+        } else {
+            Ok(())
+        }
     }
 
     fn end(&mut self, state: &State) -> Result<(), Failure> {

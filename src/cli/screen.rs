@@ -19,8 +19,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::args::{Look, RunArgs};
 use super::look::{self, Appearance};
 use super::setup::{self, Setup};
-use super::{Failure, memory, player};
+use super::{Failure, player};
 use crate::app::{App, Effect, ExportKind, Launch, Msg, View};
+use crate::device::memory;
 use crate::engine::live::{self, Live, Start};
 use crate::engine::{Command, Fault, Item, Status};
 use crate::probe::Receiver;
@@ -80,8 +81,9 @@ fn start(setup: Setup, pace: Option<f64>, record: Option<PathBuf>, look: &Look) 
         record,
         free_bytes: memory::free_bytes,
     };
-    let model = setup.model;
-    let (live, items) = live::spawn(move || model.load(), start).map_err(Failure::fault)?;
+    let (model, weights) = (setup.model, setup.weights);
+    let (live, items) =
+        live::spawn(move |watch| model.load(weights, watch), start).map_err(Failure::fault)?;
     show(app, appearance, Some((live, items)))
 }
 

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use super::Failure;
 use super::args::RunArgs;
 use crate::cache::KvDtype;
+use crate::device;
 use crate::engine::{EngineError, Prompt};
 use crate::event::Settings;
-use crate::model::{self, Model};
+use crate::model::hub::{self, Hub};
+use crate::model::{self, Model, Precision, Watch};
 
 /// Longest prompt read from a file or standard input.
 const MAX_PROMPT_BYTES: u64 = 64 << 20;
@@ -20,7 +22,10 @@ pub(crate) const DEMO_POLICY: &str = "h2o:budget=100%";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ModelSource {
     Demo,
-    Folder(PathBuf),
+    /// A folder or a GGUF file.
+    Path(PathBuf),
+    /// A name on the hub.
+    Hub(hub::Name),
 }
 
 impl ModelSource {
@@ -28,22 +33,39 @@ impl ModelSource {
     pub(crate) fn of(model: Option<&str>) -> Self {
         match model {
             None | Some("demo") => Self::Demo,
-            Some(folder) => Self::Folder(PathBuf::from(folder)),
+            // What is here goes first; so does what can only be meant to be here.
+            Some(text) if Path::new(text).exists() => Self::Path(PathBuf::from(text)),
+            Some(text) => hub::Name::parse(text).map_or_else(|| Self::Path(PathBuf::from(text)), Self::Hub),
         }
     }
 
-    pub(crate) fn load(&self) -> Result<Model, EngineError> {
+    /// Fetches the model if it is not here, and reads it; `weights` is the type its projections are put into.
+    pub(crate) fn load(
+        &self,
+        weights: Option<Precision>,
+        watch: &mut Watch<'_>,
+    ) -> Result<Model, EngineError> {
         Ok(match self {
-            Self::Demo => model::demo::load()?,
-            Self::Folder(folder) => model::load(folder)?,
+            Self::Demo => model::demo::load_as(weights)?,
+            Self::Path(path) => model::load_as(path, &path.display().to_string(), weights, watch)?,
+            Self::Hub(name) => {
+                let path = Hub::from_env().fetch(name, watch)?;
+                model::load_as(&path, &name.to_string(), weights, watch)?
+            }
         })
     }
+}
+
+/// What `--weights` names.
+pub(super) fn precision(text: &str) -> Result<Precision, Failure> {
+    text.parse().map_err(|reason| Failure::Input(format!("--weights {text}: {reason}")))
 }
 
 /// Everything a run needs to start.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) model: ModelSource,
+    pub(crate) weights: Option<Precision>,
     pub(crate) settings: Settings,
     pub(crate) prompt: Prompt,
 }
@@ -98,11 +120,12 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
         chat: args.chat,
         shadow: args.shadow.unwrap_or(0),
     };
-    Ok(Setup { model, settings, prompt })
+    let weights = args.weights.as_deref().map(precision).transpose()?;
+    Ok(Setup { model, weights, settings, prompt })
 }
 
 /// What goes with a page type; one that is wrong is refused later, with the model at hand.
-fn usual_block_size(kv_dtype: &str) -> u32 {
+pub(super) fn usual_block_size(kv_dtype: &str) -> u32 {
     kv_dtype.parse().unwrap_or(KvDtype::F32).usual_block_size()
 }
 
@@ -117,8 +140,7 @@ pub(super) fn threads(asked: Option<u32>) -> Result<u32, Failure> {
         Some(n) => n,
         None => cores.saturating_sub(1).max(1),
     };
-    // Fails only when a pool exists already, which then is the one this very call made before.
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global();
+    device::compute_on(threads as usize);
     Ok(threads)
 }
 

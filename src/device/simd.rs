@@ -258,6 +258,13 @@ impl Isa {
         call!(self, scale(row, factor));
     }
 
+    /// `gates[i] / (1 + e^-gates[i]) * up[i]` (SwiGLU, arXiv 2002.05202).
+    #[inline]
+    pub fn swiglu(self, gates: &[f32], up: &[f32], out: &mut [f32]) {
+        assert!(gates.len() == up.len() && gates.len() == out.len(), "rows of one length");
+        call!(self, swiglu(gates, up, out));
+    }
+
     /// Rows as f32.
     #[inline]
     pub fn widen(self, rows: Stored<'_>, out: &mut [f32]) {

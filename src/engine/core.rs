@@ -255,6 +255,12 @@ impl Engine {
         if self.is_finished() {
             return Ok(None);
         }
+        // On a thread of the pool, the step takes its own share of the work instead of sleeping until others have done
+        // it, dozens of times per layer.
+        if rayon::current_num_threads() > 1 { rayon::scope(|_| self.next_step()) } else { self.next_step() }
+    }
+
+    fn next_step(&mut self) -> Result<Option<Step>, EngineError> {
         self.timer.begin(self.observe != Observe::Off);
         let mut work = Vec::new();
         let mut starved = Vec::new();

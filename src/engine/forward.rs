@@ -43,6 +43,16 @@ impl Engine {
             self.judge(&x, work)?;
             self.draw(&x, work, &mut gathered)?;
         }
+        self.conclude(work, gathered, idle)
+    }
+
+    /// What follows once the layers have run: the policy decides, and the step is told.
+    pub(super) fn conclude(
+        &mut self,
+        work: &[Work],
+        gathered: Vec<Gathered>,
+        idle: Vec<SeqStep>,
+    ) -> Result<Step, EngineError> {
         for w in work {
             let s = &mut self.sequences[w.index];
             s.fed.extend_from_slice(&w.ids);
@@ -414,7 +424,7 @@ impl Engine {
         })
     }
 
-    fn begin_traffic(&mut self) {
+    pub(super) fn begin_traffic(&mut self) {
         let layers = self.model.decoder.config().layers;
         self.traffic.clear();
         self.traffic
@@ -423,7 +433,7 @@ impl Engine {
     }
 
     /// Counts V rows of a layer whose home is the host: they are pushed there.
-    fn count_push(&mut self, seq: SeqId, layer: usize, rows: usize) {
+    pub(super) fn count_push(&mut self, seq: SeqId, layer: usize, rows: usize) {
         let config = self.cache.config();
         if config.v_on_host(layer as Layer) {
             let bytes = |h| self.cache.newest_value_bytes(seq, layer as Layer, h, rows);

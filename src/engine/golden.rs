@@ -141,6 +141,22 @@ fn stories260k_gives_the_golden_outputs_for_every_block_size_and_chunk() {
     }
 }
 
+#[test]
+fn stories260k_out_of_a_gguf_file_gives_the_golden_outputs() {
+    let Some((_, golden)) = stories() else { return };
+    let file = data().unwrap().join("stories260k/stories260K-f32.gguf");
+    let model = Arc::new(model::load(&file).unwrap());
+    for golden in [&golden, golden.empty_prompt.as_deref().unwrap()] {
+        let mut engine = engine(&model, &settings(16, 64), &golden.prompt);
+        assert_eq!(engine.prompt, golden.prompt_ids);
+        let drawn = draws(&mut engine);
+        assert_eq!(drawn.iter().map(|s| s.id).collect::<Vec<_>>(), golden.greedy_ids);
+        for (i, (ours, theirs)) in drawn.iter().zip(&golden.steps).enumerate() {
+            near(ours.logprob, theirs.logprob, 1e-4, &|| format!("step {i}"));
+        }
+    }
+}
+
 /// Runs on the golden ids, whatever is drawn: the logits of every draw.
 fn teacher_forced(model: &Arc<Model>, kv_dtype: &str, text: &str, ids: &[u32]) -> Vec<Vec<f32>> {
     let settings = Settings { kv_dtype: kv_dtype.into(), max_tokens: ids.len() as u32, ..settings(16, 64) };

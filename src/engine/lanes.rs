@@ -6,7 +6,7 @@ use half::f16;
 
 use super::memory::{BlockCopy, LayerMemory};
 use crate::attention::{self, HeadLane, Rotation, Rows, Scoring};
-use crate::cache::{self, Cache, LaneView};
+use crate::cache::{self, Cache, LaneView, PageList};
 use crate::event::{Head, Layer, Position, SeqId};
 use crate::policy::Infllm;
 use crate::quant::{CodedRows, StoredRows};
@@ -18,7 +18,39 @@ enum PageSlices<'a> {
     Coded(Vec<CodedRows<'a>>),
 }
 
+/// The pages of several heads, looked up side by side: a gang's blocks have ids in a row, and a long context has so many
+/// that one head after the other would find none of them in the processor's cache.
+fn side_by_side<'a, 'l, T: 'a>(lists: impl Iterator<Item = &'l PageList<'a, T>>) -> Vec<Vec<&'a [T]>>
+where
+    'a: 'l,
+{
+    let mut heads: Vec<_> = lists.map(|list| (list, Vec::with_capacity(list.len()))).collect();
+    for i in 0..heads.iter().map(|(list, _)| list.len()).max().unwrap_or(0) {
+        for (list, pages) in heads.iter_mut().filter(|(list, _)| i < list.len()) {
+            pages.push(list.page(i));
+        }
+    }
+    heads.into_iter().map(|(_, pages)| pages).collect()
+}
+
 impl<'a> PageSlices<'a> {
+    /// Those of all heads of a layer, which are of one type.
+    fn of_heads(heads: &[cache::Pages<'a>]) -> Vec<Self> {
+        let f32s = heads.iter().filter_map(|pages| match pages {
+            cache::Pages::F32(list) => Some(list),
+            _ => None,
+        });
+        let f16s = heads.iter().filter_map(|pages| match pages {
+            cache::Pages::F16(list) => Some(list),
+            _ => None,
+        });
+        match heads.first() {
+            Some(cache::Pages::F32(_)) => side_by_side(f32s).into_iter().map(Self::F32).collect(),
+            Some(cache::Pages::F16(_)) => side_by_side(f16s).into_iter().map(Self::F16).collect(),
+            _ => heads.iter().map(Self::of).collect(),
+        }
+    }
+
     fn of(pages: &cache::Pages<'a>) -> Self {
         match pages {
             cache::Pages::F32(list) => Self::F32((0..list.len()).map(|i| list.page(i)).collect()),
@@ -119,13 +151,8 @@ impl<'a> Lanes<'a> {
     pub(super) fn of(cache: &'a Cache, seq: SeqId, layer: Layer) -> Self {
         let table = cache.table(seq, layer);
         let heads = 0..table.heads();
-        let (keys, values) = heads
-            .clone()
-            .map(|h| {
-                let (k, v) = cache.pages(seq, layer, h);
-                (PageSlices::of(&k), PageSlices::of(&v))
-            })
-            .unzip();
+        let (keys, values): (Vec<_>, Vec<_>) = heads.clone().map(|h| cache.pages(seq, layer, h)).unzip();
+        let (keys, values) = (PageSlices::of_heads(&keys), PageSlices::of_heads(&values));
         Self { views: heads.map(|h| table.lane(h)).collect(), keys, values }
     }
 

@@ -46,10 +46,14 @@ pub enum Command {
 /// What the engine is doing.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Status {
-    /// Reading weights.
+    /// Fetching a model or reading its weights.
     Loading {
-        /// What is being read.
+        /// What is on its way.
         what: String,
+        /// Bytes that are there.
+        done_bytes: u64,
+        /// Bytes of all of it; 0 where that is not known yet.
+        total_bytes: u64,
     },
     /// Computing the full-cache answer that re-runs are compared with.
     Reference,

@@ -1,11 +1,13 @@
 //! The engine on a thread of its own: commands, pace, re-runs, recording.
 
+mod loading;
 mod talk;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,11 +18,11 @@ use super::link::{Command, Item, Prompt, Reference, Status};
 use super::recorder::{self, Recorder};
 use super::{Engine, EngineError, Feed, Observe};
 use crate::event::{Finish, Settings};
-use crate::model::Model;
-pub use talk::ANEW;
-
+use crate::model::{Model, Progress, Watch};
 use crate::policy::{parse_policy, parse_read};
 use crate::probe::Receiver;
+
+pub use talk::ANEW;
 
 /// Items between engine and UI.
 const RING: usize = 4_096;
@@ -50,6 +52,8 @@ pub struct Live {
     /// Obeyed at step boundaries.
     pub commands: mpsc::Sender<Command>,
     thread: JoinHandle<Result<(), String>>,
+    /// Whether the model is not there yet.
+    loading: Arc<AtomicBool>,
 }
 
 impl Live {
@@ -60,21 +64,27 @@ impl Live {
     pub fn finish(self) -> Result<(), String> {
         // The thread may have ended already; then nobody hears it.
         let _ = self.commands.send(Command::Quit);
+        if self.is_stuck_loading() {
+            return Ok(());
+        }
         self.thread.join().unwrap_or_else(|_| Err("internal fault: the engine panicked".into()))
     }
 }
 
-/// Starts the engine's thread; `load` runs on it, so the caller stays responsive while weights are read.
+/// Starts the engine's thread; `load` runs on it, so the caller stays responsive while weights are read, and tells its
+/// progress to the watch it is given.
 ///
 /// # Errors
 /// The thread cannot be started.
 pub fn spawn(
-    load: impl FnOnce() -> Result<Model, EngineError> + Send + 'static,
+    load: impl FnOnce(&mut Watch<'_>) -> Result<Model, EngineError> + Send + 'static,
     start: Start,
 ) -> std::io::Result<(Live, Receiver<Item>)> {
     let (commands, inbox) = mpsc::channel();
     let mut feed = Feed::default();
     let (_, items) = feed.listen(RING);
+    let loading = Arc::new(AtomicBool::new(true));
+    let of_thread = Arc::clone(&loading);
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
         let mut live = Loop {
             feed,
@@ -92,6 +102,8 @@ pub fn spawn(
             turns: VecDeque::new(),
             said: Vec::new(),
             free_bytes: start.free_bytes,
+            loading: of_thread,
+            told_loading: None,
         };
         let outcome = catch_unwind(AssertUnwindSafe(|| live.run(load, &start)));
         let result = match outcome {
@@ -106,7 +118,7 @@ pub fn spawn(
         live.feed.tell(&Item::Status(Status::Gone));
         result.and(recorded)
     })?;
-    Ok((Live { commands, thread }, items))
+    Ok((Live { commands, thread, loading }, items))
 }
 
 /// What a panic said.
@@ -148,6 +160,9 @@ struct Loop {
     /// Turns said since the prompt.
     said: Vec<String>,
     free_bytes: fn() -> Option<u64>,
+    loading: Arc<AtomicBool>,
+    /// When it was last told how far the loading is.
+    told_loading: Option<Instant>,
 }
 
 /// What decides a full-cache answer.
@@ -176,12 +191,14 @@ impl Question {
 }
 
 impl Loop {
-    fn run(&mut self, load: impl FnOnce() -> Result<Model, EngineError>, start: &Start) {
-        self.tell(Status::Loading { what: "weights".into() });
-        let model = match load() {
+    fn run(&mut self, load: impl FnOnce(&mut Watch<'_>) -> Result<Model, EngineError>, start: &Start) {
+        self.tell(Status::Loading { what: "weights".into(), done_bytes: 0, total_bytes: 0 });
+        let model = match load(&mut |progress: &Progress<'_>| self.watch_loading(progress)) {
             Ok(model) => Arc::new(model),
+            Err(_) if self.waiting.contains(&Command::Quit) => return,
             Err(error) => return self.fail_for_good(&error.to_string()),
         };
+        self.loading.store(false, Ordering::Release);
         if let Some(path) = &start.record {
             self.start_recording(path);
         }
@@ -194,12 +211,6 @@ impl Loop {
             }
         }
         self.wind_up();
-    }
-
-    /// A run that cannot even begin: wait for the listener to go.
-    fn fail_for_good(&mut self, why: &str) {
-        self.tell(Status::Failed(why.into()));
-        while !matches!(self.inbox.recv(), Ok(Command::Quit) | Err(_)) {}
     }
 
     fn tell(&mut self, status: Status) {
@@ -545,9 +556,18 @@ mod tests {
         }
     }
 
-    pub(super) fn start(policy: &str, pause_at_decode: bool, record: Option<PathBuf>) -> (Live, Ear, Prompt, Settings) {
+    pub(super) fn start(
+        policy: &str,
+        pause_at_decode: bool,
+        record: Option<PathBuf>,
+    ) -> (Live, Ear, Prompt, Settings) {
         let key = demo::passkey(1, 300, 0.3);
-        let prompt = Prompt { text: key.context, question: key.question, expected: Some(key.key), ..Prompt::default() };
+        let prompt = Prompt {
+            text: key.context,
+            question: key.question,
+            expected: Some(key.key),
+            ..Prompt::default()
+        };
         let settings = Settings {
             policy: policy.into(),
             compress: "context".into(),
@@ -562,7 +582,7 @@ mod tests {
             record,
             free_bytes: || None,
         };
-        let (live, items) = spawn(|| Ok(demo::load()?), start).unwrap();
+        let (live, items) = spawn(|_| Ok(demo::load()?), start).unwrap();
         let ear = Ear { items, state: None, info: None, reference: None, statuses: Vec::new() };
         (live, ear, prompt, settings)
     }

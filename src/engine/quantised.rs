@@ -87,8 +87,12 @@ fn int8_pages_say_what_exact_pages_say_in_the_demo() {
     let bytes = |ran: &Ran| ran.steps.last().unwrap().tiers[0].live_bytes;
     // 32 codes, a scale and a zero for 32 f32.
     assert_eq!(bytes(&coded) * 128, bytes(&exact) * 36);
-    // The size of a chunk changes nothing: what is written is what is read.
-    assert_eq!(run(&model, &text, &settings("int8", 7, 5)).logits, coded.logits);
+    // The size of a chunk changes nothing but last bits of the projections, a code here and there among them: what is
+    // written is what is read.
+    let other = run(&model, &text, &settings("int8", 7, 5));
+    let off =
+        other.logits.iter().zip(&coded.logits).map(|(a, b)| largest_difference(a, b)).fold(0.0, f32::max);
+    assert!(off < 0.01, "{off}");
 }
 
 #[test]

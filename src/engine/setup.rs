@@ -40,7 +40,10 @@ impl Given {
                 return refuse("--chat goes with --prompt alone: say the question in the next turn");
             }
             if settings.batch > 1 {
-                return refuse(format!("--chat with --batch {}: a conversation is one sequence", settings.batch));
+                return refuse(format!(
+                    "--chat with --batch {}: a conversation is one sequence",
+                    settings.batch
+                ));
             }
             let talk = Talk::begin(model, &prompt.text)?;
             let ids = model.tokenizer.encode_rendered(talk.rendered())?;

@@ -156,7 +156,12 @@ impl Trunk {
 
     fn prompt(&self) -> Prompt {
         let info = &self.engine.info;
-        Prompt { text: info.prompt.clone(), question: info.question.clone(), expected: info.expected.clone(), ..Prompt::default() }
+        Prompt {
+            text: info.prompt.clone(),
+            question: info.question.clone(),
+            expected: info.expected.clone(),
+            ..Prompt::default()
+        }
     }
 }
 

@@ -101,9 +101,9 @@ impl Engine {
         let answer = answer.trim();
         talk.messages.push(Message::new(Role::Assistant, answer));
         let whole = talk.say(&self.model, Role::User, text)?;
-        let behind = whole
-            .strip_prefix(talk.rendered.as_str())
-            .and_then(|rest| if answer.is_empty() { Some(rest) } else { rest.trim_start().strip_prefix(answer) });
+        let behind = whole.strip_prefix(talk.rendered.as_str()).and_then(|rest| {
+            if answer.is_empty() { Some(rest) } else { rest.trim_start().strip_prefix(answer) }
+        });
         let Some(behind) = behind else {
             talk.rendered = whole;
             return self.anew(talk).map(Box::new).map(Said::Anew);
@@ -137,8 +137,7 @@ impl Engine {
     /// A text that simply goes on. A word list knows only its words, and most of them carry their space.
     fn raw_turn(&self, text: &str) -> Result<Turn, EngineError> {
         let tokenizer = &self.model.tokenizer;
-        let text =
-            if text.starts_with(char::is_whitespace) { text.to_owned() } else { format!(" {text}") };
+        let text = if text.starts_with(char::is_whitespace) { text.to_owned() } else { format!(" {text}") };
         if let Some(word) = tokenizer.unknown_word(&text) {
             return refuse(format!("the model does not know the word '{word}'"));
         }

@@ -12,6 +12,9 @@ pub struct ModelCard {
     pub name: String,
     /// What `--model` was given; empty for the embedded demo.
     pub source: String,
+    /// What `--weights` was given; empty where the weights stay as their file has them.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub weights_asked: String,
     /// `model_type` of its configuration.
     pub family: String,
     /// Decoder layers.
@@ -187,6 +190,9 @@ impl RunInfo {
         };
         if !self.model.source.is_empty() {
             arg("model", &self.model.source);
+        }
+        if !self.model.weights_asked.is_empty() {
+            arg("weights", &self.model.weights_asked);
         }
         if s.chat {
             arg("chat", "");

@@ -80,11 +80,6 @@ impl<T: AnyBitPattern> Elements<T> {
     pub(super) fn len(&self) -> usize {
         self.as_slice().len()
     }
-
-    /// Whether there are none.
-    pub(super) fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 impl<T> From<Vec<T>> for Elements<T> {
@@ -116,6 +111,6 @@ mod tests {
         let aligned = Elements::within(&bytes, 20..32, read);
         assert!(matches!(askew, Elements::Owned(_)) && matches!(aligned, Elements::Within(..)));
         assert_eq!((askew.as_slice(), aligned.as_slice()), (&numbers[..], &numbers[..]));
-        assert_eq!((aligned.len(), aligned.is_empty()), (3, false));
+        assert_eq!(aligned.len(), 3);
     }
 }

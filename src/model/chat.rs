@@ -125,9 +125,10 @@ impl ChatTemplate {
             (shown, source)
         } else {
             let own_file = parse(read("chat_template.json", MAX_CONFIG_BYTES)?)?;
-            let found = [own_file, config].into_iter().flatten().find_map(|(shown, config)| {
-                default_of(&config.chat_template).map(|source| (shown, source))
-            });
+            let found = [own_file, config]
+                .into_iter()
+                .flatten()
+                .find_map(|(shown, config)| default_of(&config.chat_template).map(|source| (shown, source)));
             found.ok_or_else(|| {
                 Error::Chat(format!(
                     "{}: no chat template, neither chat_template.jinja nor one in tokenizer_config.json: leave --chat out",
@@ -160,7 +161,9 @@ impl ChatTemplate {
     /// [`Error::Chat`], one line: the template is malformed, refuses the conversation, or costs more than it may.
     pub fn render(&self, messages: &[Message], at: Date) -> Result<String> {
         let fault = |error: &minijinja::Error| match error.kind() {
-            ErrorKind::OutOfFuel => unusable(&self.found_in, "rendering it costs more than any real template"),
+            ErrorKind::OutOfFuel => {
+                unusable(&self.found_in, "rendering it costs more than any real template")
+            }
             _ => unusable(&self.found_in, &reason(error)),
         };
         let environment = environment(messages, at);
@@ -209,7 +212,10 @@ fn environment(messages: &[Message], at: Date) -> Environment<'static> {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_filter("tojson", python::tojson);
     environment.add_function("raise_exception", |said: Rest<String>| -> std::result::Result<(), _> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("the template says: {}", said.join(" "))))
+        Err(minijinja::Error::new(
+            ErrorKind::InvalidOperation,
+            format!("the template says: {}", said.join(" ")),
+        ))
     });
     environment.add_function("strftime_now", move |format: &str| python::strftime(format, at.0));
     environment

@@ -236,6 +236,7 @@ impl Config {
         ModelCard {
             name,
             source,
+            weights_asked: String::new(),
             family: self.family.clone(),
             layers: self.layers as u32,
             heads: self.heads as u32,

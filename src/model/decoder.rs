@@ -142,6 +142,11 @@ impl Decoder {
         &self.card
     }
 
+    /// Puts down which type the weights were asked to be put into.
+    pub(super) fn note_weights(&mut self, weights: Option<super::Precision>) {
+        self.card.weights_asked = weights.map(|weights| weights.to_string()).unwrap_or_default();
+    }
+
     /// Shape and constants.
     pub const fn config(&self) -> &Config {
         &self.config
@@ -358,6 +363,10 @@ pub(super) mod tests {
         fn dtype(&self) -> String {
             "f32".into()
         }
+
+        fn bytes(&self) -> u64 {
+            0
+        }
     }
 
     /// Numbers between -1 and 1 that come again and again, but never from the same one on.
@@ -401,6 +410,10 @@ pub(super) mod tests {
 
         fn dtype(&self) -> String {
             "f32".into()
+        }
+
+        fn bytes(&self) -> u64 {
+            0
         }
     }
 

@@ -15,7 +15,7 @@ pub use self::document::{Document, DocumentKind, document};
 use super::bytes::Bytes;
 use super::matrix::Matrix;
 use super::weights::Safetensors;
-use super::{Config, Decoder, Model, Result, Tokenizer};
+use super::{Config, Decoder, Model, Precision, Result, Tokenizer};
 
 /// The embedded `config.json`.
 pub const CONFIG: &[u8] = include_bytes!("demo/config.json");
@@ -32,6 +32,21 @@ pub const TOKENS: usize = 600;
 pub const DEPTH: f32 = 0.3;
 /// Shortest and longest prompt of [`passkey`], in tokens; the model was made for contexts of 4096.
 pub const TOKEN_LIMITS: (usize, usize) = (64, 4000);
+
+/// Loads the embedded model with its weights in another type than f32.
+///
+/// # Errors
+/// Rows that are no whole blocks of it.
+pub fn load_as(precision: Option<Precision>) -> Result<Model> {
+    let Some(precision) = precision else { return load() };
+    let config = config();
+    precision.check(NAME, &config)?;
+    let weights = Safetensors::open("the embedded model.safetensors".into(), Bytes::Static(WEIGHTS))?;
+    let card = (NAME.into(), String::new());
+    let mut decoder = Decoder::load(config, weights, card, |matrix| precision.apply(&matrix))?;
+    decoder.note_weights(Some(precision));
+    Ok(Model::new(decoder, tokenizer()))
+}
 
 /// Loads the embedded model.
 pub fn load() -> Result<Model> {

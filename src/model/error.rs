@@ -7,16 +7,19 @@ use thiserror::Error as ThisError;
 #[non_exhaustive]
 pub enum Error {
     /// The model path does not exist.
-    #[error("{path}: no such folder; give a folder with config.json, model.safetensors and tokenizer.json")]
-    NoFolder {
+    #[error(
+        "{path}: no such folder or file; give a folder with config.json, model.safetensors and tokenizer.json, a .gguf file, \
+         or a name on the hub: ORG/NAME"
+    )]
+    NoModel {
         /// As given.
         path: String,
     },
-    /// The model path is a file.
+    /// The model path is a file of another kind.
     #[error(
-        "{path}: not a folder; give the folder that holds config.json, model.safetensors and tokenizer.json"
+        "{path}: not a folder; give the folder that holds config.json, model.safetensors and tokenizer.json, or a .gguf file"
     )]
-    NotAFolder {
+    NotAModel {
         /// As given.
         path: String,
     },
@@ -24,12 +27,6 @@ pub enum Error {
     #[error("{path}: no such file; a model needs config.json, model.safetensors and tokenizer.json")]
     NoFile {
         /// The missing file.
-        path: String,
-    },
-    /// The weights are split over several files.
-    #[error("{path}: sharded weights are not supported; merge them into one model.safetensors")]
-    Sharded {
-        /// The shards' index.
         path: String,
     },
     /// A model could not be fetched.
@@ -74,6 +71,19 @@ pub enum Error {
         path: String,
         /// Tensor, what was found, what was expected.
         reason: String,
+    },
+    /// The weights would not fit into memory.
+    #[error(
+        "{path}: its weights need {:.1} GB of memory, {:.1} GB is free; choose a smaller model, or a smaller type with --weights",
+        *.needed_bytes as f64 / 1e9, *.free_bytes as f64 / 1e9
+    )]
+    Memory {
+        /// Which file.
+        path: String,
+        /// Bytes that have to be in memory, and cannot stay in the file.
+        needed_bytes: u64,
+        /// What the operating system could still give.
+        free_bytes: u64,
     },
     /// The tokenizer cannot be built.
     #[error("{path}: {reason}")]

@@ -4,7 +4,11 @@
 //! against the bytes that are there before anything is allocated for it. Arrays stay where they are and are decoded when
 //! asked for, so a header costs memory by its names alone.
 
+mod config;
+#[cfg(test)]
+mod parity;
 mod read;
+mod source;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,6 +19,7 @@ use super::error::quoted;
 use super::{Error, Result};
 
 use read::Reader;
+pub(super) use source::Gguf;
 
 /// `GGUF` in the order of the bytes.
 const MAGIC: &[u8; 4] = b"GGUF";
@@ -121,11 +126,6 @@ impl Header {
     fn wrong(&self, key: &str, what: &str) -> Error {
         let shown = self.entries.get(key).map_or_else(|| "missing".into(), brief);
         self.fault(format!("{key} is {shown}; {what} is expected"))
-    }
-
-    /// Whether the key is there.
-    pub(super) fn has(&self, key: &str) -> bool {
-        self.entries.contains_key(key)
     }
 
     /// A text; an error where it is of another type.

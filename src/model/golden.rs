@@ -14,7 +14,7 @@ struct Rows {
 }
 
 /// A sequence that attends to everything it has seen.
-struct Reference<'a> {
+pub(super) struct Reference<'a> {
     decoder: &'a Decoder,
     layers: Vec<Rows>,
     /// Per layer, the last token's probabilities, `[heads][positions]`.
@@ -23,13 +23,13 @@ struct Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    fn new(decoder: &'a Decoder) -> Self {
+    pub(super) fn new(decoder: &'a Decoder) -> Self {
         let layers = (0..decoder.config().layers).map(|_| Rows::default()).collect();
         Self { decoder, layers, last_rows: Vec::new(), position: 0 }
     }
 
     /// Feeds tokens; logits of the last `wanted` of them.
-    fn feed(&mut self, ids: &[u32], wanted: usize) -> Vec<f32> {
+    pub(super) fn feed(&mut self, ids: &[u32], wanted: usize) -> Vec<f32> {
         let c = self.decoder.config();
         let mut x = self.decoder.embed(ids).unwrap();
         self.last_rows.clear();
@@ -192,26 +192,54 @@ fn stories260k_says_what_it_is_known_to_say() {
     }
 }
 
-#[test]
-fn stories260k_loses_what_it_is_known_to_lose() {
-    let Some((model, golden)) = stories() else { return };
+/// Losses of the tokens of a window, which is a document of its own.
+fn losses(model: &Model, window: &[u32]) -> Vec<f64> {
+    let logits = Reference::new(&model.decoder).feed(window, window.len());
+    let loss = |(row, id): (&[f32], &u32)| {
+        let sum: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
+        sum.ln() - f64::from(row[*id as usize])
+    };
+    logits.chunks(model.decoder.config().vocab).zip(&window[1..]).map(loss).collect()
+}
+
+fn mean(losses: &[f64]) -> f64 {
+    losses.iter().sum::<f64>() / losses.len() as f64
+}
+
+fn nll_ids(model: &Model, golden: &Value) -> Vec<u32> {
     let data = PathBuf::from(std::env::var_os("KVISTA_TEST_DATA").unwrap());
     let text = std::fs::read_to_string(data.join("text/tinystories-nll-20k.txt")).unwrap();
     let ids = model.tokenizer.encode(&text).unwrap();
     assert_eq!(ids.len() as u64, golden["nll"]["total_tokens_with_bos"].as_u64().unwrap());
-    let vocab = model.decoder.config().vocab;
+    ids
+}
+
+#[test]
+fn stories260k_loses_what_it_is_known_to_lose() {
+    let Some((model, golden)) = stories() else { return };
+    let ids = nll_ids(&model, &golden);
     let expected = golden["nll"]["per_window_mean_nll"].as_array().unwrap();
-    // Each window is a document of its own; three of the twenty are proof enough and take a second.
+    // Three of the twenty windows are proof enough and take a second.
     for (window, expected) in ids.chunks(512).zip(expected).take(3) {
-        let logits = Reference::new(&model.decoder).feed(window, window.len());
-        let loss = |(row, id): (&[f32], &u32)| {
-            let sum: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
-            sum.ln() - f64::from(row[*id as usize])
-        };
-        let losses: Vec<f64> = logits.chunks(vocab).zip(&window[1..]).map(loss).collect();
-        let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+        let mean = mean(&losses(&model, window));
         assert!((mean - expected.as_f64().unwrap()).abs() < 1e-4, "{mean} instead of {expected}");
     }
+}
+
+/// Eight bits a weight: the perplexity of the whole text within one percent.
+#[test]
+fn stories260k_in_eight_bits_loses_little_more() {
+    let Some((_, golden)) = stories() else { return };
+    let data = PathBuf::from(std::env::var_os("KVISTA_TEST_DATA").unwrap());
+    let model = load(&data.join("stories260k/stories260K-q8_0.gguf")).unwrap();
+    let card = model.decoder.card();
+    assert_eq!((card.weights.as_str(), card.name.as_str()), ("q8_0", "stories260K-q8_0.gguf"));
+    let ids = nll_ids(&model, &golden);
+    let losses: Vec<f64> = ids.chunks(512).flat_map(|window| losses(&model, window)).collect();
+    assert_eq!(losses.len() as u64, golden["nll"]["scored_tokens"].as_u64().unwrap());
+    let ratio = (mean(&losses) - golden["nll"]["mean_nll"].as_f64().unwrap()).exp();
+    println!("mean loss {:.5}, perplexity times {ratio:.5}", mean(&losses));
+    assert!((ratio - 1.0).abs() < 0.01, "perplexity times {ratio}");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
@@ -15,6 +15,7 @@ use hf_hub::{Cache, Repo, RepoType};
 use sha2::{Digest, Sha256};
 
 use super::error::{MOST_REASON_CHARS, quoted};
+use super::tokenizer::unwinding;
 use super::{Error, Progress, Result, Watch, shards};
 
 /// Where the hub is unless `HF_ENDPOINT` says otherwise.
@@ -152,6 +153,11 @@ impl Hub {
         files.iter().all(|file| folder.join(file).exists()).then_some(folder)
     }
 
+    fn odd(&self, why: &dyn std::fmt::Display) -> String {
+        let why = quoted(&why.to_string(), MOST_REASON_CHARS);
+        format!("{} gave an answer that no hub gives ({why}); check HF_ENDPOINT", self.endpoint)
+    }
+
     /// What a failed request means; `file` is what was asked for, the model itself if none.
     fn explain(&self, error: &ApiError, file: Option<&str>) -> String {
         let endpoint = &self.endpoint;
@@ -188,7 +194,12 @@ impl Hub {
                         quoted(endpoint, 80)
                     )
                 }
-                other => unreachable(other),
+                ureq::Error::Io(_)
+                | ureq::Error::Timeout(_)
+                | ureq::Error::HostNotFound
+                | ureq::Error::ConnectionFailed
+                | ureq::Error::Tls(_) => unreachable(error),
+                other => self.odd(other),
             },
             ApiError::TooManyRetries(error) => self.explain(error, file),
             ApiError::IoError(error) => match error.kind() {
@@ -207,10 +218,7 @@ impl Hub {
                 "another process is fetching it; wait for that one, or remove {} if there is none",
                 path.display()
             ),
-            other => format!(
-                "{endpoint} gave an answer that no hub gives ({}); check HF_ENDPOINT",
-                quoted(&other.to_string(), MOST_REASON_CHARS)
-            ),
+            other => self.odd(other),
         }
     }
 }
@@ -333,19 +341,19 @@ impl Transfer<'_> {
     ) -> Result<PathBuf> {
         let what = format!("{}/{file}", self.name.repo);
         let progress = Counter { what: &what, done_bytes: 0, total_bytes: size, watch };
-        let outcome = catch_unwind(AssertUnwindSafe(|| repo.download_with_progress(file, progress)));
+        let outcome = unwinding(|| repo.download_with_progress(file, progress));
         let path = match outcome {
             Ok(outcome) => outcome.map_err(|error| self.fault(self.hub.explain(&error, Some(file))))?,
-            Err(reason) => match reason.downcast::<Stop>().map(|stop| *stop) {
-                Ok(Stop::Asked) => return Err(Error::Stopped),
-                Ok(Stop::TooLong) => {
+            Err(reason) => match reason.downcast_ref::<Stop>() {
+                Some(Stop::Asked) => return Err(Error::Stopped),
+                Some(Stop::TooLong) => {
                     remove(&blob.with_extension("part"));
                     return Err(self.fault(format!(
                         "{file}: more than the {size} bytes that {} promised came; what came is removed, run it again",
                         self.hub.endpoint
                     )));
                 }
-                Err(panic) => resume_unwind(panic),
+                None => return Err(self.fault(self.hub.odd(&"malformed"))),
             },
         };
         let found = size_of(&path).unwrap_or(0);
@@ -373,7 +381,10 @@ impl Transfer<'_> {
         file: Option<&str>,
         request: impl FnOnce() -> std::result::Result<T, ApiError>,
     ) -> Result<T> {
-        request().map_err(|error| self.fault(self.hub.explain(&error, file)))
+        match unwinding(request) {
+            Ok(answer) => answer.map_err(|error| self.fault(self.hub.explain(&error, file))),
+            Err(_) => Err(self.fault(self.hub.odd(&"malformed"))),
+        }
     }
 }
 

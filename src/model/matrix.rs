@@ -7,19 +7,19 @@ use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Module, Tensor};
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::Result;
 use super::bytes::Elements;
-use crate::device;
+use crate::device::{self, Isa, Stored};
 
 /// Rows of activations from which weights are packed and shared among the rows by a matrix product; below, each weight
 /// row is read once for all of them.
 const FEW_ROWS: usize = 8;
-/// Weight rows per task of a product with few rows.
-const TASK_ROWS: usize = 64;
+/// Weights per task of a product with few rows: some twenty microseconds of reading, so that sharing them out costs
+/// little and no thread waits long for the last task.
+const TASK_WEIGHTS: usize = 1 << 16;
 /// Weight rows widened at a time for a matrix product.
 const PANEL_ROWS: usize = 128;
 
@@ -38,55 +38,6 @@ enum Data {
     Bf16(Elements<bf16>),
     /// Blocks of codes as candle and llama.cpp have them, rows apart.
     Quantised(QMatMul, Arc<QTensor>),
-}
-
-/// A stored element that widens to f32 without loss.
-trait Element: Copy + Send + Sync {
-    fn dot(row: &[Self], x: &[f32]) -> f32;
-    fn widen(from: &[Self], to: &mut [f32]);
-}
-
-impl Element for f32 {
-    fn dot(row: &[Self], x: &[f32]) -> f32 {
-        dot(row, x, |w| w)
-    }
-
-    fn widen(from: &[Self], to: &mut [f32]) {
-        to.copy_from_slice(from);
-    }
-}
-
-impl Element for f16 {
-    fn dot(row: &[Self], x: &[f32]) -> f32 {
-        dot(row, x, f16::to_f32)
-    }
-
-    fn widen(from: &[Self], to: &mut [f32]) {
-        from.convert_to_f32_slice(to);
-    }
-}
-
-impl Element for bf16 {
-    fn dot(row: &[Self], x: &[f32]) -> f32 {
-        dot(row, x, bf16::to_f32)
-    }
-
-    fn widen(from: &[Self], to: &mut [f32]) {
-        from.convert_to_f32_slice(to);
-    }
-}
-
-/// Sum of products in eight interleaved partial sums.
-fn dot<E: Copy>(row: &[E], x: &[f32], widen: impl Fn(E) -> f32) -> f32 {
-    let ((row, row_rest), (x, x_rest)) = (row.as_chunks::<8>(), x.as_chunks::<8>());
-    let mut sums = [0.0f32; 8];
-    for (w, x) in row.iter().zip(x) {
-        for i in 0..8 {
-            sums[i] += widen(w[i]) * x[i];
-        }
-    }
-    let rest: f32 = row_rest.iter().zip(x_rest).map(|(&w, x)| widen(w) * x).sum();
-    sums.iter().sum::<f32>() + rest
 }
 
 impl Matrix {
@@ -139,11 +90,11 @@ impl Matrix {
         let mut wide = vec![0.0; self.outputs * self.inputs];
         match &self.data {
             Data::F32(_) => return Ok(self.clone()),
-            Data::F16(elements) => Element::widen(elements.as_slice(), &mut wide),
-            Data::Bf16(elements) => Element::widen(elements.as_slice(), &mut wide),
             Data::Quantised(_, tensor) => {
                 wide = tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?;
             }
+            Data::F16(elements) => Isa::best().widen(Stored::F16(elements.as_slice()), &mut wide),
+            Data::Bf16(elements) => Isa::best().widen(Stored::Bf16(elements.as_slice()), &mut wide),
         }
         Ok(Self::f32(wide.into(), shape))
     }
@@ -176,11 +127,6 @@ impl Matrix {
         self.outputs
     }
 
-    /// Elements of a row of activations.
-    pub(super) const fn inputs(&self) -> usize {
-        self.inputs
-    }
-
     /// Bytes of the weights as they lie.
     pub(super) fn bytes(&self) -> u64 {
         (match &self.data {
@@ -191,6 +137,24 @@ impl Matrix {
         }) as u64
     }
 
+    /// Reads every page of weights that are mapped, so that they are in memory.
+    pub(super) fn touch(&self) {
+        /// No system has smaller ones.
+        const PAGE_BYTES: usize = 4096;
+        fn pages<T>(elements: &Elements<T>) {
+            if let Elements::Within(bytes, range) = elements {
+                let mapped = &bytes.as_slice()[range.clone()];
+                std::hint::black_box(mapped.iter().step_by(PAGE_BYTES).fold(0u8, |sum, byte| sum ^ byte));
+            }
+        }
+        match &self.data {
+            Data::F32(elements) => pages(elements),
+            Data::F16(elements) => pages(elements),
+            Data::Bf16(elements) => pages(elements),
+            Data::Quantised(..) => {}
+        }
+    }
+
     /// Appends a weight row as f32: what an embedding looks up.
     ///
     /// # Errors
@@ -199,14 +163,15 @@ impl Matrix {
         let start = out.len();
         let range = index * self.inputs..(index + 1) * self.inputs;
         out.resize(start + self.inputs, 0.0);
+        let (isa, to) = (Isa::best(), &mut out[start..]);
         match &self.data {
-            Data::F32(elements) => Element::widen(&elements.as_slice()[range], &mut out[start..]),
-            Data::F16(elements) => Element::widen(&elements.as_slice()[range], &mut out[start..]),
-            Data::Bf16(elements) => Element::widen(&elements.as_slice()[range], &mut out[start..]),
+            Data::F32(elements) => isa.widen(Stored::F32(&elements.as_slice()[range]), to),
+            Data::F16(elements) => isa.widen(Stored::F16(&elements.as_slice()[range]), to),
+            Data::Bf16(elements) => isa.widen(Stored::Bf16(&elements.as_slice()[range]), to),
             Data::Quantised(_, tensor) => {
                 let id = Tensor::from_slice(&[index as u32], 1, &Device::Cpu)?;
                 let row: Vec<f32> = tensor.embedding(&id)?.flatten_all()?.to_vec1()?;
-                out[start..].copy_from_slice(&row);
+                to.copy_from_slice(&row);
             }
         }
         Ok(())
@@ -219,12 +184,9 @@ impl Matrix {
     /// Faults of the tensor library.
     pub(super) fn product(&self, x: &[f32], out: &mut [f32], stride: usize) -> Result<()> {
         match &self.data {
-            Data::F32(elements) if x.len() > FEW_ROWS * self.inputs => {
-                device::matmul(x, elements.as_slice(), self.inputs, out, stride);
-            }
-            Data::F32(elements) => self.few(elements.as_slice(), x, out, stride),
-            Data::F16(elements) => self.dense(elements.as_slice(), x, out, stride),
-            Data::Bf16(elements) => self.dense(elements.as_slice(), x, out, stride),
+            Data::F32(elements) => self.dense(Stored::F32(elements.as_slice()), x, out, stride),
+            Data::F16(elements) => self.dense(Stored::F16(elements.as_slice()), x, out, stride),
+            Data::Bf16(elements) => self.dense(Stored::Bf16(elements.as_slice()), x, out, stride),
             Data::Quantised(product, _) => {
                 let rows = x.len() / self.inputs;
                 let x = Tensor::from_slice(x, (rows, self.inputs), &Device::Cpu)?;
@@ -237,33 +199,78 @@ impl Matrix {
         Ok(())
     }
 
-    fn dense<E: Element>(&self, weights: &[E], x: &[f32], out: &mut [f32], stride: usize) {
+    fn dense(&self, weights: Stored<'_>, x: &[f32], out: &mut [f32], stride: usize) {
         if x.len() <= FEW_ROWS * self.inputs {
-            return self.few(weights, x, out, stride);
+            return to_rows(&few(&[weights], x, self.inputs), x.len() / self.inputs, out, stride);
+        }
+        if let Stored::F32(weights) = weights {
+            return device::matmul(x, weights, self.inputs, out, stride);
         }
         let mut panel = vec![0.0; PANEL_ROWS * self.inputs];
-        for (i, rows) in weights.chunks(PANEL_ROWS * self.inputs).enumerate() {
-            let wide = &mut panel[..rows.len()];
-            E::widen(rows, wide);
-            device::matmul(x, wide, self.inputs, &mut out[i * PANEL_ROWS..], stride);
+        for first in (0..self.outputs).step_by(PANEL_ROWS) {
+            let last = self.outputs.min(first + PANEL_ROWS);
+            let wide = &mut panel[..(last - first) * self.inputs];
+            Isa::best().widen(weights.cut(first * self.inputs, last * self.inputs), wide);
+            device::matmul(x, wide, self.inputs, &mut out[first..], stride);
         }
     }
 
-    fn few<E: Element>(&self, weights: &[E], x: &[f32], out: &mut [f32], stride: usize) {
-        let mut columns = vec![0.0; (x.len() / self.inputs) * self.outputs];
-        let rows = x.len() / self.inputs;
-        let tasks = columns.par_chunks_mut(TASK_ROWS * rows).zip(weights.par_chunks(TASK_ROWS * self.inputs));
-        tasks.for_each(|(out, weights)| {
-            for (out, row) in out.chunks_exact_mut(rows).zip(weights.chunks_exact(self.inputs)) {
-                for (out, x) in out.iter_mut().zip(x.chunks_exact(self.inputs)) {
-                    *out = E::dot(row, x);
-                }
+    /// The weights, unless they are quantised.
+    fn stored(&self) -> Option<Stored<'_>> {
+        match &self.data {
+            Data::F32(elements) => Some(Stored::F32(elements.as_slice())),
+            Data::F16(elements) => Some(Stored::F16(elements.as_slice())),
+            Data::Bf16(elements) => Some(Stored::Bf16(elements.as_slice())),
+            Data::Quantised(..) => None,
+        }
+    }
+}
+
+/// Few rows `x` times matrices that lie one after the other, each weight read once for all rows: `[output][row]`.
+fn few(parts: &[Stored<'_>], x: &[f32], inputs: usize) -> Vec<f32> {
+    let rows = x.len() / inputs;
+    let outputs: usize = parts.iter().map(|part| part.len() / inputs).sum();
+    let mut columns = vec![0.0; outputs * rows];
+    let mut tasks = Vec::new();
+    let (mut rest, task_rows) = (&mut *columns, (TASK_WEIGHTS / inputs).max(1));
+    for part in parts {
+        let outputs = part.len() / inputs;
+        for first in (0..outputs).step_by(task_rows) {
+            let last = outputs.min(first + task_rows);
+            let (out, after) = std::mem::take(&mut rest).split_at_mut((last - first) * rows);
+            tasks.push((part.cut(first * inputs, last * inputs), out));
+            rest = after;
+        }
+    }
+    let isa = Isa::best();
+    let product = |(weights, out): (Stored<'_>, &mut [f32])| {
+        if rows == 1 {
+            return isa.dot_rows(x, weights, Stored::NONE, out);
+        }
+        for (i, out) in out.chunks_exact_mut(rows).enumerate() {
+            // A weight row stays in the first-level cache while every row of activations passes.
+            let weights = weights.cut(i * inputs, (i + 1) * inputs);
+            for (out, x) in out.iter_mut().zip(x.chunks_exact(inputs)) {
+                isa.dot_rows(x, weights, Stored::NONE, std::slice::from_mut(out));
             }
-        });
-        for (o, column) in columns.chunks_exact(rows).enumerate() {
-            for (i, value) in column.iter().enumerate() {
-                out[i * stride + o] = *value;
-            }
+        }
+    };
+    if tasks.len() == 1 || rayon::current_num_threads() == 1 {
+        tasks.into_iter().for_each(product);
+    } else {
+        tasks.into_par_iter().for_each(product);
+    }
+    columns
+}
+
+/// `[output][row]` to `[row][output]`, rows `stride` apart.
+fn to_rows(columns: &[f32], rows: usize, out: &mut [f32], stride: usize) {
+    if rows == 1 {
+        return out[..columns.len()].copy_from_slice(&columns);
+    }
+    for (o, column) in columns.chunks_exact(rows.max(1)).enumerate() {
+        for (i, value) in column.iter().enumerate() {
+            out[i * stride + o] = *value;
         }
     }
 }
@@ -289,27 +296,24 @@ impl Linear {
         Self { parts, bias, outputs }
     }
 
-    /// Elements of a result's row.
-    pub(super) const fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    /// Bytes of the weights as they lie.
-    pub(super) fn bytes(&self) -> u64 {
-        self.parts.iter().map(Matrix::bytes).sum::<u64>() + size_of_val(&*self.bias) as u64
-    }
-
     /// Rows `x` `[n][inputs]` times the parts: `[n][outputs]`.
     ///
     /// # Errors
     /// Faults of the tensor library.
     pub(super) fn product(&self, x: &[f32]) -> Result<Vec<f32>> {
-        let rows = x.len() / self.parts[0].inputs;
+        let inputs = self.parts[0].inputs;
+        let rows = x.len() / inputs;
         let mut out = vec![0.0; rows * self.outputs];
-        let mut first = 0;
-        for part in &self.parts {
-            part.product(x, &mut out[first..], self.outputs)?;
-            first += part.outputs;
+        let stored: Option<Vec<_>> = self.parts.iter().map(Matrix::stored).collect();
+        if let Some(parts) = stored.filter(|_| rows <= FEW_ROWS) {
+            // All parts are one task list: the fewer joins of threads, the better.
+            to_rows(&few(&parts, x, inputs), rows, &mut out, self.outputs);
+        } else {
+            let mut first = 0;
+            for part in &self.parts {
+                part.product(x, &mut out[first..], self.outputs)?;
+                first += part.outputs;
+            }
         }
         if !self.bias.is_empty() {
             for row in out.chunks_exact_mut(self.outputs) {
@@ -330,7 +334,7 @@ mod tests {
 
     /// The product in f64, and the product of the matrix.
     fn both(matrix: &Matrix, wide: &[f32], rows: usize) -> (Vec<f32>, Vec<f32>) {
-        let (inputs, outputs) = (matrix.inputs(), matrix.outputs());
+        let (inputs, outputs) = (matrix.inputs, matrix.outputs);
         let x = numbers(rows * inputs, 7);
         let exact = |x: &[f32], w: &[f32]| {
             x.iter().zip(w).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() as f32
@@ -394,6 +398,6 @@ mod tests {
         part(3).product(&x, &mut alone, 3).unwrap();
         assert_eq!(out[2..5], [alone[0] + 100.0, alone[1] + 100.0, alone[2] + 100.0]);
         assert_eq!(out[7..10], [alone[3] + 100.0, alone[4] + 100.0, alone[5] + 100.0]);
-        assert_eq!((linear.outputs(), linear.bytes()), (5, 4 * (20 + 5)));
+        assert_eq!(linear.outputs, 5);
     }
 }

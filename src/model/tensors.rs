@@ -131,6 +131,14 @@ impl<S: Source> Source for Placed<S> {
     fn dtype(&self) -> String {
         self.source.dtype()
     }
+
+    fn bytes(&self) -> u64 {
+        self.source.bytes()
+    }
+
+    fn copied_bytes(&self) -> u64 {
+        self.source.copied_bytes()
+    }
 }
 
 #[cfg(test)]

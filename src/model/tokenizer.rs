@@ -312,10 +312,15 @@ pub fn catches_panics() -> bool {
 /// The crate panics on some malformed files where it should refuse them, when it reads them or when it first uses them;
 /// either way the file is at fault. It keeps nothing half done: its caches are only written whole.
 fn caught<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+    unwinding(call).map_err(|_| "malformed".to_owned())?.map_err(|error| error.to_string())
+}
+
+/// Calls what may panic where it should refuse, and hands the panic back untold.
+pub(super) fn unwinding<T>(call: impl FnOnce() -> T) -> std::thread::Result<T> {
     CAUGHT.set(true);
     let outcome = catch_unwind(AssertUnwindSafe(call));
     CAUGHT.set(false);
-    outcome.map_err(|_| "malformed".to_owned())?.map_err(|error| error.to_string())
+    outcome
 }
 
 fn unused(used: &[bool]) -> Vec<u32> {

@@ -27,8 +27,18 @@ pub(super) trait Source {
     /// A tensor of one dimension.
     fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>>;
 
-    /// Type of most weights as the file has them: `f32`, `f16`, `bf16`.
+    /// Type of most weights as the file has them: `f32`, `f16`, `bf16`, `q8_0`.
     fn dtype(&self) -> String;
+
+    /// Bytes of all tensors; 0 where they are made and not read.
+    fn bytes(&self) -> u64 {
+        0
+    }
+
+    /// Bytes of the tensors that cannot be used where they lie.
+    fn copied_bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// Checks that a source has every tensor of a configuration.
@@ -65,6 +75,11 @@ impl Safetensors {
             )));
         }
         Ok(Self { path, bytes, tensors, data_start })
+    }
+
+    /// Names of all tensors.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.tensors.offset_keys()
     }
 
     fn info(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo> {
@@ -115,17 +130,21 @@ impl Source for Safetensors {
     fn dtype(&self) -> String {
         self.tensors.info(EMBEDDING).map_or_else(String::new, |info| info.dtype.to_string().to_lowercase())
     }
+
+    fn bytes(&self) -> u64 {
+        self.tensors.data_len() as u64
+    }
 }
 
-fn f32s(bytes: &[u8]) -> Vec<f32> {
+pub(super) fn f32s(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
-fn f16s(bytes: &[u8]) -> Vec<f16> {
+pub(super) fn f16s(bytes: &[u8]) -> Vec<f16> {
     bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect()
 }
 
-fn bf16s(bytes: &[u8]) -> Vec<bf16> {
+pub(super) fn bf16s(bytes: &[u8]) -> Vec<bf16> {
     bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect()
 }
 
@@ -217,7 +236,7 @@ mod tests {
         let mut config = demo_config();
         config.layers = 5;
         let text = fault(&config);
-        assert!(text.contains("model.layers.4.input_layernorm.weight is missing"), "{text}");
+        assert!(text.contains("model.layers.4.self_attn.q_proj.weight is missing"), "{text}");
         let mut config = demo_config();
         config.kv_heads = 2;
         let text = fault(&config);

@@ -93,7 +93,8 @@ fn every_variant_of_every_enum_fits() {
         full.timing =
             [Provenance::Measured, Provenance::Sampled, Provenance::Derived, Provenance::Modelled][i];
         full.seqs[0].stage = [Stage::Prefill, Stage::Decode][i % 2];
-        full.seqs[0].fed[0].origin = [Origin::Prompt, Origin::Question, Origin::Generated, Origin::Turn][i % 4];
+        full.seqs[0].fed[0].origin =
+            [Origin::Prompt, Origin::Question, Origin::Generated, Origin::Turn][i % 4];
         checked(&serde_json::to_value(&full).unwrap()).unwrap();
     }
     for finish in

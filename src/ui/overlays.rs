@@ -23,7 +23,9 @@ pub(in crate::ui) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
             Overlay::Params => params::render(buf, area, scene),
             Overlay::Filter { line, .. } => edit::filter(buf, area, scene, line),
             Overlay::Prompt { line } => edit::prompt(buf, area, scene, line),
-            Overlay::Turn { line, error, sent } => edit::turn(buf, area, scene, line, error.as_deref(), *sent),
+            Overlay::Turn { line, error, sent } => {
+                edit::turn(buf, area, scene, line, error.as_deref(), *sent)
+            }
             Overlay::Themes { selected, .. } => list::themes(buf, area, scene, *selected),
             Overlay::Export { selected } => list::exports(buf, area, scene, *selected),
             Overlay::Bookmarks { selected } => list::bookmarks(buf, area, scene, *selected),

@@ -23,13 +23,19 @@ mod twin;
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
+use ratatui::widgets::Widget;
 
 use super::draw::{Pen, Scene, split_top};
+use super::number;
 use super::theme::Role;
+use super::widgets::Gauge;
 use crate::app::View;
 use crate::engine::Status;
 
 pub(in crate::ui) use token::summary_line as token_line;
+
+/// Widest bar of a model being loaded.
+const LOADING_WIDTH: u16 = 72;
 
 /// Draws the present view.
 pub(in crate::ui) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
@@ -56,13 +62,32 @@ fn before_the_run(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let mut pen = Pen::new(buf, middle, scene.styles);
     pen.skip(2);
     match &scene.app.status {
-        Status::Loading { what } => pen.put("loading ", Role::Dim).foreign(what, Role::Text),
+        Status::Loading { what, .. } => pen.put("loading ", Role::Dim).foreign(what, Role::Text),
         Status::Reference => {
             pen.put("computing the full-cache answer that runs are compared with", Role::Text)
         }
         Status::Failed(why) => pen.foreign(why, Role::Bad),
         _ => pen.put("no step yet", Role::Dim),
     };
+    if let Status::Loading { done_bytes, total_bytes, .. } = scene.app.status
+        && total_bytes > 0
+        && middle.y + 1 < area.bottom()
+    {
+        let below = Rect {
+            x: area.x + 2,
+            y: middle.y + 1,
+            width: area.width.saturating_sub(4).min(LOADING_WIDTH),
+            height: 1,
+        };
+        let figure = format!(
+            "{} of {}{}",
+            number::bytes(done_bytes),
+            number::bytes(total_bytes).trim(),
+            number::percent(done_bytes as f64 / total_bytes as f64, scene.symbols())
+        );
+        (&Gauge::new(scene.styles, done_bytes as f64 / total_bytes as f64).figure(&figure))
+            .render(below, buf);
+    }
 }
 
 /// The row a list starts with, so that the selected one is on the screen with some of its neighbours.

@@ -85,7 +85,10 @@ fn answers_are_lines_and_one_prompt_is_one_turn() {
 #[test]
 fn a_template_that_rewrites_feeds_the_whole_again() {
     let dir = tempfile::tempdir().unwrap();
-    let folder = model(dir.path(), "{% for m in messages %}{% if m.role == 'user' %} {{ m.content }}{% endif %}{% endfor %}");
+    let folder = model(
+        dir.path(),
+        "{% for m in messages %}{% if m.role == 'user' %} {{ m.content }}{% endif %}{% endfor %}",
+    );
     let ran = talk(&folder, SAID, &["--json"]).ok();
     assert_eq!(ran.err().matches("the chat template rewrites what was said before").count(), 2);
     let summaries: Vec<_> = ran.lines().into_iter().filter(|line| line.get("summary").is_some()).collect();
@@ -107,7 +110,10 @@ fn what_cannot_be_talked_to_is_refused_in_one_line() {
     refused(talk(&folder, "\n \n", &[]), "--chat: no turn");
     refused(talk(&folder, "Mia\n", &["--batch", "2"]), "a conversation is one sequence");
     for (template, why) in [
-        ("{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}", "costs more than any"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+            "costs more than any",
+        ),
         ("{{ raise_exception('no\u{1b}[2J') }}", "the template says: no"),
         ("{% if %}", "syntax error"),
     ] {
@@ -117,11 +123,22 @@ fn what_cannot_be_talked_to_is_refused_in_one_line() {
         assert!(!ran.err().contains('\u{1b}'));
         refused(ran, why);
         // It harms nobody who does not chat.
-        run(["run", "--headless", "--prompt", "Mia", "--max-tokens", "1", "--model", folder.to_str().unwrap()]).ok();
+        run([
+            "run",
+            "--headless",
+            "--prompt",
+            "Mia",
+            "--max-tokens",
+            "1",
+            "--model",
+            folder.to_str().unwrap(),
+        ])
+        .ok();
     }
     // A later turn that the template refuses ends the program; what was recorded so far is finished.
     let dir = tempfile::tempdir().unwrap();
-    let strict = "{% if messages | length > 1 %}{{ raise_exception('enough') }}{% endif %} {{ messages[0].content }}";
+    let strict =
+        "{% if messages | length > 1 %}{{ raise_exception('enough') }}{% endif %} {{ messages[0].content }}";
     let folder = model(dir.path(), strict);
     let file = dir.path().join("talk.mcap").to_str().unwrap().to_owned();
     let ran = talk(&folder, SAID, &["--record", &file]);

@@ -10,7 +10,7 @@ pub(crate) const PROMPT: &str = "Mia was a lonely girl who lived near the church
                                  the cave. They played with the red carpet all day.";
 
 /// Variables that would change what the program does or how it looks.
-pub(crate) const DROPPED_VARIABLES: [&str; 9] = [
+pub(crate) const DROPPED_VARIABLES: [&str; 12] = [
     "NO_COLOR",
     "COLORTERM",
     "CLICOLOR",
@@ -20,6 +20,9 @@ pub(crate) const DROPPED_VARIABLES: [&str; 9] = [
     "KVISTA_FAULT",
     "LINES",
     "COLUMNS",
+    "HF_ENDPOINT",
+    "HF_HUB_CACHE",
+    "HF_TOKEN",
 ];
 
 /// The program that these tests were built with.

@@ -3,11 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in the functions that tests share")]
 
+#[path = "../common/hub.rs"]
+mod hub;
 #[path = "../common/program.rs"]
 mod program;
 
 mod faults;
 mod leaving;
+mod loading;
 mod looks;
 mod playing;
 mod session;

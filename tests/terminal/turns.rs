@@ -157,7 +157,8 @@ fn characters_come_whole_out_of_their_bytes() {
     };
     fs::write(folder.join("tokenizer.json"), tokenizer(&[])).unwrap();
     let drawn = |prompt: &str| -> Vec<u64> {
-        let summary = program::run([args(prompt), vec!["--headless".into(), "--json".into()]].concat()).ok().summary();
+        let summary =
+            program::run([args(prompt), vec!["--headless".into(), "--json".into()]].concat()).ok().summary();
         summary["token_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect()
     };
     let (prompt, ids) = (300..340)

@@ -1,6 +1,12 @@
 //! AVX2 with FMA and F16C: eight floats per register.
 
-use std::arch::x86_64::*;
+use std::arch::x86_64::{
+    __m256, _CMP_LT_OQ, _MM_HINT_T0, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehdup_ps,
+    _mm_movehl_ps, _mm_prefetch, _mm256_add_epi32, _mm256_add_ps, _mm256_blendv_ps, _mm256_castps_si256,
+    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_mul_ps,
+    _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
+};
 
 use super::body::part;
 
@@ -64,6 +70,12 @@ fn sub(a: Register, b: Register) -> Register {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn mul(a: Register, b: Register) -> Register {
     _mm256_mul_ps(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn div(a: Register, b: Register) -> Register {
+    _mm256_div_ps(a, b)
 }
 
 #[inline]

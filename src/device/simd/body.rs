@@ -2,7 +2,7 @@
 //! [`kernels`] makes the loops of it.
 //!
 //! A module has `Register`, `WIDTH` (floats in one), and functions that need its features: `splat`, `load`, `load_f16`,
-//! `load_bf16` and `store` of arrays of `WIDTH`, `fma(a, b, c)` = `a * b + c`, `add`, `sub`, `mul`,
+//! `load_bf16` and `store` of arrays of `WIDTH`, `fma(a, b, c)` = `a * b + c`, `add`, `sub`, `mul`, `div`,
 //! `larger(x, top)` = `x > top ? x : top`, `below(x, limit, then, other)`, `negative(q, then, other)`,
 //! `power(shifted)` (see `exp`), `halved` (the sum of the partial sums) and `fetch` (a hint that an address will be
 //! read).
@@ -18,12 +18,14 @@ macro_rules! kernels {
         const REGISTERS: usize = PARTIALS / WIDTH;
         /// Columns that stay in registers while rows go by.
         const PANEL: usize = 64;
-        const PANEL_REGISTERS: usize = PANEL / WIDTH;
 
         /// The first elements of a register, zeros after them.
         #[inline]
         #[target_feature(enable = $features)]
         fn load_some(x: &[f32]) -> Register {
+            if let Ok(all) = x.try_into() {
+                return load(all);
+            }
             let mut all = [0.0; WIDTH];
             all[..x.len()].copy_from_slice(x);
             load(&all)
@@ -32,6 +34,9 @@ macro_rules! kernels {
         #[inline]
         #[target_feature(enable = $features)]
         fn load_some_f16(x: &[f16]) -> Register {
+            if let Ok(all) = x.try_into() {
+                return load_f16(all);
+            }
             let mut all = [f16::ZERO; WIDTH];
             all[..x.len()].copy_from_slice(x);
             load_f16(&all)
@@ -40,6 +45,9 @@ macro_rules! kernels {
         #[inline]
         #[target_feature(enable = $features)]
         fn load_some_bf16(x: &[bf16]) -> Register {
+            if let Ok(all) = x.try_into() {
+                return load_bf16(all);
+            }
             let mut all = [bf16::ZERO; WIDTH];
             all[..x.len()].copy_from_slice(x);
             load_bf16(&all)
@@ -75,9 +83,9 @@ macro_rules! kernels {
             halved(sums)
         }
 
-        kernels!(@stored $features, f32, load, load_some, dot, dot_rows_f32, add_rows_f32);
-        kernels!(@stored $features, f16, load_f16, load_some_f16, dot_f16, dot_rows_f16, add_rows_f16);
-        kernels!(@stored $features, bf16, load_bf16, load_some_bf16, dot_bf16, dot_rows_bf16, add_rows_bf16);
+        kernels!(@stored $features, f32, load, load_some, dot, dot_rows_f32, add_rows_f32, add_panel_f32);
+        kernels!(@stored $features, f16, load_f16, load_some_f16, dot_f16, dot_rows_f16, add_rows_f16, add_panel_f16);
+        kernels!(@stored $features, bf16, load_bf16, load_some_bf16, dot_bf16, dot_rows_bf16, add_rows_bf16, add_panel_bf16);
         kernels!(@widen $features, f16, load_f16, load_some_f16, widen_f16);
         kernels!(@widen $features, bf16, load_bf16, load_some_bf16, widen_bf16);
 
@@ -85,6 +93,9 @@ macro_rules! kernels {
         #[inline]
         #[target_feature(enable = $features)]
         fn store_some(x: Register, out: &mut [f32]) {
+            if let Ok(all) = out.try_into() {
+                return store(x, all);
+            }
             let mut all = [0.0; WIDTH];
             store(x, &mut all);
             out.copy_from_slice(&all[..out.len()]);
@@ -160,6 +171,27 @@ macro_rules! kernels {
             }
         }
 
+        #[target_feature(enable = $features)]
+        pub(super) fn swiglu(gates: &[f32], up: &[f32], out: &mut [f32]) {
+            let (gates, gates_rest) = gates.as_chunks::<WIDTH>();
+            let ((up, up_rest), (out, out_rest)) = (up.as_chunks::<WIDTH>(), out.as_chunks_mut::<WIDTH>());
+            for ((gate, up), out) in gates.iter().zip(up).zip(out) {
+                store(mul(silu(load(gate)), load(up)), out);
+            }
+            if !out_rest.is_empty() {
+                store_some(mul(silu(load_some(gates_rest)), load_some(up_rest)), out_rest);
+            }
+        }
+
+        /// `x / (1 + e^-x)` by the power of what is not positive, so that none overflows.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn silu(x: Register) -> Register {
+            let (one, zero) = (splat(1.0), splat(0.0));
+            let power = exp(below(x, zero, x, sub(zero, x)));
+            mul(x, div(below(x, zero, power, one), add(one, power)))
+        }
+
         /// `e^x` for `x <= 0`; the reference has the same steps.
         #[inline]
         #[target_feature(enable = $features)]
@@ -179,7 +211,7 @@ macro_rules! kernels {
     };
 
     // What reads stored rows, for one type of element.
-    (@stored $features:literal, $element:ty, $load:ident, $load_some:ident, $dot:ident, $dot_rows:ident, $add_rows:ident) => {
+    (@stored $features:literal, $element:ty, $load:ident, $load_some:ident, $dot:ident, $dot_rows:ident, $add_rows:ident, $panel:ident) => {
         #[inline]
         #[target_feature(enable = $features)]
         pub(super) fn $dot(a: &[f32], b: &[$element]) -> f32 {
@@ -211,39 +243,58 @@ macro_rules! kernels {
 
         #[target_feature(enable = $features)]
         pub(super) fn $add_rows(sum: &mut [f32], weights: &[f32], rows: &[$element], ahead: &[u8]) {
-            let width = sum.len();
             // The first panel touches every row; what is ahead is asked for as it goes.
-            let share = ahead.len().div_ceil(weights.len().max(1));
-            let (panels, rest) = sum.as_chunks_mut::<PANEL>();
-            let mut column = 0;
-            for panel in panels {
-                let panel = panel.as_chunks_mut::<WIDTH>().0;
-                let mut sums = [splat(0.0); PANEL_REGISTERS];
-                for i in 0..PANEL_REGISTERS {
-                    sums[i] = load(&panel[i]);
-                }
-                for (j, (&weight, row)) in weights.iter().zip(rows.chunks_exact(width)).enumerate() {
-                    if column == 0 {
-                        fetch(part(ahead, j, share));
+            let (mut column, mut ahead) = (0, ahead);
+            while column < sum.len() {
+                let left = sum.len() - column;
+                // Registers that hide the latency of an addition, as long as there are columns for them.
+                column += if left >= PANEL {
+                    $panel::<{ PANEL / WIDTH }>(sum, column, weights, rows, ahead)
+                } else if left >= PANEL / 2 {
+                    $panel::<{ PANEL / 2 / WIDTH }>(sum, column, weights, rows, ahead)
+                } else if left >= WIDTH {
+                    $panel::<1>(sum, column, weights, rows, ahead)
+                } else {
+                    let width = sum.len();
+                    let part = &mut sum[column..];
+                    let mut total = load_some(part);
+                    for (&weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
+                        total = fma(splat(weight), $load_some(&row[column..]), total);
                     }
-                    let (weight, row) = (splat(weight), row[column..][..PANEL].as_chunks::<WIDTH>().0);
-                    for i in 0..PANEL_REGISTERS {
-                        sums[i] = fma(weight, $load(&row[i]), sums[i]);
-                    }
-                }
-                for i in 0..PANEL_REGISTERS {
-                    store(sums[i], &mut panel[i]);
-                }
-                column += PANEL;
+                    store_some(total, part);
+                    left
+                };
+                ahead = &[];
             }
-            for part in rest.chunks_mut(WIDTH) {
-                let mut sums = load_some(part);
-                for (&weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
-                    sums = fma(splat(weight), $load_some(&row[column..][..part.len()]), sums);
-                }
-                store_some(sums, part);
-                column += part.len();
+        }
+
+        /// Some columns of the sum, in `N` registers while the rows go by; how many columns those are.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn $panel<const N: usize>(
+            sum: &mut [f32],
+            column: usize,
+            weights: &[f32],
+            rows: &[$element],
+            ahead: &[u8],
+        ) -> usize {
+            let (width, share) = (sum.len(), ahead.len().div_ceil(weights.len().max(1)));
+            let panel = sum[column..][..N * WIDTH].as_chunks_mut::<WIDTH>().0;
+            let mut sums = [splat(0.0); N];
+            for (sum, x) in sums.iter_mut().zip(&*panel) {
+                *sum = load(x);
             }
+            for (i, (&weight, row)) in weights.iter().zip(rows.chunks_exact(width)).enumerate() {
+                fetch(part(ahead, i, share));
+                let (weight, row) = (splat(weight), row[column..][..N * WIDTH].as_chunks::<WIDTH>().0);
+                for (sum, x) in sums.iter_mut().zip(row) {
+                    *sum = fma(weight, $load(x), *sum);
+                }
+            }
+            for (sum, x) in sums.into_iter().zip(panel) {
+                store(sum, x);
+            }
+            N * WIDTH
         }
     };
 

@@ -1,6 +1,11 @@
 //! NEON: four floats per register.
 
-use std::arch::aarch64::*;
+use std::arch::aarch64::{
+    float32x4_t, vadd_f32, vaddq_f32, vaddq_u32, vandq_u32, vbslq_f32, vbslq_u32, vcgeq_u32, vcgtq_f32,
+    vcltq_f32, vdivq_f32, vdupq_n_f32, vdupq_n_u32, vfmaq_f32, vget_high_f32, vget_lane_f32, vget_low_f32,
+    vld1_u16, vld1q_f32, vmovl_u16, vmulq_f32, vorrq_u32, vreinterpretq_f32_u32, vreinterpretq_u32_f32,
+    vshll_n_u16, vshlq_n_u32, vst1q_f32, vsubq_f32,
+};
 
 use super::body::part;
 
@@ -75,6 +80,12 @@ fn sub(a: Register, b: Register) -> Register {
 #[target_feature(enable = "neon")]
 fn mul(a: Register, b: Register) -> Register {
     vmulq_f32(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn div(a: Register, b: Register) -> Register {
+    vdivq_f32(a, b)
 }
 
 #[inline]

@@ -128,6 +128,13 @@ pub(super) fn scale(row: &mut [f32], factor: f32) {
     }
 }
 
+pub(super) fn swiglu(gates: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((&gate, up), out) in gates.iter().zip(up).zip(out) {
+        let power = exp(if gate < 0.0 { gate } else { 0.0 - gate });
+        *out = gate * ((if gate < 0.0 { power } else { 1.0 }) / (1.0 + power)) * up;
+    }
+}
+
 pub(super) fn widen_f16(rows: &[f16], out: &mut [f32]) {
     widen(rows, out);
 }

@@ -39,8 +39,10 @@ fn of_row(isa: Isa, row: &[f32]) -> Vec<u32> {
     let (mut powers, mut scaled) = (row.to_vec(), row.to_vec());
     let sum = isa.exp_and_sum(&mut powers, top);
     isa.scale(&mut scaled, 0.37);
+    let mut gated = row.to_vec();
+    isa.swiglu(row, &powers, &mut gated);
     // Which zero is the largest may differ; nothing comes of it.
-    [bits(&[top + 0.0, isa.sum(row), sum]), bits(&powers), bits(&scaled)].concat()
+    [bits(&[top + 0.0, isa.sum(row), sum]), bits(&powers), bits(&scaled), bits(&gated)].concat()
 }
 
 proptest! {
@@ -107,6 +109,21 @@ fn exp_is_within_its_bound_over_its_whole_range() {
     }
     assert_eq!((exp(0.0), exp(-0.0), exp(-88.0), exp(f32::NEG_INFINITY)), (1.0, 1.0, 0.0, 0.0));
     assert!(exp(f32::NAN).is_nan());
+}
+
+#[test]
+fn a_gate_is_the_sigmoid_of_itself() {
+    for gate in [-200.0, -87.0, -3.5, -0.25, 0.0, 1e-3, 2.0, 50.0, 300.0] {
+        let want = f64::from(gate) / (1.0 + f64::from(-gate).exp()) * 1.5;
+        for isa in Isa::all() {
+            let mut out = [0.0; 3];
+            isa.swiglu(&[gate; 3], &[1.5; 3], &mut out);
+            assert!(
+                out.iter().all(|&x| (f64::from(x) - want).abs() <= 3e-7 * want.abs().max(1e-30)),
+                "{isa} {gate}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -8,7 +8,8 @@ use crate::model::{ChatTemplate, Config, Decoder, Tokenizer, demo};
 use crate::policy::{Kind, registry};
 use crate::state::State;
 
-const PROMPT: &str = " Once there was a brave boy named Leo. He had a friend named Mia. One day Leo took a red ball.";
+const PROMPT: &str =
+    " Once there was a brave boy named Leo. He had a friend named Mia. One day Leo took a red ball.";
 const TURN: &str = "Then they played with the ball all day";
 
 fn settings(policy: &str) -> Settings {
@@ -116,7 +117,9 @@ fn every_rule_goes_on_over_turns() {
     ] {
         all.push(Settings { read: read.into(), ..settings(policy) });
     }
-    for (policy, kv_dtype, block_size) in [("full", "int4", 32), ("h2o:budget=24", "nuq4", 16), ("full", "f16", 16)] {
+    for (policy, kv_dtype, block_size) in
+        [("full", "int4", 32), ("h2o:budget=24", "nuq4", 16), ("full", "f16", 16)]
+    {
         all.push(Settings { kv_dtype: kv_dtype.into(), block_size, ..settings(policy) });
     }
     for (policy, merge) in [("h2o:budget=24", "cam:m=4"), ("h2o:budget=24", "d2o"), ("full", "minicache")] {
@@ -218,7 +221,8 @@ fn speaker(template: &str) -> Arc<Model> {
     Arc::new(Model { chat, ..Model::new(decoder, tokenizer) })
 }
 
-const TEMPLATE: &str = "{% for m in messages %}{{ '<' ~ m.role[0] ~ '>' ~ m.content | trim ~ '.' }}{% endfor %}<a>";
+const TEMPLATE: &str =
+    "{% for m in messages %}{{ '<' ~ m.role[0] ~ '>' ~ m.content | trim ~ '.' }}{% endfor %}<a>";
 
 fn chat() -> Settings {
     Settings { chat: true, max_tokens: 8, chunk: 16, ..Settings::default() }
@@ -261,7 +265,8 @@ fn only_what_is_new_of_a_conversation_is_fed() {
 /// A template that drops what was thought leaves nothing to go on from.
 #[test]
 fn a_template_that_rewrites_begins_anew() {
-    let template = "{% for m in messages %}{{ '<' ~ m.role[0] ~ '>' ~ m.content.split('|')[-1] ~ '.' }}{% endfor %}<a>";
+    let template =
+        "{% for m in messages %}{{ '<' ~ m.role[0] ~ '>' ~ m.content.split('|')[-1] ~ '.' }}{% endfor %}<a>";
     let mut engine = Engine::new(speaker(template), &chat(), &prompt("Hi")).unwrap();
     engine.teach(b"hm|ok.".map(u32::from).as_slice());
     while engine.step().unwrap().is_some() {}
@@ -294,7 +299,8 @@ fn a_conversation_that_cannot_be_is_refused() {
     assert!(refused(speaker(strict), &chat(), &prompt("Hi")).contains("the template says: no system prompt"));
 
     // A template may refuse a later turn, and the run stays as it was.
-    let short = "{% if messages | length > 1 %}{{ raise_exception('enough') }}{% endif %}{{ messages[0].content }}";
+    let short =
+        "{% if messages | length > 1 %}{{ raise_exception('enough') }}{% endif %}{{ messages[0].content }}";
     let mut engine = Engine::new(speaker(short), &chat(), &prompt("Hi")).unwrap();
     engine.set_observe(Observe::Off);
     while engine.step().unwrap().is_some() {}

@@ -209,7 +209,8 @@ pub(super) fn strftime(format: &str, unix_s: u64) -> String {
 
 /// Year, month and day of a day since 1970, in the Gregorian calendar.
 fn civil(days: u64) -> (u64, u64, u64) {
-    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let is_leap =
+        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     // Four hundred years repeat.
     let (mut year, mut rest) = (1970 + days / 146_097 * 400, days % 146_097);
     loop {

@@ -99,10 +99,7 @@ fn json_is_pythons() {
         )),
         r#"{"a":"\u00e4\n<&\"","b":[1,2.5,null,true],"c":{}}"#
     );
-    assert_eq!(
-        rendered("{{ {'a': [1, {}]} | tojson(indent=2) }}"),
-        "{\n  \"a\": [\n    1,\n    {}\n  ]\n}"
-    );
+    assert_eq!(rendered("{{ {'a': [1, {}]} | tojson(indent=2) }}"), "{\n  \"a\": [\n    1,\n    {}\n  ]\n}");
     assert!(refused("{{ 1 | tojson(colour=2) }}").contains("colour"));
 }
 

@@ -283,7 +283,7 @@ fn read_tensors(bytes: &mut Reader<'_>, count: u64) -> Read<Vec<Claim>> {
         let size = elements
             .filter(|elements| *elements > 0)
             .and_then(|elements| (elements / block).checked_mul(dtype.type_size() as u64))
-            .filter(|size| *size <= isize::MAX as u64)
+            .filter(|size| isize::try_from(*size).is_ok())
             .ok_or_else(|| format!("{}: no tensor can have the shape {shape:?}", shown()))?;
         let shape = shape.iter().rev().map(|&n| n as usize).collect();
         claims.push(Claim { name, shape, dtype, offset, bytes: size });

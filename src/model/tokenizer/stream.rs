@@ -49,7 +49,10 @@ mod tests {
     fn a_character_waits_for_its_last_byte() {
         let mut stream = TextStream::default();
         let shown: Vec<Vec<u8>> = "🦙é".bytes().map(|byte| stream.push(&[byte])).collect();
-        assert_eq!(shown, [vec![], vec![], vec![], "🦙".as_bytes().to_vec(), vec![], "é".as_bytes().to_vec()]);
+        assert_eq!(
+            shown,
+            [vec![], vec![], vec![], "🦙".as_bytes().to_vec(), vec![], "é".as_bytes().to_vec()]
+        );
         assert_eq!(stream.push(b"a\xe2\x98"), b"a");
         assert!(stream.is_open());
         // Another character begins: the one before never will be whole.
@@ -62,9 +65,14 @@ mod tests {
 
     #[test]
     fn no_character_begins_where_utf_8_has_none() {
-        for (bytes, open) in
-            [(&b"\xc0"[..], 0), (b"\xc2", 1), (b"\xe0\x80", 0), (b"\xed\xa0", 0), (b"\xf4\x90", 0), (b"\xf4\x8f", 2)]
-        {
+        for (bytes, open) in [
+            (&b"\xc0"[..], 0),
+            (b"\xc2", 1),
+            (b"\xe0\x80", 0),
+            (b"\xed\xa0", 0),
+            (b"\xf4\x90", 0),
+            (b"\xf4\x8f", 2),
+        ] {
             assert_eq!(open_tail(bytes), open, "{bytes:x?}");
         }
     }

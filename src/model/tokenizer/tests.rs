@@ -219,7 +219,10 @@ fn a_rendered_conversation_keeps_its_special_tokens() {
     assert_eq!(ids[0], 32_010);
     // What goes on after an answer is what the whole has there.
     let rest = t.encode_continuation("<|end|>\n<|user|>\nWho?<|end|>\n<|assistant|>\n").unwrap();
-    assert_eq!(rest.iter().copied().filter(|id| *id >= 32_000).collect::<Vec<_>>(), [32_007, 32_010, 32_007, 32_001]);
+    assert_eq!(
+        rest.iter().copied().filter(|id| *id >= 32_000).collect::<Vec<_>>(),
+        [32_007, 32_010, 32_007, 32_001]
+    );
     assert_eq!(rest[0], 32_007);
 }
 

@@ -48,7 +48,8 @@ impl Words {
             // Bytes are all that such a list has.
             return None;
         }
-        let is_letter = |at: usize| !text.as_bytes()[at].is_ascii() || text.as_bytes()[at].is_ascii_alphabetic();
+        let is_letter =
+            |at: usize| !text.as_bytes()[at].is_ascii() || text.as_bytes()[at].is_ascii_alphabetic();
         let (at, _) = self.tokens(text).find(|&(at, id)| id < BOS_ID && is_letter(at))?;
         let is_apart = |c: char| c.is_whitespace() || c.is_ascii_punctuation();
         // The byte may lie within a character, but not within the blank before it.

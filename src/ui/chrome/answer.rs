@@ -42,7 +42,8 @@ pub(super) fn short(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let Some(seq) = scene.seq() else { return };
     let mut pen = Pen::new(buf, area, scene.styles);
     mark(&mut pen, scene);
-    pen.put(" ", Role::Text).foreign(seq.turns().last().map(Turn::text).unwrap_or_default().trim_start(), Role::Generated);
+    pen.put(" ", Role::Text)
+        .foreign(seq.turns().last().map(Turn::text).unwrap_or_default().trim_start(), Role::Generated);
 }
 
 fn verdict(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, width: u16) {

@@ -188,7 +188,9 @@ fn status(scene: &Scene<'_>) -> (String, Role) {
         Status::Finished(_) => ("DONE".into(), Role::Good),
         Status::Failed(_) => ("FAILED".into(), Role::Bad),
         Status::Listening => ("LISTENING".into(), Role::Warn),
-        Status::Recording { .. } | Status::Refused(_) | Status::Said { .. } | Status::Unsaid(_) => ("READY".into(), Role::Text),
+        Status::Recording { .. } | Status::Refused(_) | Status::Said { .. } | Status::Unsaid(_) => {
+            ("READY".into(), Role::Text)
+        }
         Status::Gone => ("ENGINE GONE".into(), Role::Bad),
     }
 }
@@ -200,7 +202,7 @@ fn trimmed(x: f64) -> String {
 /// The second line: bytes by tier, what was not read, what observing costs and loses.
 fn facts(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let Some(state) = scene.state() else {
-        if let Status::Loading { what } = &scene.app.status {
+        if let Status::Loading { what, .. } = &scene.app.status {
             Pen::new(buf, area, scene.styles).put(" loading ", Role::Dim).foreign(what, Role::Text);
         }
         return;

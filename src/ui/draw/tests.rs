@@ -65,7 +65,9 @@ fn a_turn_is_typed_on_the_lowest_lines() {
     insta::assert_snapshot!("80x24_turn", styled_dump(&buf));
     assert!(!text(&buf).contains(['\u{1b}', '\u{202e}', '\u{7}']));
     press(&mut app, "Enter");
-    app.update(Msg::Item(Item::Status(Status::Unsaid("the turn has 90 tokens,\u{1b}[31m 12 are left".into()))));
+    app.update(Msg::Item(Item::Status(Status::Unsaid(
+        "the turn has 90 tokens,\u{1b}[31m 12 are left".into(),
+    ))));
     let (buf, _) = drawn(&app, 200, 60, &plain());
     insta::assert_snapshot!("200x60_turn", text(&buf));
     for (width, height) in [(10, 3), (24, 2), (3, 8), (40, 1)] {

@@ -66,10 +66,13 @@ pub(super) fn turn(
         match error {
             Some(error) => pen.put(" ", Role::Bad).foreign(error, Role::Bad),
             None if sent => pen.put(" the engine hears it after the present step", Role::Dim),
-            None if scene.app.chats() => {
-                pen.put(" the next turn goes through the chat template and on with the same cache; Enter says it", Role::Dim)
+            None if scene.app.chats() => pen.put(
+                " the next turn goes through the chat template and on with the same cache; Enter says it",
+                Role::Dim,
+            ),
+            None => {
+                pen.put(" text that the model goes on with, on the same cache; Enter feeds it", Role::Dim)
             }
-            None => pen.put(" text that the model goes on with, on the same cache; Enter feeds it", Role::Dim),
         };
         pen.newline();
     }

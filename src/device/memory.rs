@@ -1,7 +1,7 @@
 //! What the system says of its memory.
 
 /// Bytes that can be had without swapping, where the system tells (Linux: `MemAvailable`).
-pub(crate) fn free_bytes() -> Option<u64> {
+pub fn free_bytes() -> Option<u64> {
     available_bytes(&std::fs::read_to_string("/proc/meminfo").ok()?)
 }
 

@@ -1,0 +1,200 @@
+// Selections: the read set of a query (KCache, arXiv 2404.18057), the attention picture's top K, and who stays under a
+// budget (the one selection that the eviction rules share, `src/policy/select.rs`).
+//
+// Every kernel: block 512. Marks are bits, slot `s` in word `s / 32`, bit `s % 32`; word_stride covers whole tiles of 512
+// slots. Lists ascend by slot.
+// select_top: grid (heads, sequences). The n largest probabilities of rows [sequence][head][row_stride] among the slots
+//   that the query sees; ties go to the earlier slot, NaN is the largest. `own`: 1 adds the query's own slot, the last that
+//   it sees. marks [sequence][head][word_stride], counts [sequence][head], chosen [sequence][head][list_stride] or null.
+// select_union: grid (kv_heads, sequences). Of a group's marks the union: slots [sequence][kv_head][list_stride], counts
+//   [sequence][kv_head], weights [sequence][head][list_stride] (0 where a head did not ask), dropped [sequence][head]:
+//   the mass that each head did not ask for.
+// select_keep: grid (kv_heads, sequences). Who stays of scores [sequence][kv_head][score_stride]: positions below `sinks`
+//   and the `recent` newest whatever their score, sinks first where both do not fit, then the highest; ties go to the later
+//   slot, NaN is the lowest. Exactly `budget` stay, or everybody where there are no more. marks of who stays, victims
+//   [sequence][kv_head][list_stride], counts of victims, cutoffs [sequence][kv_head]: the lowest score that stayed of those
+//   that competed, NaN where nobody did.
+// select_upper: grid (kv_heads, sequences). Marks the upper half, rounded down, of the scores of live slots from .. to
+//   ([sequence][kv_head] each); ties go to the later slot (KVCrush's bits, arXiv 2503.00022).
+// Registers: at most 64, no spills.
+#include "select.cuh"
+
+KV_DEVICE bool is_seen(unsigned position, const Lane& lane) { return position != HOLE && position <= lane.query; }
+
+// Probabilities are never negative: their bits have their order.
+struct Probability {
+  const float* row;
+  const unsigned* positions;
+  Lane lane;
+  KV_DEVICE bool operator()(unsigned slot, unsigned& key) const {
+    key = static_cast<unsigned>(__float_as_int(row[slot]));
+    return is_seen(positions[slot], lane);
+  }
+};
+
+// Scores of live slots `from .. to`.
+struct Score {
+  const float* row;
+  const unsigned* positions;
+  unsigned from, to;
+  KV_DEVICE bool operator()(unsigned slot, unsigned& key) const {
+    key = key_of_score(row[slot]);
+    return slot >= from && slot < to && positions[slot] != HOLE;
+  }
+};
+
+KV_DEVICE void mark(unsigned* marks, unsigned slot, bool chosen) {
+  const unsigned word = __ballot_sync(ALL_LANES, chosen);
+  if (threadIdx.x % 32 == 0) marks[slot / 32] = word;
+}
+
+extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
+    select_top(unsigned* marks, unsigned* counts, unsigned* chosen, const float* rows, const unsigned* positions,
+               const unsigned* lanes, int heads, int kv_heads, int row_stride, int word_stride, int list_stride, int n,
+               int own) {
+  KV_SELECT_SHARED(shared);
+  const int head = blockIdx.x;
+  const size_t sequence = blockIdx.y, row = sequence * heads + head;
+  const Lane lane = lane_at(lanes, static_cast<int>(sequence) * kv_heads + head / (heads / kv_heads));
+  const Probability item = {rows + row * row_stride, positions + lane.positions, lane};
+  const Cut cut = cut_of(item, lane.slots, n, shared);
+  unsigned last = HOLE;
+  if (own) {
+    // The last slot seen, as the least distance from the end.
+    unsigned from_end = HOLE;
+    for (unsigned slot = threadIdx.x; slot < lane.slots; slot += SELECT_THREADS) {
+      if (is_seen(item.positions[slot], lane)) from_end = lane.slots - 1 - slot;
+    }
+    from_end = block_reduce<SELECT_WARPS>(from_end, shared.warps, Min{});
+    if (from_end != HOLE) last = lane.slots - 1 - from_end;
+  }
+  unsigned listed = 0;
+  each_chosen<false>(item, cut, lane.slots, shared, [&](unsigned slot, bool is_chosen) {
+    const bool takes = is_chosen || slot == last;
+    mark(marks + row * word_stride, slot, takes);
+    const Rank rank = rank_in_block(takes, shared);
+    if (takes && chosen != nullptr) chosen[row * list_stride + listed + rank.before] = slot;
+    listed += rank.all;
+  });
+  if (threadIdx.x == 0) counts[row] = listed;
+}
+KV_EXPORT(select_top)
+
+extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
+    select_union(unsigned* slots, unsigned* counts, float* weights, float* dropped, const unsigned* marks,
+                 const float* rows, const unsigned* lanes, int heads, int kv_heads, int row_stride, int word_stride,
+                 int list_stride) {
+  KV_SELECT_SHARED(shared);
+  KV_SHARED(float, sums, SELECT_WARPS);
+  const int kv_head = blockIdx.x, group = heads / kv_heads;
+  const size_t of_lane = static_cast<size_t>(blockIdx.y) * kv_heads + kv_head;
+  const size_t first_head = of_lane * group;
+  const Lane lane = lane_at(lanes, static_cast<int>(of_lane));
+  unsigned listed = 0;
+  for (unsigned base = 0; base < lane.slots; base += SELECT_THREADS) {
+    const unsigned slot = base + threadIdx.x, word = slot / 32, bit = 1u << slot % 32;
+    unsigned any = 0;
+    for (int g = 0; g < group; ++g) any |= marks[(first_head + g) * word_stride + word];
+    const bool takes = any & bit;
+    const Rank rank = rank_in_block(takes, shared);
+    if (takes) {
+      const unsigned at = listed + rank.before;
+      slots[of_lane * list_stride + at] = slot;
+      for (int g = 0; g < group; ++g) {
+        const bool asked = marks[(first_head + g) * word_stride + word] & bit;
+        weights[(first_head + g) * list_stride + at] = asked ? rows[(first_head + g) * row_stride + slot] : 0.0f;
+      }
+    }
+    listed += rank.all;
+  }
+  if (threadIdx.x == 0) counts[of_lane] = listed;
+  for (int g = 0; g < group; ++g) {
+    float outside = 0.0f;
+    for (unsigned slot = threadIdx.x; slot < lane.slots; slot += SELECT_THREADS) {
+      const bool asked = marks[(first_head + g) * word_stride + slot / 32] >> slot % 32 & 1u;
+      if (!asked) outside += rows[(first_head + g) * row_stride + slot];
+    }
+    outside = block_reduce<SELECT_WARPS>(outside, sums, Sum{});
+    // Rounding may carry it a little over 1; a row without numbers drops everything.
+    if (threadIdx.x == 0) dropped[first_head + g] = isnan(outside) ? 1.0f : fminf(fmaxf(outside, 0.0f), 1.0f);
+  }
+}
+KV_EXPORT(select_union)
+
+extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
+    select_keep(unsigned* marks, unsigned* victims, unsigned* counts, float* cutoffs, const float* scores,
+                const unsigned* positions, const unsigned* lanes, int kv_heads, int score_stride, int word_stride,
+                int list_stride, unsigned budget, unsigned sinks, unsigned recent) {
+  KV_SELECT_SHARED(shared);
+  KV_SHARED(unsigned, bounds, 2);
+  const size_t of_lane = static_cast<size_t>(blockIdx.y) * kv_heads + blockIdx.x;
+  const Lane lane = lane_at(lanes, static_cast<int>(of_lane));
+  const unsigned* own = positions + lane.positions;
+  const unsigned tid = threadIdx.x;
+
+  unsigned live = 0, early = 0;
+  for (unsigned slot = tid; slot < lane.slots; slot += SELECT_THREADS) {
+    const unsigned position = own[slot];
+    live += position != HOLE;
+    early += position < sinks;
+  }
+  live = block_reduce<SELECT_WARPS>(live, shared.warps, Sum{});
+  early = min(block_reduce<SELECT_WARPS>(early, shared.warps, Sum{}), budget);
+  const unsigned newest = min(min(recent, budget - min(budget, early)), live - early);
+  // Slots of the first and behind the last competitor: live slots ascend by position, so ranks are a range of them.
+  if (tid == 0) {
+    bounds[0] = lane.slots;
+    bounds[1] = lane.slots;
+  }
+  __syncthreads();
+  unsigned ranked = 0;
+  for (unsigned base = 0; base < lane.slots; base += SELECT_THREADS) {
+    const unsigned slot = base + tid;
+    const bool is_live = slot < lane.slots && own[slot] != HOLE;
+    const Rank rank = rank_in_block(is_live, shared);
+    if (is_live && ranked + rank.before == early) bounds[0] = slot;
+    if (is_live && ranked + rank.before == live - newest) bounds[1] = slot;
+    ranked += rank.all;
+  }
+  __syncthreads();
+  const bool everybody = live <= budget;
+  const Score item = {scores + of_lane * score_stride, own, min(bounds[0], bounds[1]), bounds[1]};
+  const unsigned places = everybody ? 0 : budget - early - newest;
+  const Cut cut = cut_of(item, lane.slots, places, shared);
+  unsigned lost = 0, lowest = 0xffffffffu;
+  each_chosen<true>(item, cut, lane.slots, shared, [&](unsigned slot, bool is_chosen) {
+    const bool is_live = slot < lane.slots && own[slot] != HOLE;
+    const bool competes = is_live && slot >= item.from && slot < item.to;
+    const bool stays = is_live && (everybody || !competes || is_chosen);
+    mark(marks + of_lane * word_stride, slot, stays);
+    if (is_chosen) lowest = min(lowest, key_of_score(item.row[slot]));
+    const bool goes = is_live && !stays;
+    const Rank rank = rank_in_block(goes, shared);
+    if (goes) victims[of_lane * list_stride + lost + rank.before] = slot;
+    lost += rank.all;
+  });
+  lowest = block_reduce<SELECT_WARPS>(lowest, shared.warps, Min{});
+  if (tid == 0) {
+    counts[of_lane] = lost;
+    cutoffs[of_lane] = places == 0 ? __int_as_float(0x7fc00000) : score_of_key(lowest);
+  }
+}
+KV_EXPORT(select_keep)
+
+extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
+    select_upper(unsigned* marks, const float* scores, const unsigned* from, const unsigned* to,
+                 const unsigned* positions, const unsigned* lanes, int kv_heads, int score_stride, int word_stride) {
+  KV_SELECT_SHARED(shared);
+  const size_t of_lane = static_cast<size_t>(blockIdx.y) * kv_heads + blockIdx.x;
+  const Lane lane = lane_at(lanes, static_cast<int>(of_lane));
+  const Score item = {scores + of_lane * score_stride, positions + lane.positions, from[of_lane], to[of_lane]};
+  unsigned competing = 0;
+  for (unsigned slot = threadIdx.x; slot < lane.slots; slot += SELECT_THREADS) {
+    competing += slot >= item.from && slot < item.to && item.positions[slot] != HOLE;
+  }
+  competing = block_reduce<SELECT_WARPS>(competing, shared.warps, Sum{});
+  const Cut cut = cut_of(item, lane.slots, competing / 2, shared);
+  each_chosen<true>(item, cut, lane.slots, shared,
+                    [&](unsigned slot, bool chosen) { mark(marks + of_lane * word_stride, slot, chosen); });
+}
+KV_EXPORT(select_upper)

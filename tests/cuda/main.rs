@@ -1,0 +1,21 @@
+//! The kernels of `kernels/`, their own source compiled for the host, against the CPU's arithmetic. No GPU is needed, a
+//! C++ compiler is.
+//!
+//! Every launch runs under several schedules of its threads, which must give the same bits; outputs begin as NaN, and what
+//! a kernel must not read is NaN too. The error bounds are those of `bounds` in each room, relative to the sum of
+//! magnitudes that the exact result is made of.
+#![cfg(target_os = "linux")]
+
+mod accumulate;
+mod codes;
+mod crush;
+mod decode;
+mod gpu;
+mod host;
+mod moves;
+mod prefill;
+mod scene;
+mod select;
+mod shim;
+mod speed;
+mod weighted;
