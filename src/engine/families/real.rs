@@ -53,7 +53,7 @@ const EXPECTED: [(&str, Outcome); 33] = [
         Err(&["\"nemotron_h\"", "state-space models (hybrid_override_pattern, ssm_state_size 256)"]),
     ),
     ("openai--gpt-oss-20b_config.json", Err(&["\"gpt_oss\"", "num_local_experts 32"])),
-    ("phi-2-config.json", Err(&["\"phi\"", "layer norms with biases (layer_norm_eps 1e-5)"])),
+    ("phi-2-config.json", Err(&["\"phi\"", "layer norms with biases (layer_norm_eps"])),
     ("phi-3-medium-128k-instruct-config.json", Ok((13_960_238_080, Some(131_072)))),
     ("phi-3-medium-4k-instruct-config.json", Ok((13_960_238_080, Some(2047)))),
     ("phi-3-mini-128k-instruct-config.json", Ok((3_821_079_552, Some(262_144)))),
