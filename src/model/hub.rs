@@ -134,9 +134,7 @@ impl Hub {
             .with_token(self.token.clone())
             .with_user_agent("kvista", env!("CARGO_PKG_VERSION"));
         let api = builder.build().map_err(|error| fault(self.explain(&error, None)))?;
-        let transfer = Transfer { hub: self, name, api };
-        let path = transfer.run(watch)?;
-        Ok(path)
+        Transfer { hub: self, name, api }.run(watch)
     }
 
     /// What of a model is in the cache, if all of it is.
