@@ -90,14 +90,18 @@ fn a_gguf_file_is_run_inspected_and_put_into_another_type() {
     let file = Path::new(&data).join("stories260k/stories260K-f32.gguf");
     let file = file.to_str().unwrap();
     let with = |more: &[&str]| {
-        let args = ["run", "--headless", "--model", file, "--prompt", "Once upon a time", "--max-tokens", "8"];
+        let args =
+            ["run", "--headless", "--model", file, "--prompt", "Once upon a time", "--max-tokens", "8"];
         run(args.iter().chain(more))
     };
     assert!(with(&["--json"]).ok().summary()["text"].as_str().unwrap().starts_with(", there was a"));
     let plain = with(&["--plain", "--weights", "f16"]).ok();
     assert!(plain.out().contains("stories260K-f32.gguf --weights f16 --prompt"), "{}", plain.out());
     for (weights, words) in [
-        ("q8_0", "the rows of model.layers.0.mlp.down_proj.weight have 172 elements; types that fit: f32, f16, bf16"),
+        (
+            "q8_0",
+            "the rows of model.layers.0.mlp.down_proj.weight have 172 elements; types that fit: f32, f16, bf16",
+        ),
         ("q9", "--weights q9: no type of weights; there are f32, f16"),
     ] {
         let ran = with(&["--weights", weights]);
