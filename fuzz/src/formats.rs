@@ -70,7 +70,9 @@ fn text(text: &str) -> Vec<u8> {
 
 fn array(kind: u32, elements: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = [&kind.to_le_bytes()[..], &(elements.len() as u64).to_le_bytes()].concat();
-    elements.iter().for_each(|element| bytes.extend(element));
+    for element in elements {
+        bytes.extend(element);
+    }
     bytes
 }
 

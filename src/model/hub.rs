@@ -78,8 +78,8 @@ fn is_gguf(name: &str) -> bool {
     Path::new(name).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
-/// The hub, as the environment describes it.
-#[derive(Clone, Debug)]
+/// The hub, as the environment describes it. It has the token, so nothing prints it.
+#[derive(Clone)]
 pub struct Hub {
     endpoint: String,
     cache: PathBuf,
@@ -134,9 +134,7 @@ impl Hub {
             .with_token(self.token.clone())
             .with_user_agent("kvista", env!("CARGO_PKG_VERSION"));
         let api = builder.build().map_err(|error| fault(self.explain(&error, None)))?;
-        let transfer = Transfer { hub: self, name, api };
-        let path = transfer.run(watch)?;
-        Ok(path)
+        Transfer { hub: self, name, api }.run(watch)
     }
 
     /// What of a model is in the cache, if all of it is.
@@ -303,8 +301,8 @@ impl Transfer<'_> {
     fn file(&self, repo: &ApiRepo, file: &str, watch: &mut Watch<'_>) -> Result<PathBuf> {
         let metadata = self.guarded(Some(file), || self.api.metadata(&repo.url(file)))?;
         let (etag, size) = (metadata.etag(), metadata.size() as u64);
-        // Both become parts of paths.
-        if !is_plain(etag) || !is_plain(metadata.commit_hash()) {
+        // Both become parts of paths; a weak tag is no worse as one.
+        if !is_plain(etag.strip_prefix("W/").unwrap_or(etag)) || !is_plain(metadata.commit_hash()) {
             return Err(self.fault(format!(
                 "{} names {file} by \"{}\", which no hub does; check HF_ENDPOINT",
                 self.hub.endpoint,

@@ -98,7 +98,9 @@ fn file(
     let mut all = Vec::new();
     for (name, (shape, mut elements)) in tensors_of(config) {
         if is_gemma && name.ends_with("norm.weight") {
-            elements.iter_mut().for_each(|x| *x += 1.0);
+            for x in &mut elements {
+                *x += 1.0;
+            }
         }
         if architecture == "llama" && (name.contains("q_proj") || name.contains("k_proj")) {
             elements = paired(&elements, *shape.get(1).unwrap_or(&1));
@@ -138,7 +140,9 @@ fn file(
     }
     put("attention.layer_norm_rms_epsilon", Value::F32(1e-5));
     put("rope.freq_base", Value::F32(THETA));
-    entries.iter().for_each(|(key, value)| put(key, value.clone()));
+    for (key, value) in entries {
+        put(key, value.clone());
+    }
     let mut out = Cursor::new(Vec::new());
     let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
     let tensors: Vec<(&str, &QTensor)> =

@@ -30,7 +30,9 @@ pub(crate) fn text(text: &str) -> Vec<u8> {
 
 pub(crate) fn texts(texts: &[&str]) -> Vec<u8> {
     let mut bytes = [&8u32.to_le_bytes()[..], &(texts.len() as u64).to_le_bytes()].concat();
-    texts.iter().for_each(|one| bytes.extend(text(one)));
+    for one in texts {
+        bytes.extend(text(one));
+    }
     bytes
 }
 
@@ -66,7 +68,9 @@ impl Draft {
         for tensor in &self.tensors {
             out.extend(text(&tensor.name));
             out.extend((tensor.dimensions.len() as u32).to_le_bytes());
-            tensor.dimensions.iter().for_each(|n| out.extend(n.to_le_bytes()));
+            for n in &tensor.dimensions {
+                out.extend(n.to_le_bytes());
+            }
             out.extend(tensor.dtype.to_le_bytes());
             out.extend(tensor.offset.to_le_bytes());
         }

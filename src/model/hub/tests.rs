@@ -144,7 +144,9 @@ fn answer(stream: &TcpStream, behaviour: &Behaviour, log: &Mutex<Vec<Request>>) 
         body.truncate(cut);
     }
     if behaviour.damages && to.is_none() {
-        body.iter_mut().for_each(|byte| *byte ^= 1);
+        for byte in &mut body {
+            *byte ^= 1;
+        }
     }
     out.write_all(&body)
 }
