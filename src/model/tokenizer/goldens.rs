@@ -51,14 +51,17 @@ impl<'a> Worn<'a> {
     fn string(&mut self) -> String {
         let length = self.bytes(8);
         let is_length = |bytes: &[Option<u8>]| bytes[2..].iter().all(|byte| *byte == Some(0));
-        let text_of = |from: usize, length: usize| std::str::from_utf8(self.file.get(from..from + length)?).ok();
+        let text_of =
+            |from: usize, length: usize| std::str::from_utf8(self.file.get(from..from + length)?).ok();
         let len = match (length[0], length[1]) {
             (Some(low), Some(high)) => usize::from(low) + 256 * usize::from(high),
             _ => (128..512)
                 .find(|&len| {
                     let mut next = Self { file: self.file, at: self.at + len };
                     let follows = next.bytes(8);
-                    text_of(self.at, len).is_some() && is_length(&follows) && follows[..2] != [Some(0), Some(0)]
+                    text_of(self.at, len).is_some()
+                        && is_length(&follows)
+                        && follows[..2] != [Some(0), Some(0)]
                 })
                 .expect("a string of some length"),
         };
@@ -114,8 +117,9 @@ fn config(vocab: usize) -> Config {
 
 /// Texts whose ids differ from the golden ones, one line each.
 fn faults(tokenizer: &Tokenizer, folder: &Path, name: &str) -> Vec<String> {
-    let read =
-        |ending: &str| std::fs::read_to_string(folder.join(format!("ggml-vocab-{name}.gguf{ending}"))).unwrap();
+    let read = |ending: &str| {
+        std::fs::read_to_string(folder.join(format!("ggml-vocab-{name}.gguf{ending}"))).unwrap()
+    };
     let (inputs, outputs) = (read(".inp"), read(".out"));
     let texts: Vec<&str> = inputs.split(APART).collect();
     let lines: Vec<&str> = outputs.lines().collect();
