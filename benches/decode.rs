@@ -2,7 +2,7 @@
 //! turns; and a read set against the full cache of the same engine.
 //!
 //! The model has the 110M shape (12 layers, 12 heads of 64, vocabulary 32,000, tied), seeded random weights and f32
-//! pages. Before anything is timed, both decode the same prompt and must draw the same tokens. candle then feeds a real
+//! pages; at the shortest context the engine's weights are Q8_0 too, candle's still f32. Before anything is timed, both decode the same prompt and must draw the same tokens. candle then feeds a real
 //! context, which its cache can get in no other way; the engine fills its own with rows of chance ([`Engine::fill`]),
 //! since what a step costs does not depend on what the rows hold. A pair is one step of each, the order changing from
 //! pair to pair; printed is the median of the pairs' ratios with a 95 % interval of it by order statistics.
@@ -16,6 +16,7 @@
 //! candle-transformers is built at `opt-level = 1` here; it calls candle-core, which is built at 3, for everything hot.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -234,7 +235,13 @@ fn bandwidth() -> f64 {
     (0..8).map(read).fold(0.0, f64::max)
 }
 
-fn against_candle(model: &Arc<Model>, candle: &mut Candle, context: usize, pairs: usize) -> Outcome<()> {
+/// The engine with weights of a type, of so many bits each, against candle with f32 weights.
+fn against_candle(
+    (model, weights, bits): (&Arc<Model>, &str, f64),
+    candle: &mut Candle,
+    context: usize,
+    pairs: usize,
+) -> Outcome<()> {
     candle.feed_up_to(context)?;
     let mut ours = Runner::filled(model, context, "")?;
     (0..WARM_UP).for_each(|_| _ = candle.step_ns());
@@ -258,11 +265,11 @@ fn against_candle(model: &Arc<Model>, candle: &mut Candle, context: usize, pairs
     let (ratio, low, high) = median(theirs.iter().zip(&events).map(|(a, b)| a / b).collect());
     let overhead = median(events.iter().zip(&off).map(|(a, b)| a / b).collect()).0;
     let (theirs, events) = (median(theirs).0, median(events).0);
-    let weights = (LAYERS * (4 * HIDDEN + 3 * INTERMEDIATE) * HIDDEN + VOCAB * HIDDEN) * 4;
+    let read = (LAYERS * (4 * HIDDEN + 3 * INTERMEDIATE) * HIDDEN + VOCAB * HIDDEN) as f64 * bits / 8.0;
     let rows = 2 * LAYERS * HIDDEN * 4 * context;
-    let (bytes, bandwidth) = ((weights + rows) as f64, bandwidth());
+    let (bytes, bandwidth) = (read + rows as f64, bandwidth());
     println!(
-        "{context:>6} tokens: candle {:.2}, kvista {:.2} tokens/s with events: {ratio:.2} times (95 % interval {low:.2} \
+        "{context:>6} tokens, {weights} weights: candle {:.2}, kvista {:.2} tokens/s with events: {ratio:.2} times (95 % interval {low:.2} \
          to {high:.2}); events {overhead:.3} of off; {:.1} of {:.1} GB/s read ({:.0} %); {pairs} pairs",
         1e9 / theirs,
         1e9 / events,
@@ -318,8 +325,15 @@ fn main() -> Outcome<()> {
     );
     agree(&model, folder.path())?;
     let mut candle = Candle::load(folder.path())?;
+    let shortest = contexts.first().copied().unwrap_or(0);
     for context in contexts {
-        against_candle(&model, &mut candle, context, pairs)?;
+        against_candle((&model, "f32", 32.0), &mut candle, context, pairs)?;
+        if context == shortest {
+            let mut unheard = |_: &model::Progress<'_>| ControlFlow::Continue(());
+            let q8 = model::load_as(folder.path(), "", Some("q8_0".parse()?), &mut unheard)?;
+            let context = candle.position;
+            against_candle((&Arc::new(q8), "q8_0", 8.5), &mut candle, context, pairs)?;
+        }
     }
     drop(candle);
     if read_context > 0 {

@@ -11,11 +11,12 @@ const SHIFT: u32 = f32::MANTISSA_DIGITS - 1 - BUCKET_BITS;
 
 /// The boundaries of [`quantise`], found by asking it.
 pub(super) struct CellTable {
-    /// Cell of each bucket's first value, buckets counted from the octave of the smallest cell.
+    /// Cell of each bucket's first value, buckets counted from the one before that of the smallest cell, which stands for
+    /// all below it; the last one, that of 1, stands for all above it.
     first_cell: Box<[u8]>,
     first_bucket: u32,
-    /// Smallest probability of each cell; that of cell 0 is 0.
-    lowest: [f32; 256],
+    /// Smallest probability of each cell; that of cell 0 is 0, and nothing is as large as that of cell 256.
+    lowest: [f32; 257],
 }
 
 /// The table, built on first use.
@@ -23,11 +24,12 @@ pub(super) static CELLS: LazyLock<CellTable> = LazyLock::new(CellTable::new);
 
 impl CellTable {
     fn new() -> Self {
-        let mut lowest = [0.0; 256];
+        let mut lowest = [0.0; 257];
+        lowest[256] = f32::NAN;
         for cell in 1..=255u8 {
             lowest[usize::from(cell)] = lowest_of(cell);
         }
-        let first_bucket = lowest[1].to_bits() >> SHIFT;
+        let first_bucket = (lowest[1].to_bits() >> SHIFT) - 1;
         let last_bucket = 1.0f32.to_bits() >> SHIFT;
         let first_cell =
             (first_bucket..=last_bucket).map(|bucket| quantise(f32::from_bits(bucket << SHIFT))).collect();
@@ -37,13 +39,10 @@ impl CellTable {
     /// What [`quantise`] gives.
     #[inline]
     pub(super) fn quantise(&self, p: f32) -> u8 {
-        if p.is_nan() || p < self.lowest[1] {
-            return 0;
-        }
-        if p >= self.lowest[255] {
-            return 255;
-        }
-        let first = self.first_cell[((p.to_bits() >> SHIFT) - self.first_bucket) as usize];
+        // No branches: nearly every probability would take one that was not foreseen. NaN becomes 0 here.
+        let p = if p > 0.0 { p } else { 0.0 };
+        let bucket = (p.to_bits() >> SHIFT).saturating_sub(self.first_bucket) as usize;
+        let first = self.first_cell[bucket.min(self.first_cell.len() - 1)];
         first + u8::from(p >= self.lowest[usize::from(first) + 1])
     }
 }

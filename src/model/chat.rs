@@ -21,7 +21,7 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 
 use super::error::{MOST_REASON_CHARS, quoted};
-use super::tokenizer::quietly;
+use super::tokenizer::unwinding;
 use super::{Error, Result, Tokenizer};
 
 /// Longest template; real ones stay under 32 KiB.
@@ -171,10 +171,10 @@ impl ChatTemplate {
         let (sender, rendered) = mpsc::sync_channel(1);
         let (template, messages) = (self.clone(), messages.to_vec());
         let work = move || {
-            let text = quietly(|| template.render_here(&messages, at));
+            let text = unwinding(|| template.render_here(&messages, at));
             let malformed = || Err(unusable(&template.found_in, "malformed"));
             // Nobody waits any more where the time was over.
-            let _ = sender.send(text.unwrap_or_else(malformed));
+            let _ = sender.send(text.unwrap_or_else(|_| malformed()));
         };
         std::thread::Builder::new()
             .name("chat template".into())

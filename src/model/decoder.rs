@@ -7,12 +7,14 @@
 use rand::Rng;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 use super::config::Activation;
 use super::matrix::{Linear, Matrix};
 use super::tensors::{self, Projection};
 use super::weights::{self, Source};
 use super::{Config, Error, Result};
+use crate::device::Isa;
 use crate::event::ModelCard;
 
 /// Rows of queries, keys and values before rotation, contiguous, one row per token.
@@ -279,14 +281,23 @@ fn scale(rows: &mut [f32], by: f32) {
 
 /// `act(gate) * up` of rows `[gate][up]`, each `width` wide (SwiGLU, arXiv 2002.05202, or GeGLU).
 fn gated(gate_up: &[f32], width: usize, activation: Activation) -> Vec<f32> {
-    let mut out = Vec::with_capacity(gate_up.len() / 2);
-    for row in gate_up.chunks_exact(2 * width) {
-        let (gate, up) = row.split_at(width);
-        let gates = gate.iter().zip(up);
+    /// Elements of a prompt's chunk that are worth more than one thread.
+    const MANY: usize = 1 << 16;
+    let mut out = vec![0.0; gate_up.len() / 2];
+    let gate = |(row, out): (&[f32], &mut [f32])| {
+        let (gates, up) = row.split_at(width);
         match activation {
-            Activation::Silu => out.extend(gates.map(|(&gate, up)| gate / (1.0 + (-gate).exp()) * up)),
-            Activation::GeluTanh => out.extend(gates.map(|(&gate, up)| gelu(gate) * up)),
+            Activation::Silu => Isa::best().swiglu(gates, up, out),
+            Activation::GeluTanh => {
+                let gated = gates.iter().zip(up).map(|(&gate, up)| gelu(gate) * up);
+                out.iter_mut().zip(gated).for_each(|(out, x)| *out = x);
+            }
         }
+    };
+    if gate_up.len() < MANY {
+        gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)).for_each(gate);
+    } else {
+        gate_up.par_chunks_exact(2 * width).zip(out.par_chunks_exact_mut(width)).for_each(gate);
     }
     out
 }

@@ -312,15 +312,15 @@ pub fn catches_panics() -> bool {
 /// The crate panics on some malformed files where it should refuse them, when it reads them or when it first uses them;
 /// either way the file is at fault. It keeps nothing half done: its caches are only written whole.
 fn caught<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
-    quietly(call).ok_or_else(|| "malformed".to_owned())?.map_err(|error| error.to_string())
+    unwinding(call).map_err(|_| "malformed".to_owned())?.map_err(|error| error.to_string())
 }
 
-/// What a call gives, `None` where it panics: for libraries that do so on malformed files.
-pub(super) fn quietly<T>(call: impl FnOnce() -> T) -> Option<T> {
+/// Calls what may panic on malformed files where it should refuse them, and hands the panic back untold.
+pub(super) fn unwinding<T>(call: impl FnOnce() -> T) -> std::thread::Result<T> {
     CAUGHT.set(true);
     let outcome = catch_unwind(AssertUnwindSafe(call));
     CAUGHT.set(false);
-    outcome.ok()
+    outcome
 }
 
 fn unused(used: &[bool]) -> Vec<u32> {
