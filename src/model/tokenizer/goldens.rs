@@ -14,6 +14,9 @@ const APART: &str = "\n__ggml_vocab_test__\n";
 /// What a text channel puts in place of a byte.
 const REPLACED: &[u8] = "\u{fffd}".as_bytes();
 
+/// Strings that must follow one of unknown length.
+const AHEAD: u32 = 3;
+
 fn data() -> Option<PathBuf> {
     let folder = std::env::var_os("KVISTA_TEST_DATA").map(PathBuf::from);
     if folder.is_none() {
@@ -47,27 +50,32 @@ impl<'a> Worn<'a> {
             .collect()
     }
 
-    /// The next string; of one whose length was replaced, the shortest that something like a string follows.
-    fn string(&mut self) -> String {
+    /// The next string, where there is one; of one whose length was replaced the shortest that `ahead` more strings follow.
+    fn string(&mut self, ahead: u32) -> Option<String> {
         let length = self.bytes(8);
-        let is_length = |bytes: &[Option<u8>]| bytes[2..].iter().all(|byte| *byte == Some(0));
-        let text_of =
-            |from: usize, length: usize| std::str::from_utf8(self.file.get(from..from + length)?).ok();
-        let len = match (length[0], length[1]) {
-            (Some(low), Some(high)) => usize::from(low) + 256 * usize::from(high),
-            _ => (128..512)
-                .find(|&len| {
-                    let mut next = Self { file: self.file, at: self.at + len };
-                    let follows = next.bytes(8);
-                    text_of(self.at, len).is_some()
-                        && is_length(&follows)
-                        && follows[..2] != [Some(0), Some(0)]
-                })
-                .expect("a string of some length"),
+        if length[2..].iter().any(|byte| *byte != Some(0)) {
+            return None;
+        }
+        let lengths = match (length[0], length[1]) {
+            (Some(low), Some(high)) => {
+                let length = usize::from(low) + 256 * usize::from(high);
+                length..length + 1
+            }
+            _ => 128..512,
         };
-        let text = text_of(self.at, len).expect("a string").to_owned();
-        self.at += len;
-        text
+        let is_sure = lengths.len() == 1;
+        for length in lengths {
+            let Some(bytes) = self.file.get(self.at..self.at + length) else { continue };
+            let Ok(text) = std::str::from_utf8(bytes) else { continue };
+            let mut behind = Self { file: self.file, at: self.at + length };
+            let follows =
+                (1..=ahead).rev().all(|n| behind.string(n - 1).is_some_and(|next| !next.is_empty()));
+            if is_sure || follows {
+                self.at += length;
+                return Some(text.to_owned());
+            }
+        }
+        None
     }
 
     /// Over the head of an array. How many bytes of its count were replaced by one sign cannot be told, but the high ones
@@ -86,7 +94,7 @@ impl<'a> Worn<'a> {
         self.skip_head();
         let mut strings = Vec::new();
         while self.at < self.file.len() {
-            let next = self.string();
+            let next = self.string(AHEAD).expect("a string");
             if next.starts_with("tokenizer.") || next.starts_with("general.") {
                 break;
             }
@@ -101,7 +109,7 @@ fn vocabulary(file: &[u8], name: &str) -> Vocabulary {
     let text = |key: &str| {
         Worn::entry(file, key).map_or_else(String::new, |mut worn| {
             worn.bytes(4);
-            worn.string()
+            worn.string(AHEAD).expect("a string")
         })
     };
     let tokens = strings("tokenizer.ggml.tokens");
