@@ -50,7 +50,8 @@ impl<'a> Worn<'a> {
             .collect()
     }
 
-    /// The next string, where there is one; of one whose length was replaced the shortest that `ahead` more strings follow.
+    /// The next string, where there is one; of one whose length was replaced the shortest that `ahead` more strings
+    /// follow.
     fn string(&mut self, ahead: u32) -> Option<String> {
         let length = self.bytes(8);
         if length[2..].iter().any(|byte| *byte != Some(0)) {
@@ -67,10 +68,11 @@ impl<'a> Worn<'a> {
         for length in lengths {
             let Some(bytes) = self.file.get(self.at..self.at + length) else { continue };
             let Ok(text) = std::str::from_utf8(bytes) else { continue };
-            let mut behind = Self { file: self.file, at: self.at + length };
-            let follows =
-                (1..=ahead).rev().all(|n| behind.string(n - 1).is_some_and(|next| !next.is_empty()));
-            if is_sure || follows {
+            let follow = || {
+                let mut behind = Self { file: self.file, at: self.at + length };
+                (1..=ahead).rev().all(|n| behind.string(n - 1).is_some_and(|next| !next.is_empty()))
+            };
+            if is_sure || follow() {
                 self.at += length;
                 return Some(text.to_owned());
             }
