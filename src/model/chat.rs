@@ -15,8 +15,8 @@ use std::sync::mpsc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Rest, Value};
-use minijinja::{AutoEscape, Environment, ErrorKind, context};
+use minijinja::value::{Kwargs, Rest, Value};
+use minijinja::{AutoEscape, Environment, ErrorKind, State, context};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
@@ -237,7 +237,9 @@ fn environment(messages: &[Message], at: Date) -> Environment<'static> {
     let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
     environment.set_fuel(Some(BASE_FUEL + (bytes / BYTES_PER_FUEL) as u64));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_filter("tojson", python::tojson);
+    environment.add_filter("tojson", |state: &State, value: &Value, options: Kwargs| {
+        python::tojson(state, value, &options)
+    });
     environment.add_function("raise_exception", |said: Rest<String>| -> std::result::Result<(), _> {
         Err(minijinja::Error::new(
             ErrorKind::InvalidOperation,

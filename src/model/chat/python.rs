@@ -14,7 +14,7 @@ const MAX_INDENT: usize = 64;
 
 /// `json.dumps` as Hugging Face calls it: nothing is escaped for HTML, letters beyond ASCII stay unless `ensure_ascii`
 /// is set, and the order of keys stays unless `sort_keys` is.
-pub(super) fn tojson(state: &State, value: &Value, options: Kwargs) -> Result<String, Error> {
+pub(super) fn tojson(state: &State, value: &Value, options: &Kwargs) -> Result<String, Error> {
     let indent: Option<Value> = options.get("indent")?;
     let separators: Option<Vec<String>> = options.get("separators")?;
     let indent = match indent.filter(|indent| !indent.is_none()) {
@@ -181,29 +181,30 @@ pub(super) fn strftime(format: &str, unix_s: u64) -> String {
             out.push(c);
             continue;
         }
-        match chars.next() {
-            Some('Y') => out.push_str(&year.to_string()),
-            Some('y') => out.push_str(&format!("{:02}", year % 100)),
-            Some('m') => out.push_str(&format!("{month:02}")),
-            Some('d') => out.push_str(&format!("{day:02}")),
-            Some('e') => out.push_str(&format!("{day:2}")),
-            Some('B') => out.push_str(name),
-            Some('b' | 'h') => out.push_str(&name[..3]),
-            Some('A') => out.push_str(weekday),
-            Some('a') => out.push_str(&weekday[..3]),
-            Some('H') => out.push_str(&format!("{hour:02}")),
-            Some('I') => out.push_str(&format!("{:02}", (hour + 11) % 12 + 1)),
-            Some('M') => out.push_str(&format!("{minute:02}")),
-            Some('S') => out.push_str(&format!("{second:02}")),
-            Some('p') => out.push_str(if hour < 12 { "AM" } else { "PM" }),
-            Some('F') => out.push_str(&format!("{year}-{month:02}-{day:02}")),
-            Some('T') => out.push_str(&format!("{hour:02}:{minute:02}:{second:02}")),
-            Some('Z') => out.push_str("UTC"),
-            Some('z') => out.push_str("+0000"),
-            Some('%') => out.push('%'),
-            Some(other) => out.extend(['%', other]),
-            None => out.push('%'),
-        }
+        let part = match chars.next() {
+            Some('Y') => year.to_string(),
+            Some('y') => format!("{:02}", year % 100),
+            Some('m') => format!("{month:02}"),
+            Some('d') => format!("{day:02}"),
+            Some('e') => format!("{day:2}"),
+            Some('B') => name.to_owned(),
+            Some('b' | 'h') => name[..3].to_owned(),
+            Some('A') => weekday.to_owned(),
+            Some('a') => weekday[..3].to_owned(),
+            Some('H') => format!("{hour:02}"),
+            Some('I') => format!("{:02}", (hour + 11) % 12 + 1),
+            Some('M') => format!("{minute:02}"),
+            Some('S') => format!("{second:02}"),
+            Some('p') if hour < 12 => "AM".to_owned(),
+            Some('p') => "PM".to_owned(),
+            Some('F') => format!("{year}-{month:02}-{day:02}"),
+            Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
+            Some('Z') => "UTC".to_owned(),
+            Some('z') => "+0000".to_owned(),
+            Some('%') | None => "%".to_owned(),
+            Some(other) => format!("%{other}"),
+        };
+        out.push_str(&part);
     }
     out
 }
