@@ -66,7 +66,7 @@ fn fatbins() -> Result<(), String> {
     }
 
     let mut table = String::from(
-        "/// File name without ending, and its fatbin.\n#[rustfmt::skip]\npub(crate) static FATBINS: &[(&str, &[u8])] = &[\n",
+        "/// File name without ending, and its fatbin.\n#[rustfmt::skip]\nstatic FATBINS: &[(&str, &[u8])] = &[\n",
     );
     for source in &sources {
         let name = name(source);

@@ -70,6 +70,7 @@ struct DecodeArgs {
   float* max_sum;           // [sequence][head][split][2]: m and the sum of e^(s - m)
   float* scores;            // [sequence][head][score_stride]: scaled products, -inf where nothing is seen; or null
   float* block_sums;        // [sequence][head][block_stride]: sums of e^(s - m) by block of the table; or null
+  const unsigned* read;     // marks [sequence][head][read_stride] of the slots that a head reads; null for all
   const float* queries;     // [sequence][head][head_dim]
   const byte* k;            // slab of keys
   const byte* v;            // slab of values; null for scores alone
@@ -78,7 +79,7 @@ struct DecodeArgs {
   const unsigned* blocks;   // block tables
   const unsigned* positions;
   const unsigned* lanes;
-  int heads, kv_heads, head_dim, block_size, splits, score_stride, block_stride;
+  int heads, kv_heads, head_dim, block_size, splits, score_stride, block_stride, read_stride;
   float scale;
 };
 
@@ -200,7 +201,12 @@ KV_DEVICE void decode_split(const DecodeArgs& a) {
   for (int i = tid; i < SPLIT; i += DECODE_THREADS) {
     const unsigned slot = base + i;
     const unsigned position = i < count ? a.positions[lane.positions + slot] : HOLE;
-    const bool seen = position != HOLE && position <= lane.query;
+    bool seen = position != HOLE && position <= lane.query;
+    if (a.read != nullptr && seen) {
+      unsigned any = 0;
+      for (int g = 0; g < heads; ++g) any |= a.read[(first_head + g) * a.read_stride + slot / 32];
+      seen = any >> slot % 32 & 1u;
+    }
     rows[i] = seen ? row_of(a.blocks, lane.table, lane.add, slot, a.block_size) : NO_ROW;
     if constexpr (paged_codes) {
       const bool exact = seen && slot >= min(lane.k_coded, lane.v_coded);
@@ -228,6 +234,14 @@ KV_DEVICE void decode_split(const DecodeArgs& a) {
   }
   __syncthreads();
 
+  if (a.read != nullptr) {
+    for (int i = tid; i < heads * count; i += DECODE_THREADS) {
+      const int g = i / count, slot = i % count;
+      const unsigned word = a.read[(first_head + g) * a.read_stride + (base + slot) / 32];
+      if (!(word >> slot % 32 & 1u)) weights[slot * G + g] = minus_infinity();
+    }
+    __syncthreads();
+  }
   if (a.scores != nullptr) {
     for (int i = tid; i < heads * count; i += DECODE_THREADS) {
       const int g = i / count, slot = i % count;
@@ -292,13 +306,14 @@ KV_DEVICE void decode_split(const DecodeArgs& a) {
 
 #define KV_DECODE(name, C, D, G)                                                                                      \
   extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)                                                     \
-      name(float* partial, float* max_sum, float* scores, float* block_sums, const float* queries, const byte* k,     \
+      name(float* partial, float* max_sum, float* scores, float* block_sums, const unsigned* read,                    \
+           const float* queries, const byte* k,                                                                       \
            const byte* v, const byte* exact_k, const byte* exact_v, const unsigned* blocks, const unsigned* positions, \
            const unsigned* lanes, int heads, int kv_heads, int head_dim, int block_size, int splits,                  \
-           int score_stride, int block_stride, float scale) {                                                         \
-    decode_split<C, D, G>(DecodeArgs{partial, max_sum, scores, block_sums, queries, k, v, exact_k, exact_v, blocks,   \
+           int score_stride, int block_stride, int read_stride, float scale) {                                        \
+    decode_split<C, D, G>(DecodeArgs{partial, max_sum, scores, block_sums, read, queries, k, v, exact_k, exact_v, blocks,   \
                                      positions, lanes, heads, kv_heads, head_dim, block_size, splits, score_stride,   \
-                                     block_stride, scale});                                                           \
+                                     block_stride, read_stride, scale});                                              \
   }                                                                                                                   \
   KV_EXPORT(name)
 

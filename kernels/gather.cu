@@ -10,8 +10,7 @@
 //   slab holds V (int4 and int2 differ). Codes come out as the CPU codec decodes them, bit for bit. Only leading slots up to the lane's count are written.
 // Lanes of one sequence: `lanes` points at its first.
 // Registers: at most 64, no spills.
-#include "affine.cuh"
-#include "cells.cuh"
+#include "rows.cuh"
 
 constexpr int GATHER_THREADS = 256;
 constexpr int GATHER_WARPS = GATHER_THREADS / 32;
@@ -43,40 +42,6 @@ extern "C" __global__ void __launch_bounds__(GATHER_THREADS)
 }
 KV_EXPORT(gather_rows)
 
-// Codes to numbers with the roundings of the CPU codec.
-KV_DEVICE void decode_codes(float (&x)[CHUNK], const float (&scale)[CHUNK], const float (&zero)[CHUNK]) {
-#pragma unroll
-  for (int i = 0; i < CHUNK; ++i) x[i] = value_of(x[i], scale[i], zero[i]);
-}
-
-// Eight channels of a row with a scale and a zero: a value, or a key of Int8.
-template <class C>
-KV_DEVICE void value_chunk(const byte* slab, unsigned row, int chunk, int head_dim, float (&out)[CHUNK]) {
-  const typename C::Value value = C::load_value(slab + row * C::row_bytes(head_dim), chunk, head_dim);
-  if constexpr (C::keys == Keys::Plain) {
-    C::widen_value(value, out);
-  } else {
-    C::widen(value.codes, out);
-#pragma unroll
-    for (int i = 0; i < CHUNK; ++i) out[i] = value_of(out[i], half_bits(value.scale), half_bits(value.zero));
-  }
-}
-
-// Eight channels of a key.
-template <class C>
-KV_DEVICE void key_chunk(const byte* slab, unsigned row, int chunk, int head_dim, float (&out)[CHUNK]) {
-  if constexpr (C::keys != Keys::PageAffine) {
-    value_chunk<C>(slab, row, chunk, head_dim, out);
-  } else {
-    const byte* scales = C::key_scales(slab, row / KIVI_PAGE, head_dim);
-    float scale[CHUNK], zero[CHUNK];
-    F16::widen(F16::load(scales, chunk, head_dim), scale);
-    F16::widen(F16::load(scales + 2 * head_dim, chunk, head_dim), zero);
-    C::widen(C::load(C::key_codes(slab, row, head_dim), chunk, head_dim), out);
-    decode_codes(out, scale, zero);
-  }
-}
-
 KV_DEVICE void store_chunk(float* row, int chunk, const float (&x)[CHUNK]) {
   float4* to = reinterpret_cast<float4*>(row + chunk * CHUNK);
   KV_ALIGNED(to, 16);
@@ -103,20 +68,14 @@ KV_DEVICE void gather(Out* out, const byte* slab, const byte* exact, const unsig
   const Lane lane = lane_at(lanes, static_cast<int>(kv_head));
   if (slot >= lane.slots) return;
   const bool hole = positions[lane.positions + slot] == HOLE;
-  const bool coded = C::keys != Keys::PageAffine || slot < (values ? lane.v_coded : lane.k_coded);
-  const unsigned row = hole ? 0 : row_of(blocks, coded ? lane.table : lane.exact, lane.add, slot, block_size);
   Out* to = out + (kv_head * row_stride + slot) * head_dim;
   for (int chunk = threadIdx.x % 32; chunk < head_dim / CHUNK; chunk += 32) {
     float x[CHUNK];
     if (hole) {
 #pragma unroll
       for (int i = 0; i < CHUNK; ++i) x[i] = 0.0f;
-    } else if (!coded) {
-      F32::widen(F32::load(exact + row * F32::row_bytes(head_dim), chunk, head_dim), x);
-    } else if (values) {
-      value_chunk<C>(slab, row, chunk, head_dim, x);
     } else {
-      key_chunk<C>(slab, row, chunk, head_dim, x);
+      slot_chunk<C>(slab, exact, blocks, lane, slot, chunk, head_dim, block_size, values, x);
     }
     store_chunk(to, chunk, x);
   }

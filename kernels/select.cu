@@ -16,6 +16,10 @@
 //   that competed, NaN where nobody did.
 // select_upper: grid (kv_heads, sequences). Marks the upper half, rounded down, of the scores of live slots from .. to
 //   ([sequence][kv_head] each); ties go to the later slot (KVCrush's bits, arXiv 2503.00022).
+// select_pages: grid (heads, sequences). Of pages of `page` slots the last, and of the others the `n` of largest uppers
+//   [sequence][head][page_stride] (bounds.cu; -inf for a page without a live slot); ties go to the earlier page, NaN is the
+//   largest (Quest, arXiv 2406.10774). page_marks [sequence][head][page_words], and marks of their slots, for decode's
+//   `read`.
 // Registers: at most 64, no spills.
 #include "select.cuh"
 
@@ -146,7 +150,6 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
     bounds[0] = lane.slots;
     bounds[1] = lane.slots;
   }
-  __syncthreads();
   unsigned ranked = 0;
   for (unsigned base = 0; base < lane.slots; base += SELECT_THREADS) {
     const unsigned slot = base + tid;
@@ -198,3 +201,36 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
                     [&](unsigned slot, bool chosen) { mark(marks + of_lane * word_stride, slot, chosen); });
 }
 KV_EXPORT(select_upper)
+
+// Pages but the last.
+struct Upper {
+  const float* row;
+  unsigned last;
+  KV_DEVICE bool operator()(unsigned page, unsigned& key) const {
+    const float upper = row[page];
+    key = isnan(upper) ? key_of_score(-minus_infinity()) : key_of_score(upper);
+    return page < last && upper != minus_infinity();
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
+    select_pages(unsigned* marks, unsigned* page_marks, const float* uppers, const unsigned* lanes, int heads,
+                 int kv_heads, int page, int page_stride, int page_words, int word_stride, int n) {
+  KV_SELECT_SHARED(shared);
+  const int head = blockIdx.x;
+  const size_t sequence = blockIdx.y, row = sequence * heads + head;
+  const Lane lane = lane_at(lanes, static_cast<int>(sequence) * kv_heads + head / (heads / kv_heads));
+  if (lane.slots == 0) return;
+  const unsigned pages = (lane.slots + page - 1) / page;
+  const Upper item = {uppers + row * page_stride, pages - 1};
+  unsigned* own = page_marks + row * page_words;
+  const Cut cut = cut_of(item, pages, n, shared);
+  each_chosen<false>(item, cut, pages, shared,
+                     [&](unsigned at, bool chosen) { mark(own, at, chosen || at == item.last); });
+  __syncthreads();
+  for (unsigned base = 0; base < lane.slots; base += SELECT_THREADS) {
+    const unsigned slot = base + threadIdx.x, of_slot = slot / page;
+    mark(marks + row * word_stride, slot, slot < lane.slots && own[of_slot / 32] >> of_slot % 32 & 1u);
+  }
+}
+KV_EXPORT(select_pages)

@@ -476,7 +476,9 @@ impl App {
     /// Contexts that hear a key now, the first one first.
     pub fn contexts(&self) -> &'static [Context] {
         match self.overlay() {
-            Some(Overlay::Help { .. } | Overlay::Filter { .. } | Overlay::Prompt { .. }) => &[Context::Edit],
+            Some(
+                Overlay::Help { .. } | Overlay::Filter { .. } | Overlay::Prompt { .. } | Overlay::Turn { .. },
+            ) => &[Context::Edit],
             Some(Overlay::Params) if self.params.edit.is_some() => &[Context::Edit],
             Some(Overlay::Params) => &[Context::Params, Context::Global],
             Some(Overlay::ConfirmQuit) => &[Context::Confirm],

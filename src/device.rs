@@ -3,6 +3,8 @@
 
 pub mod driver;
 mod gemm;
+#[cfg(feature = "cuda")]
+pub mod kernels;
 pub mod memory;
 pub mod simd;
 mod threads;

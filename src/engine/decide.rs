@@ -140,7 +140,13 @@ impl Engine {
         let moment = self.moment(index, layer, when);
         let table = self.cache.table(self.sequences[index].id, layer);
         let first = self.first_seen(index, layer);
-        let passed = |h| table.lane(h).slots.iter().filter(|&&p| p < first).count();
+        let passed = |h: Head| match first {
+            0 => 0,
+            first => {
+                let slots = table.lane(h).slots.iter();
+                slots.take_while(|&&p| p == HOLE || p < first).filter(|&&p| p != HOLE).count()
+            }
+        };
         let most = (0..table.heads()).map(|h| table.live(h) - passed(h)).max().unwrap_or(0);
         if self.policy.rests(&moment, most as u32) {
             return Vec::new();

@@ -11,7 +11,8 @@ mod python;
 mod tests;
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::mpsc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Rest, Value};
@@ -20,6 +21,7 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 
 use super::error::{MOST_REASON_CHARS, quoted};
+use super::tokenizer::unwinding;
 use super::{Error, Result, Tokenizer};
 
 /// Longest template; real ones stay under 32 KiB.
@@ -31,6 +33,10 @@ const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const BASE_FUEL: u64 = 500_000;
 /// Bytes of the messages that pay for another unit: a template goes over each message a few times.
 const BYTES_PER_FUEL: usize = 4;
+/// Longest that a rendering may take; real ones take milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Stack of the thread that renders.
+const STACK_BYTES: usize = 16 << 20;
 /// Deepest nesting of macros and loops.
 const MAX_DEPTH: usize = 64;
 
@@ -160,6 +166,27 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Chat`], one line: the template is malformed, refuses the conversation, or costs more than it may.
     pub fn render(&self, messages: &[Message], at: Date) -> Result<String> {
+        // The engine's budget does not know of everything: a list added to itself again and again costs nothing there and
+        // is counted through exponentially often. Where the time is over, the thread is left to itself.
+        let (sender, rendered) = mpsc::sync_channel(1);
+        let (template, messages) = (self.clone(), messages.to_vec());
+        let work = move || {
+            let text = unwinding(|| template.render_here(&messages, at));
+            let malformed = || Err(unusable(&template.found_in, "malformed"));
+            // Nobody waits any more where the time was over.
+            let _ = sender.send(text.unwrap_or_else(|_| malformed()));
+        };
+        std::thread::Builder::new()
+            .name("chat template".into())
+            .stack_size(STACK_BYTES)
+            .spawn(work)
+            .map_err(|why| unusable(&self.found_in, &why.to_string()))?;
+        rendered.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+            Err(unusable(&self.found_in, "rendering it takes longer than any real template"))
+        })
+    }
+
+    fn render_here(&self, messages: &[Message], at: Date) -> Result<String> {
         let fault = |error: &minijinja::Error| match error.kind() {
             ErrorKind::OutOfFuel => {
                 unusable(&self.found_in, "rendering it costs more than any real template")
@@ -173,8 +200,8 @@ impl ChatTemplate {
             .iter()
             .map(|message| context! { role => message.role.name(), content => message.content.as_str() })
             .collect();
-        let special: Value =
-            self.special.iter().map(|(name, text)| (*name, Value::from(text.as_str()))).collect();
+        let special =
+            Value::from_pairs(self.special.iter().map(|(name, text)| (*name, Value::from(text.as_str()))));
         let context = context! {
             messages => said,
             add_generation_prompt => true,

@@ -6,6 +6,8 @@
 
 mod config;
 #[cfg(test)]
+mod families;
+#[cfg(test)]
 mod parity;
 mod read;
 mod source;

@@ -315,7 +315,7 @@ fn caught<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Resul
     unwinding(call).map_err(|_| "malformed".to_owned())?.map_err(|error| error.to_string())
 }
 
-/// Calls what may panic where it should refuse, and hands the panic back untold.
+/// Calls what may panic on malformed files where it should refuse them, and hands the panic back untold.
 pub(super) fn unwinding<T>(call: impl FnOnce() -> T) -> std::thread::Result<T> {
     CAUGHT.set(true);
     let outcome = catch_unwind(AssertUnwindSafe(call));

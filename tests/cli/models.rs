@@ -80,3 +80,34 @@ fn what_the_hub_does_not_have_is_one_line() {
         assert_eq!(ran.err().lines().count(), 1, "{}", ran.err());
     }
 }
+
+#[test]
+fn a_gguf_file_is_run_inspected_and_put_into_another_type() {
+    let Some(data) = std::env::var_os("KVISTA_TEST_DATA") else {
+        eprintln!("skipped: KVISTA_TEST_DATA is not set");
+        return;
+    };
+    let file = Path::new(&data).join("stories260k/stories260K-f32.gguf");
+    let file = file.to_str().unwrap();
+    let with = |more: &[&str]| {
+        let args =
+            ["run", "--headless", "--model", file, "--prompt", "Once upon a time", "--max-tokens", "8"];
+        run(args.iter().chain(more))
+    };
+    assert!(with(&["--json"]).ok().summary()["text"].as_str().unwrap().starts_with(", there was a"));
+    let plain = with(&["--plain", "--weights", "f16"]).ok();
+    assert!(plain.out().contains("stories260K-f32.gguf --weights f16 --prompt"), "{}", plain.out());
+    for (weights, words) in [
+        (
+            "q8_0",
+            "the rows of model.layers.0.mlp.down_proj.weight have 172 elements; types that fit: f32, f16, bf16",
+        ),
+        ("q9", "--weights q9: no type of weights; there are f32, f16"),
+    ] {
+        let ran = with(&["--weights", weights]);
+        assert_eq!(ran.code, Some(2));
+        assert!(ran.err().contains(words), "{}", ran.err());
+    }
+    let ran = run(["inspect", file]).ok();
+    assert!(ran.out().contains("llama") && ran.out().contains("512"), "{}", ran.out());
+}

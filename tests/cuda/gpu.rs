@@ -109,12 +109,11 @@ impl Drop for Memory {
 
 impl Module {
     pub(crate) fn load(name: &str) -> Self {
-        let folder = env::var_os("KVISTA_FATBINS").map(PathBuf::from).unwrap_or_else(|| {
-            let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-            cache
-                .unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap()).join(".cache"))
-                .join("kvista/fatbin")
-        });
+        let cache = || {
+            let of_user = || PathBuf::from(env::var_os("HOME").unwrap()).join(".cache");
+            env::var_os("XDG_CACHE_HOME").map_or_else(of_user, PathBuf::from).join("kvista/fatbin")
+        };
+        let folder = env::var_os("KVISTA_FATBINS").map_or_else(cache, PathBuf::from);
         let file = folder.join(name).with_extension("fatbin");
         let fatbin =
             fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}; run .ci/fatbin first", file.display()));
@@ -150,7 +149,7 @@ impl Module {
             module,
             symbol.as_ptr()
         );
-        let mut cells: Vec<u64> = args.iter().map(|arg| arg.bits()).collect();
+        let mut cells: Vec<u64> = args.iter().map(Arg::bits).collect();
         let mut pointers: Vec<Handle> = cells.iter_mut().map(|cell| ptr::from_mut(cell).cast()).collect();
         let [x, y, z] = grid.map(|n| n as c_uint);
         // SAFETY: the driver reads as many cells as the kernel has parameters.

@@ -5,6 +5,7 @@
 //! a kernel must not read is NaN too. The error bounds are those of `bounds` in each room, relative to the sum of
 //! magnitudes that the exact result is made of.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in the functions that tests share")]
 
 mod accumulate;
 mod codes;
@@ -13,6 +14,7 @@ mod decode;
 mod gpu;
 mod host;
 mod moves;
+mod pages;
 mod prefill;
 mod scene;
 mod select;

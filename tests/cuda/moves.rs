@@ -30,7 +30,9 @@ fn chosen_rows_are_staged() {
         let stride = chosen.iter().map(Vec::len).max().unwrap() + 1;
         let mut slots = vec![u32::MAX; kv_heads * stride];
         for (h, chosen) in chosen.iter().enumerate() {
-            chosen.iter().enumerate().for_each(|(i, &slot)| slots[h * stride + i] = slot as u32);
+            for (i, &slot) in chosen.iter().enumerate() {
+                slots[h * stride + i] = slot as u32;
+            }
         }
         let staged = same_bits(|schedule| {
             let mut staged = Buffer::poisoned(kv_heads * stride * row_bytes);
@@ -90,7 +92,9 @@ fn survivors_move_together() {
         let stride = scene.most_slots();
         let mut slots = vec![u32::MAX; kv_heads * stride];
         for (h, kept) in kept.iter().enumerate() {
-            kept.iter().enumerate().for_each(|(i, &slot)| slots[h * stride + i] = slot as u32);
+            for (i, &slot) in kept.iter().enumerate() {
+                slots[h * stride + i] = slot as u32;
+            }
         }
         let (k, v) = same_bits(|schedule| {
             let (mut k, mut v) = (Buffer::of_bytes(&scene.k), Buffer::of_bytes(&scene.v));

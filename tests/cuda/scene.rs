@@ -227,16 +227,12 @@ impl Scene {
         let gang = rng.random_bool(0.5);
         let mut shared: Option<LaneScene> = None;
         for head in 0..kv_heads {
-            let mut lane = match &shared {
-                Some(lane) => lane.clone(),
-                None => {
-                    let slots = if gang {
-                        slots
-                    } else {
-                        rng.random_range(slots.div_ceil(2)..=slots).max(plan.fresh)
-                    };
-                    self.lane(rng, slots, own, exact, if gang { None } else { Some(head) })
-                }
+            let mut lane = if let Some(lane) = &shared {
+                lane.clone()
+            } else {
+                let fewer = rng.random_range(slots.div_ceil(2)..=slots).max(plan.fresh);
+                let (slots, head) = if gang { (slots, None) } else { (fewer, Some(head)) };
+                self.lane(rng, slots, own, exact, head)
             };
             if gang {
                 shared = Some(lane.clone());

@@ -134,7 +134,9 @@ fn a_read_set_is_the_largest_and_its_union() {
                     if !seed.is_multiple_of(4) {
                         assert_eq!(lists[row * list_stride..][..want.len()], want);
                     }
-                    want.iter().for_each(|&slot| all[slot as usize] = true);
+                    for &slot in &want {
+                        all[slot as usize] = true;
+                    }
                     want
                 })
                 .collect();

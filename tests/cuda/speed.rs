@@ -77,10 +77,18 @@ fn decode_reads_at_the_speed_of_memory() {
                 let lanes = of_words((0..sequences * kv_heads).flat_map(lane).collect());
                 let name = format!("decode_{}_d128_g{group}", cell.name());
                 let run = |scores: Arg| {
-                    let mut args =
-                        vec![partial.arg(), max_sum.arg(), scores, NULL, queries.arg(), k.arg(), v.arg()];
+                    let mut args = vec![
+                        partial.arg(),
+                        max_sum.arg(),
+                        scores,
+                        NULL,
+                        NULL,
+                        queries.arg(),
+                        k.arg(),
+                        v.arg(),
+                    ];
                     args.extend([NULL, NULL, tables.arg(), positions.arg(), lanes.arg()]);
-                    args.extend([heads, kv_heads, D, BLOCK, splits, slots, blocks].map(Arg::from));
+                    args.extend([heads, kv_heads, D, BLOCK, splits, slots, blocks, 0].map(Arg::from));
                     args.push(0.088f32.into());
                     module.launch(&name, [splits, kv_heads, sequences], 128, &args);
                     let mut args = vec![out.arg(), totals.arg(), partial.arg(), max_sum.arg(), lanes.arg()];

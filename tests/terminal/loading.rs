@@ -22,7 +22,7 @@ fn a_download_shows_how_far_it_is_and_gives_way_to_the_run() {
     session.is_taken();
     session.shows("LOADING");
     session.shows("loading org/name/model.safetensors");
-    session.shows("of 5.55 MiB");
+    session.shows("of 5.56 MiB");
     session.until("a bar", |screen| screen.contents().contains("██"));
     session.hides("LOADING");
     session.shows("PAUSED");

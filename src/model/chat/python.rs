@@ -66,7 +66,8 @@ impl Writer<'_, '_, '_> {
         }
         match value.kind() {
             ValueKind::Undefined | ValueKind::None => self.out.push_str("null"),
-            ValueKind::Bool | ValueKind::Number => self.out.push_str(&value.to_string()),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => self.out.push_str(&value.to_string()),
             ValueKind::Seq | ValueKind::Iterable => {
                 self.out.push('[');
                 let mut any = false;

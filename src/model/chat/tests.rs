@@ -43,8 +43,8 @@ fn the_real_phi_3_template_by_hand() {
     let whole = "<|system|>\nBe brief.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\nHello.<|end|>\n<|user|>\nWho are \
                  you?<|end|>\n<|assistant|>\n";
     assert_eq!(phi.render(&messages(&said), AT).unwrap(), whole);
-    assert_eq!(phi.render(&messages(&said[..2]), AT).unwrap(), &whole[..63]);
-    assert!(whole[..63].ends_with("Hi<|end|>\n<|assistant|>\n"));
+    let first = whole.find("Hello").unwrap();
+    assert_eq!(phi.render(&messages(&said[..2]), AT).unwrap(), &whole[..first]);
 }
 
 /// The shapes that templates of well-known families have, each with what only it uses.
@@ -143,7 +143,7 @@ fn hostile_templates_are_cut_off() {
         "{{ 'x' * 90000000 }}",
         "{% set x %}{% for a in range(90000) %}{{ messages[0].content * 9999 }}{% endfor %}{% endset %}",
         "{% set ns = namespace(x='aa') %}{% for a in range(99) %}{% set ns.x = ns.x.replace('a', 'aaaaaaaa') %}{% endfor %}",
-        "{% set ns = namespace(x=[1]) %}{% for a in range(90) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | tojson }}",
+        "{% set ns = namespace(x=[1]) %}{% for a in range(34) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | tojson }}",
         "{% set ns = namespace(x=[]) %}{% for a in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}",
         "{% set ns = namespace(x=[]) %}{% for a in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
     ];

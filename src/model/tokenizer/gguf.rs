@@ -289,7 +289,7 @@ impl Vocabulary {
 }
 
 impl TokenKind {
-    fn of(number: i32) -> Self {
+    pub(super) fn of(number: i32) -> Self {
         match number {
             2 => Self::Unknown,
             3 => Self::Control,

@@ -1,7 +1,7 @@
 //! The embedded model's scheme: the longest word that the rest of the text begins with, else one byte. No
 //! normalisation, no splitting, no merges.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// How the list spells the token that begins a sequence.
 pub(super) const BOS: &str = "<s>";
@@ -48,11 +48,11 @@ impl Words {
             // Bytes are all that such a list has.
             return None;
         }
-        let is_letter =
-            |at: usize| !text.as_bytes()[at].is_ascii() || text.as_bytes()[at].is_ascii_alphabetic();
-        let (at, _) = self.tokens(text).find(|&(at, id)| id < BOS_ID && is_letter(at))?;
         let is_apart = |c: char| c.is_whitespace() || c.is_ascii_punctuation();
-        // The byte may lie within a character, but not within the blank before it.
+        let is_letter = |c: char| !is_apart(c) && !c.is_ascii_digit() && !c.is_control();
+        let letters: HashSet<usize> =
+            text.char_indices().filter(|&(_, c)| is_letter(c)).map(|(at, _)| at).collect();
+        let (at, _) = self.tokens(text).find(|(at, id)| *id < BOS_ID && letters.contains(at))?;
         let start = text
             .char_indices()
             .take_while(|&(i, _)| i <= at)
