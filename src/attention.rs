@@ -19,7 +19,8 @@
 //!
 //! A sum over slots is made of partial sums over fixed ranges of [`RANGE_SLOTS`] slots, each in ascending slot order,
 //! combined in ascending order. Over the same slots neither the number of threads nor the size of a prefill chunk changes an output's bits,
-//! and a selection that holds every live slot gives the bits of the full sum.
+//! and a selection that holds every live slot gives the bits of the full sum. Nor does the processor: the innermost loops
+//! have one order on all of them ([`crate::device::simd`]).
 
 mod bounds;
 mod cells;

@@ -10,5 +10,5 @@ pub mod simd;
 mod threads;
 
 pub use gemm::matmul;
-pub use simd::{Isa, Stored};
+pub use simd::{Isa, Q8Block, Stored};
 pub use threads::compute_on;

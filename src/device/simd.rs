@@ -74,6 +74,33 @@ pub enum Stored<'a> {
     F16(&'a [f16]),
     /// The upper half of single precision.
     Bf16(&'a [bf16]),
+    /// Blocks of 32 bytes under a scale; a row is whole blocks.
+    Q8(&'a [Q8Block]),
+}
+
+/// Thirty-two signed bytes and what they are multiplied by: llama.cpp's Q8_0, as its files have it. A product of the two
+/// is exact in f32.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Q8Block([u8; 34]);
+
+impl Q8Block {
+    /// The blocks in some bytes; what is no whole block at their end is left aside.
+    pub fn of(bytes: &[u8]) -> &[Self] {
+        let blocks = bytes.as_chunks::<34>().0;
+        // SAFETY: a block is such an array and nothing else.
+        unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast(), blocks.len()) }
+    }
+
+    #[inline]
+    const fn scale(&self) -> f16 {
+        f16::from_le_bytes([self.0[0], self.0[1]])
+    }
+
+    #[inline]
+    fn codes(&self) -> &[u8; PARTIALS] {
+        self.0.last_chunk().expect("a block is longer than its codes")
+    }
 }
 
 impl<'a> Stored<'a> {
@@ -86,6 +113,7 @@ impl<'a> Stored<'a> {
             Self::F32(rows) => rows.len(),
             Self::F16(rows) => rows.len(),
             Self::Bf16(rows) => rows.len(),
+            Self::Q8(rows) => rows.len() * PARTIALS,
         }
     }
 
@@ -94,7 +122,7 @@ impl<'a> Stored<'a> {
         self.len() == 0
     }
 
-    /// The elements `from..to`.
+    /// The elements `from..to`, whole blocks where they lie in blocks.
     ///
     /// # Panics
     /// There are fewer.
@@ -104,6 +132,7 @@ impl<'a> Stored<'a> {
             Self::F32(rows) => Self::F32(&rows[from..to]),
             Self::F16(rows) => Self::F16(&rows[from..to]),
             Self::Bf16(rows) => Self::Bf16(&rows[from..to]),
+            Self::Q8(rows) => Self::Q8(&rows[from / PARTIALS..to / PARTIALS]),
         }
     }
 
@@ -112,6 +141,7 @@ impl<'a> Stored<'a> {
             Self::F32(rows) => (rows.as_ptr().cast::<u8>(), size_of_val(rows)),
             Self::F16(rows) => (rows.as_ptr().cast(), size_of_val(rows)),
             Self::Bf16(rows) => (rows.as_ptr().cast(), size_of_val(rows)),
+            Self::Q8(rows) => (rows.as_ptr().cast(), size_of_val(rows)),
         };
         // SAFETY: these bytes are the rows, borrowed for as long; floats have no padding.
         unsafe { std::slice::from_raw_parts(start, len) }
@@ -215,6 +245,10 @@ impl Isa {
             Stored::F32(rows) => call!(self, dot_rows_f32(x, rows, ahead, out)),
             Stored::F16(rows) => call!(self, dot_rows_f16(x, rows, ahead, out)),
             Stored::Bf16(rows) => call!(self, dot_rows_bf16(x, rows, ahead, out)),
+            Stored::Q8(rows) => {
+                assert!(x.len().is_multiple_of(PARTIALS), "rows are whole blocks");
+                call!(self, dot_rows_q8(x, rows, ahead, out));
+            }
         }
     }
 
@@ -230,6 +264,11 @@ impl Isa {
             Stored::F32(rows) => call!(self, add_rows_f32(sum, weights, rows, ahead)),
             Stored::F16(rows) => call!(self, add_rows_f16(sum, weights, rows, ahead)),
             Stored::Bf16(rows) => call!(self, add_rows_bf16(sum, weights, rows, ahead)),
+            Stored::Q8(_) => {
+                let mut wide = vec![0.0; rows.len()];
+                self.widen(rows, &mut wide);
+                call!(self, add_rows_f32(sum, weights, &wide, ahead));
+            }
         }
     }
 
@@ -273,6 +312,7 @@ impl Isa {
             Stored::F32(rows) => out.copy_from_slice(rows),
             Stored::F16(rows) => call!(self, widen_f16(rows, out)),
             Stored::Bf16(rows) => call!(self, widen_bf16(rows, out)),
+            Stored::Q8(rows) => call!(self, widen_q8(rows, out)),
         }
     }
 }

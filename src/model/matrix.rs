@@ -3,6 +3,7 @@
 //! A matrix is `[outputs][inputs]`, as checkpoints have it. It stays in its stored type: a decode step reads every weight
 //! once and is bound by memory, so half the bytes are nearly twice the speed. Products accumulate in f32.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
@@ -12,7 +13,7 @@ use rayon::prelude::*;
 
 use super::Result;
 use super::bytes::Elements;
-use crate::device::{self, Isa, Stored};
+use crate::device::{self, Isa, Q8Block, Stored};
 
 /// Rows of activations from which weights are packed and shared among the rows by a matrix product; below, each weight
 /// row is read once for all of them.
@@ -20,6 +21,8 @@ const FEW_ROWS: usize = 8;
 /// Weights per task of a product with few rows: some twenty microseconds of reading, so that sharing them out costs
 /// little and no thread waits long for the last task.
 const TASK_WEIGHTS: usize = 1 << 16;
+/// Tasks from which they are shared out over threads: with fewer, waking one takes as long as it would save.
+const FEWEST_SHARED: usize = 4;
 /// Weight rows widened at a time for a matrix product.
 const PANEL_ROWS: usize = 128;
 
@@ -189,6 +192,10 @@ impl Matrix {
             Data::Bf16(elements) => self.dense(Stored::Bf16(elements.as_slice()), x, out, stride),
             Data::Quantised(product, _) => {
                 let rows = x.len() / self.inputs;
+                if let Some(weights) = self.stored().filter(|_| rows <= FEW_ROWS) {
+                    to_rows(&few(&[weights], x, self.inputs), rows, out, stride);
+                    return Ok(());
+                }
                 let x = Tensor::from_slice(x, (rows, self.inputs), &Device::Cpu)?;
                 let product: Vec<f32> = product.forward(&x)?.flatten_all()?.to_vec1()?;
                 for (row, out) in product.chunks_exact(self.outputs).zip(out.chunks_mut(stride)) {
@@ -215,12 +222,18 @@ impl Matrix {
         }
     }
 
-    /// The weights, unless they are quantised.
+    /// The weights, if they are read as they lie.
     fn stored(&self) -> Option<Stored<'_>> {
         match &self.data {
             Data::F32(elements) => Some(Stored::F32(elements.as_slice())),
             Data::F16(elements) => Some(Stored::F16(elements.as_slice())),
             Data::Bf16(elements) => Some(Stored::Bf16(elements.as_slice())),
+            // A product of few rows is bound by memory: these codes are widened as fast as they come, with nothing lost of
+            // the activations.
+            Data::Quantised(_, tensor) if tensor.dtype() == GgmlDType::Q8_0 => match tensor.data() {
+                Ok(Cow::Borrowed(bytes)) => Some(Stored::Q8(Q8Block::of(bytes))),
+                _ => None,
+            },
             Data::Quantised(..) => None,
         }
     }
@@ -255,7 +268,7 @@ fn few(parts: &[Stored<'_>], x: &[f32], inputs: usize) -> Vec<f32> {
             }
         }
     };
-    if tasks.len() == 1 || rayon::current_num_threads() == 1 {
+    if tasks.len() < FEWEST_SHARED || rayon::current_num_threads() == 1 {
         tasks.into_iter().for_each(product);
     } else {
         tasks.into_par_iter().for_each(product);

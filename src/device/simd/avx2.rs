@@ -1,9 +1,10 @@
 //! AVX2 with FMA and F16C: eight floats per register.
 
 use std::arch::x86_64::{
-    __m256, _CMP_LT_OQ, _MM_HINT_T0, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehdup_ps,
-    _mm_movehl_ps, _mm_prefetch, _mm256_add_epi32, _mm256_add_ps, _mm256_blendv_ps, _mm256_castps_si256,
-    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    __m256, _CMP_LT_OQ, _MM_HINT_T0, _mm_add_ps, _mm_add_ss, _mm_cvtsi64_si128, _mm_cvtss_f32,
+    _mm_loadu_si128, _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm_set1_epi16, _mm256_add_epi32,
+    _mm256_add_ps, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_cmp_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
     _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_mul_ps,
     _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
 };
@@ -39,6 +40,19 @@ fn load_bf16(x: &[bf16; WIDTH]) -> Register {
     // SAFETY: eight halves are 16 bytes; no alignment is asked for.
     let x = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_i8(x: &[u8; WIDTH]) -> Register {
+    let x = _mm_cvtsi64_si128(i64::from_le_bytes(*x));
+    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn splat_f16(x: f16) -> Register {
+    _mm256_cvtph_ps(_mm_set1_epi16(x.to_bits().cast_signed()))
 }
 
 #[inline]

@@ -1,10 +1,11 @@
 //! AVX-512: sixteen floats per register.
 
 use std::arch::x86_64::{
-    __m512, _CMP_LT_OQ, _MM_HINT_T0, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps, _mm_movehl_ps,
-    _mm_prefetch, _mm256_add_ps, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_extractf128_ps,
-    _mm256_loadu_si256, _mm512_add_epi32, _mm512_add_ps, _mm512_castps_si512, _mm512_castps512_ps256,
-    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_div_ps,
+    __m512, _CMP_LT_OQ, _MM_HINT_T0, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehdup_ps,
+    _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_extractf128_ps, _mm256_loadu_si256, _mm256_set1_epi16, _mm512_add_epi32, _mm512_add_ps,
+    _mm512_castps_si512, _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
+    _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_div_ps,
     _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_max_ps,
     _mm512_mul_ps, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
 };
@@ -40,6 +41,20 @@ fn load_bf16(x: &[bf16; WIDTH]) -> Register {
     // SAFETY: sixteen halves are 32 bytes; no alignment is asked for.
     let x = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn load_i8(x: &[u8; WIDTH]) -> Register {
+    // SAFETY: sixteen bytes; no alignment is asked for.
+    let x = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
+    _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn splat_f16(x: f16) -> Register {
+    _mm512_cvtph_ps(_mm256_set1_epi16(x.to_bits().cast_signed()))
 }
 
 #[inline]

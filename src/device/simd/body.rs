@@ -2,7 +2,7 @@
 //! [`kernels`] makes the loops of it.
 //!
 //! A module has `Register`, `WIDTH` (floats in one), and functions that need its features: `splat`, `load`, `load_f16`,
-//! `load_bf16` and `store` of arrays of `WIDTH`, `fma(a, b, c)` = `a * b + c`, `add`, `sub`, `mul`, `div`,
+//! `load_bf16`, `load_i8` and `store` of arrays of `WIDTH`, `splat_f16`, `fma(a, b, c)` = `a * b + c`, `add`, `sub`, `mul`, `div`,
 //! `larger(x, top)` = `x > top ? x : top`, `below(x, limit, then, other)`, `negative(q, then, other)`,
 //! `power(shifted)` (see `exp`), `halved` (the sum of the partial sums) and `fetch` (a hint that an address will be
 //! read).
@@ -12,7 +12,7 @@ macro_rules! kernels {
     ($features:literal) => {
         use half::{bf16, f16};
 
-        use super::{EXP_LOWEST, LN2_HIGH, LN2_LOW, PARTIALS, ROUND, TAYLOR};
+        use super::{EXP_LOWEST, LN2_HIGH, LN2_LOW, PARTIALS, Q8Block, ROUND, TAYLOR};
 
         /// Registers of partial sums.
         const REGISTERS: usize = PARTIALS / WIDTH;
@@ -88,6 +88,33 @@ macro_rules! kernels {
         kernels!(@stored $features, bf16, load_bf16, load_some_bf16, dot_bf16, dot_rows_bf16, add_rows_bf16, add_panel_bf16);
         kernels!(@widen $features, f16, load_f16, load_some_f16, widen_f16);
         kernels!(@widen $features, bf16, load_bf16, load_some_bf16, widen_bf16);
+
+        #[target_feature(enable = $features)]
+        pub(super) fn dot_rows_q8(x: &[f32], rows: &[Q8Block], ahead: &[u8], out: &mut [f32]) {
+            let x = x.as_chunks::<PARTIALS>().0;
+            let share = ahead.len().div_ceil(out.len().max(1));
+            for (i, (out, row)) in out.iter_mut().zip(rows.chunks_exact(x.len())).enumerate() {
+                fetch(part(ahead, i, share));
+                let mut sums = [splat(0.0); REGISTERS];
+                for (x, block) in x.iter().zip(row) {
+                    let (scale, codes) = (splat_f16(block.scale()), block.codes().as_chunks::<WIDTH>().0);
+                    for (sum, (x, codes)) in sums.iter_mut().zip(x.as_chunks::<WIDTH>().0.iter().zip(codes)) {
+                        *sum = fma(load(x), mul(load_i8(codes), scale), *sum);
+                    }
+                }
+                *out = halved(sums);
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn widen_q8(rows: &[Q8Block], out: &mut [f32]) {
+            for (block, out) in rows.iter().zip(out.as_chunks_mut::<PARTIALS>().0) {
+                let (scale, codes) = (splat_f16(block.scale()), block.codes().as_chunks::<WIDTH>().0);
+                for (out, codes) in out.as_chunks_mut::<WIDTH>().0.iter_mut().zip(codes) {
+                    store(mul(load_i8(codes), scale), out);
+                }
+            }
+        }
 
         /// The first elements of a register to where they belong.
         #[inline]

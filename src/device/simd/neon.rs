@@ -2,9 +2,10 @@
 
 use std::arch::aarch64::{
     float32x4_t, vadd_f32, vaddq_f32, vaddq_u32, vandq_u32, vbslq_f32, vbslq_u32, vcgeq_u32, vcgtq_f32,
-    vcltq_f32, vdivq_f32, vdupq_n_f32, vdupq_n_u32, vfmaq_f32, vget_high_f32, vget_lane_f32, vget_low_f32,
-    vld1_u16, vld1q_f32, vmovl_u16, vmulq_f32, vorrq_u32, vreinterpretq_f32_u32, vreinterpretq_u32_f32,
-    vshll_n_u16, vshlq_n_u32, vst1q_f32, vsubq_f32,
+    vcltq_f32, vcreate_s8, vcvtq_f32_s32, vdivq_f32, vdupq_n_f32, vdupq_n_u32, vfmaq_f32, vget_high_f32,
+    vget_lane_f32, vget_low_f32, vget_low_s16, vld1_u16, vld1q_f32, vmovl_s8, vmovl_s16, vmovl_u16,
+    vmulq_f32, vorrq_u32, vreinterpretq_f32_u32, vreinterpretq_u32_f32, vshll_n_u16, vshlq_n_u32, vst1q_f32,
+    vsubq_f32,
 };
 
 use super::body::part;
@@ -49,6 +50,19 @@ fn load_bf16(x: &[bf16; WIDTH]) -> Register {
     // SAFETY: four halves are 8 bytes, and have the alignment of their bits.
     let bits = unsafe { vld1_u16(x.as_ptr().cast()) };
     vreinterpretq_f32_u32(vshll_n_u16::<16>(bits))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn load_i8(x: &[u8; WIDTH]) -> Register {
+    let eight = vcreate_s8(u64::from(u32::from_le_bytes(*x)));
+    vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(eight))))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn splat_f16(x: f16) -> Register {
+    load_f16(&[x; WIDTH])
 }
 
 #[inline]

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{EXP_LOWEST, LN2_HIGH, LN2_LOW, PARTIALS, ROUND, TAYLOR};
+use super::{EXP_LOWEST, LN2_HIGH, LN2_LOW, PARTIALS, Q8Block, ROUND, TAYLOR};
 
 /// An element as it is stored.
 trait Element: Copy {
@@ -132,6 +132,23 @@ pub(super) fn swiglu(gates: &[f32], up: &[f32], out: &mut [f32]) {
     for ((&gate, up), out) in gates.iter().zip(up).zip(out) {
         let power = exp(if gate < 0.0 { gate } else { 0.0 - gate });
         *out = gate * ((if gate < 0.0 { power } else { 1.0 }) / (1.0 + power)) * up;
+    }
+}
+
+pub(super) fn dot_rows_q8(x: &[f32], rows: &[Q8Block], _ahead: &[u8], out: &mut [f32]) {
+    let mut wide = vec![0.0; x.len()];
+    for (out, row) in out.iter_mut().zip(rows.chunks_exact(x.len() / PARTIALS)) {
+        widen_q8(row, &mut wide);
+        *out = dot(x, &wide);
+    }
+}
+
+pub(super) fn widen_q8(rows: &[Q8Block], out: &mut [f32]) {
+    for (block, out) in rows.iter().zip(out.chunks_exact_mut(PARTIALS)) {
+        let scale = block.scale().to_f32();
+        for (out, &code) in out.iter_mut().zip(block.codes()) {
+            *out = f32::from(code.cast_signed()) * scale;
+        }
     }
 }
 

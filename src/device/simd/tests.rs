@@ -59,6 +59,12 @@ proptest! {
                     of_rows(isa, x, rows, weights), of_rows(Isa::SCALAR, x, rows, weights), "{} {:?}", isa, rows
                 );
             }
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let (blocks, wide) = (Q8Block::of(&bytes[..n * 3 * 34]), values[..96].to_vec());
+            prop_assert_eq!(
+                of_rows(isa, &wide, Stored::Q8(blocks), weights),
+                of_rows(Isa::SCALAR, &wide, Stored::Q8(blocks), weights), "{}", isa
+            );
             prop_assert_eq!(bits(&[isa.dot(x, &rows[..d])]), bits(&[Isa::SCALAR.dot(x, &rows[..d])]));
             prop_assert_eq!(of_row(isa, rows), of_row(Isa::SCALAR, rows), "{}", isa);
         }
