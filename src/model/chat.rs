@@ -142,7 +142,7 @@ impl ChatTemplate {
                 ))
             })?
         };
-        Self::new(found_in, source, special)
+        Self::new(found_in, &source, special)
     }
 
     /// A template out of a GGUF file's metadata (`tokenizer.chat_template`).
@@ -150,15 +150,15 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Chat`]: it is longer than any real one.
     pub fn of_metadata(path: &str, source: &str, tokenizer: &Tokenizer) -> Result<Self> {
-        Self::new(format!("{path}, tokenizer.chat_template"), source.to_owned(), special(None, tokenizer))
+        Self::new(format!("{path}, tokenizer.chat_template"), source, special(None, tokenizer))
     }
 
-    fn new(found_in: String, source: String, special: Vec<(&'static str, String)>) -> Result<Self> {
+    fn new(found_in: String, source: &str, special: Vec<(&'static str, String)>) -> Result<Self> {
         if source.len() > MAX_TEMPLATE_BYTES {
             let why = format!("a template of {} bytes, the limit is {MAX_TEMPLATE_BYTES}", source.len());
             return Err(unusable(&found_in, &why));
         }
-        Ok(Self { found_in, source: without_generation_blocks(&source), special })
+        Ok(Self { found_in, source: without_generation_blocks(source), special })
     }
 
     /// The conversation as the model is to read it, at the end the words that begin its answer.

@@ -279,7 +279,7 @@ fn few(parts: &[Stored<'_>], x: &[f32], inputs: usize) -> Vec<f32> {
 /// `[output][row]` to `[row][output]`, rows `stride` apart.
 fn to_rows(columns: &[f32], rows: usize, out: &mut [f32], stride: usize) {
     if rows == 1 {
-        return out[..columns.len()].copy_from_slice(&columns);
+        return out[..columns.len()].copy_from_slice(columns);
     }
     for (o, column) in columns.chunks_exact(rows.max(1)).enumerate() {
         for (i, value) in column.iter().enumerate() {

@@ -24,7 +24,7 @@ pub(in crate::ui) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
             Overlay::Filter { line, .. } => edit::filter(buf, area, scene, line),
             Overlay::Prompt { line } => edit::prompt(buf, area, scene, line),
             Overlay::Turn { line, error, sent } => {
-                edit::turn(buf, area, scene, line, error.as_deref(), *sent)
+                edit::turn(buf, area, scene, line, error.as_deref(), *sent);
             }
             Overlay::Themes { selected, .. } => list::themes(buf, area, scene, *selected),
             Overlay::Export { selected } => list::exports(buf, area, scene, *selected),

@@ -77,7 +77,9 @@ pub fn whole_characters<'a>(pieces: &[&'a [u8]], symbols: Symbols) -> Vec<Cow<'a
         let is_char = std::str::from_utf8(&char).is_ok();
         let is_last = open_tail(&char) == char.len();
         if is_char || is_last {
-            parts.iter().for_each(|&(j, bytes)| taken[j] = bytes);
+            for &(j, bytes) in &parts {
+                taken[j] = bytes;
+            }
             shown.push(Cow::Owned([whole, if is_char { &char } else { mark }].concat()));
         } else {
             shown.push(Cow::Borrowed(own));

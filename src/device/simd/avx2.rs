@@ -42,6 +42,7 @@ fn load_bf16(x: &[bf16; WIDTH]) -> Register {
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)))
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as the other widths have it")]
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn load_i8(x: &[u8; WIDTH]) -> Register {
