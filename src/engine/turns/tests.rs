@@ -43,8 +43,8 @@ fn state(feed: &Feed) -> &State {
     feed.state().unwrap()
 }
 
-fn here(said: Said) -> usize {
-    match said {
+fn here(said: &Said) -> usize {
+    match *said {
         Said::Here(tokens) => tokens,
         Said::Anew(_) => panic!("the run should have gone on"),
     }
@@ -64,7 +64,7 @@ fn a_turn_goes_on_as_if_all_had_been_one_prompt() {
     let mut engine = demo_engine(&settings("full"), PROMPT);
     let mut feed = begin(&engine);
     run(&mut engine, &mut feed);
-    let tokens = here(engine.say(TURN).unwrap());
+    let tokens = here(&engine.say(TURN).unwrap());
     let steps = run(&mut engine, &mut feed);
     let seq = state(&feed).seq(0).unwrap();
     let turns = seq.turns();
@@ -133,7 +133,7 @@ fn every_rule_goes_on_over_turns() {
             let mut feed = begin(&engine);
             run(&mut engine, &mut feed);
             for text in [TURN, "Mia was happy. Leo was happy too"] {
-                here(engine.say(text).unwrap());
+                here(&engine.say(text).unwrap());
                 for step in run(&mut engine, &mut feed) {
                     let part = &step.seqs[0];
                     if part.stage == Stage::Prefill && part.sampled.is_some() && !part.evictions.is_empty() {
@@ -162,7 +162,7 @@ fn a_share_grows_with_the_conversation() {
     run(&mut engine, &mut feed);
     for text in [None, Some(TURN), Some(TURN)] {
         if let Some(text) = text {
-            here(engine.say(text).unwrap());
+            here(&engine.say(text).unwrap());
             run(&mut engine, &mut feed);
         }
         let seq = state(&feed).seq(0).unwrap();
@@ -185,13 +185,13 @@ fn what_cannot_be_said_changes_nothing() {
     let long = "the ball ".repeat(4_000);
     assert!(refused(&mut engine, &long).contains("of the context of 4096 are left"));
     assert!(engine.is_finished());
-    here(engine.say(TURN).unwrap());
+    here(&engine.say(TURN).unwrap());
     assert!(!engine.is_finished() && !engine.is_decoding());
     // An answer under way is cut short; what was drawn of it is fed.
     while !engine.is_decoding() {
         feed.step(engine.step().unwrap().unwrap()).unwrap();
     }
-    here(engine.say(TURN).unwrap());
+    here(&engine.say(TURN).unwrap());
     run(&mut engine, &mut feed);
     let turns = state(&feed).seqs[0].turns();
     assert_eq!(turns.iter().map(|turn| turn.ids().len()).collect::<Vec<_>>(), [2, 1, 2]);
@@ -243,7 +243,7 @@ fn only_what_is_new_of_a_conversation_is_fed() {
     assert_eq!(state(&feed).seqs[0].finish, Some(Finish::EndToken));
 
     // The end token was drawn and the template spells it: it is fed once, and it is the model's.
-    assert_eq!(here(engine.say("More").unwrap()), ".<u>More.<a>".len());
+    assert_eq!(here(&engine.say("More").unwrap()), ".<u>More.<a>".len());
     engine.teach(b"12345678".map(u32::from).as_slice());
     let steps = run(&mut engine, &mut feed);
     let fed = &steps[0].seqs[0].fed;
@@ -252,7 +252,7 @@ fn only_what_is_new_of_a_conversation_is_fed() {
     assert_eq!(state(&feed).seqs[0].finish, Some(Finish::MaxTokens));
 
     // Cut off by the limit: the token drawn last is fed, and the template ends what the model did not.
-    here(engine.say("End").unwrap());
+    here(&engine.say("End").unwrap());
     engine.teach(b".".map(u32::from).as_slice());
     run(&mut engine, &mut feed);
     assert_eq!(text_of(&feed), "<u>Hi.<a> ok.<u>More.<a>12345678.<u>End.<a>");
@@ -279,7 +279,7 @@ fn a_template_that_rewrites_begins_anew() {
     assert_eq!(anew.info().prompt, "<u>Hi.<a>ok.<u>More.<a>");
     assert!(!anew.info().settings.chat, "its prompt is the model's own form already");
     // Nothing was thought this time.
-    here(anew.say("End").unwrap());
+    here(&anew.say("End").unwrap());
 }
 
 #[test]

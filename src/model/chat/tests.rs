@@ -5,7 +5,7 @@ use crate::model::demo;
 
 fn template(source: &str) -> ChatTemplate {
     let special = vec![("bos_token", "<s>".to_owned()), ("eos_token", "</s>".to_owned())];
-    ChatTemplate::new("t".into(), source.into(), special).unwrap()
+    ChatTemplate::new("t".into(), source, special).unwrap()
 }
 
 fn messages(said: &[(Role, &str)]) -> Vec<Message> {

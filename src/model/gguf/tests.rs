@@ -157,7 +157,7 @@ fn what_is_wrong_is_said() {
         ),
         (
             with(&|d| {
-                d.entries.push(("x".into(), 9, [&8u32.to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat()))
+                d.entries.push(("x".into(), 9, [&8u32.to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat()));
             }),
             "truncated or damaged",
         ),
@@ -167,7 +167,7 @@ fn what_is_wrong_is_said() {
                     "x".into(),
                     9,
                     [&10u32.to_le_bytes()[..], &(1u64 << 61).to_le_bytes()].concat(),
-                ))
+                ));
             }),
             "truncated or damaged",
         ),

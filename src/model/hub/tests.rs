@@ -89,7 +89,7 @@ fn answer(stream: &TcpStream, behaviour: &Behaviour, log: &Mutex<Vec<Request>>) 
                 range = value
                     .trim_start_matches("bytes=")
                     .split_once('-')
-                    .map(|(a, b)| (a.to_owned(), b.to_owned()))
+                    .map(|(a, b)| (a.to_owned(), b.to_owned()));
             }
             "authorization" => token = value.strip_prefix("Bearer ").map(ToOwned::to_owned),
             _ => {}
