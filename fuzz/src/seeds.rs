@@ -176,7 +176,7 @@ pub fn model_configs() -> Vec<Vec<u8>> {
  "vocab_size":260,"mlp_bias":true,"rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,
  "high_freq_factor":4.0,"original_max_position_embeddings":64}}"#,
         r#"{"model_type":"gemma2","hidden_size":16,"intermediate_size":24,"num_hidden_layers":4,
- "num_attention_heads":2,"head_dim":8,"vocab_size":260,"query_pre_attn_scalar":16,"attn_logit_softcapping":50.0,
+ "num_attention_heads":2,"num_key_value_heads":2,"head_dim":8,"vocab_size":260,"query_pre_attn_scalar":16,"attn_logit_softcapping":50.0,
  "layer_types":["sliding_attention","full_attention","full_attention","sliding_attention"],"sliding_window":4}"#,
         r#"{"model_type":"gemma3","text_config":{"hidden_size":16,"intermediate_size":24,"num_hidden_layers":7,
  "sliding_window":8,"rope_parameters":{"full_attention":{"rope_type":"linear","factor":8.0,"rope_theta":1e6},

@@ -91,10 +91,9 @@ pub struct Memory {
 macro_rules! call {
     ($driver:expr, $name:literal ($($kind:ty = $value:expr),*)) => {
         $driver.check($name, {
-            // SAFETY: the symbol is looked up by the name under which `cuda.h` declares a function of these argument types
-            // that returns a `CUresult`; pointers passed are valid for the writes that the API documents, as each caller's
-            // arguments show: references to locals, and allocations of this API that are at least as long as the copy.
             #[allow(unsafe_code)]
+            // SAFETY: `cuda.h` declares a function of this name, of these argument types, that returns a `CUresult`. Each
+            // caller's pointers are references to locals, or allocations of this API at least as long as the copy.
             unsafe {
                 let function = $driver
                     .library
