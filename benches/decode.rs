@@ -244,7 +244,9 @@ fn against_candle(
 ) -> Outcome<()> {
     candle.feed_up_to(context)?;
     let mut ours = Runner::filled(model, context, "")?;
-    (0..WARM_UP).for_each(|_| _ = candle.step_ns());
+    for _ in 0..WARM_UP {
+        candle.step_ns();
+    }
     let (mut theirs, mut events, mut off) = (Vec::new(), Vec::new(), Vec::new());
     for pair in 0..pairs {
         let theirs_first = pair % 2 == 0;
