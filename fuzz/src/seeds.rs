@@ -181,7 +181,6 @@ pub fn model_configs() -> Vec<Vec<u8>> {
         r#"{"model_type":"gemma3","text_config":{"hidden_size":16,"intermediate_size":24,"num_hidden_layers":7,
  "sliding_window":8,"rope_parameters":{"full_attention":{"rope_type":"linear","factor":8.0,"rope_theta":1e6},
  "sliding_attention":{"rope_type":"default","rope_theta":1e4}}},"eos_token_id":[1,106]}"#,
-        r#"{"model_type":"mixtral","num_local_experts":8,"quantization_config":{"quant_method":"fp8"}}"#,
     ])
 }
 
