@@ -120,6 +120,8 @@ fn a_conversation_begins_with_its_first_turn() {
     session.keys("q");
     assert_eq!(session.exit_code(), 0);
     session.is_given_back();
+    // One session at a time.
+    drop(session);
 
     // Without a template there is nothing to open the screen for.
     let mut session = Start::new(["run", "--chat"]).go();
