@@ -182,6 +182,8 @@ fn characters_come_whole_out_of_their_bytes() {
     assert!(shown.contains(TEXT) && !shown.contains("⟨x"), "{shown:?}");
     let plain = program::run([args(&prompt), vec!["--plain".into()]].concat()).ok().out();
     assert!(plain.contains("drew part of a character, bytes [f0]"), "{plain}");
+    // One session at a time.
+    drop(session);
 
     let mut session = Start::new(args(&prompt)).go();
     session.shows("Space runs the model");
