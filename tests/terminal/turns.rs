@@ -72,7 +72,9 @@ fn a_turn_cuts_a_paused_answer_short_and_waits_for_one_under_way() {
     let mut session =
         Start::new(["run", "--prompt", "Once there was a boy named Leo", "--max-tokens", "40"]).go();
     session.shows("Space runs the model");
-    session.keys("..");
+    session.keys(".");
+    session.shows("decode 2/40");
+    session.keys(".");
     session.shows("decode 3/40");
     session.keys("IHe took a red ball\r");
     session.hides("go on with:");
