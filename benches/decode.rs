@@ -12,7 +12,8 @@
 //! against what reading 400 MB takes in this process on as many threads.
 //!
 //! Threads are `RAYON_NUM_THREADS` for both. `KVISTA_BENCH_CONTEXTS` (`256,2048,8192`; empty for none),
-//! `KVISTA_BENCH_READ` (`16384`, the context of the read set; 0 for none) and `KVISTA_BENCH_PAIRS` (40) make it shorter.
+//! `KVISTA_BENCH_READ` (`16384`, the context of the read set; 0 for none) and `KVISTA_BENCH_PAIRS` (40) make it shorter,
+//! `KVISTA_BENCH_BLOCK` gives the engine blocks of another size.
 //! candle-transformers is built at `opt-level = 1` here; it calls candle-core, which is built at 3, for everything hot.
 
 use std::fs;
@@ -159,6 +160,7 @@ impl Runner {
             ignore_eos: true,
             chunk: CHUNK as u32,
             read: read.into(),
+            block_size: number("KVISTA_BENCH_BLOCK", Settings::default().block_size as usize) as u32,
             ..Settings::default()
         };
         // BOS and the leading space are tokens too.
