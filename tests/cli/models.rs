@@ -111,3 +111,23 @@ fn a_gguf_file_is_run_inspected_and_put_into_another_type() {
     let ran = run(["inspect", file]).ok();
     assert!(ran.out().contains("llama") && ran.out().contains("512"), "{}", ran.out());
 }
+
+#[test]
+fn weights_that_are_no_numbers_are_said_to_be_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = hostile_model(dir.path());
+    let weights = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    for half in bytes[header..].chunks_exact_mut(2) {
+        half.copy_from_slice(&0x7e00u16.to_le_bytes());
+    }
+    std::fs::write(&weights, bytes).unwrap();
+    let ran = run(["run", "--headless", "--prompt", "a", "--model"]
+        .iter()
+        .map(std::ffi::OsStr::new)
+        .chain([model.as_os_str()]));
+    assert_eq!(ran.code, Some(2), "{}", ran.err());
+    let said = ran.err();
+    assert!(said.lines().count() == 1 && said.contains("the weights may be damaged"), "{said}");
+}
