@@ -36,7 +36,12 @@ pub fn weights(bytes: &[u8]) -> bool {
     write("config.json", seeds::TINY_CONFIG.as_bytes());
     write("tokenizer.json", seeds::BYTE_LEVEL.as_bytes());
     write("model.safetensors", bytes);
-    match model::load(folder.path()) {
+    use_model(folder.path())
+}
+
+/// Loads a model, and asks the decoder for a layer and for logits.
+pub(crate) fn use_model(path: &Path) -> bool {
+    match model::load(path) {
         Ok(model) => {
             let x = model.decoder.embed(&[1, 2]).expect("both ids have rows");
             model.decoder.qkv(0, &x).expect("there is a layer");

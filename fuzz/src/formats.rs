@@ -1,10 +1,8 @@
 //! Weights in other files than one of safetensors.
 
-use std::path::Path;
-
 use kvista::model;
 
-use super::files::use_tokenizer;
+use super::files::{use_model, use_tokenizer};
 use super::{refused, seeds};
 
 /// Rows of the embedding: 256 bytes and four more.
@@ -37,18 +35,6 @@ pub fn shards(bytes: &[u8]) -> bool {
     write("model-2.safetensors", &seeds::no_weights());
     write("model.safetensors.index.json", bytes);
     use_model(folder.path())
-}
-
-fn use_model(path: &Path) -> bool {
-    match model::load(path) {
-        Ok(model) => {
-            let x = model.decoder.embed(&[1, 2]).expect("both ids have rows");
-            model.decoder.qkv(0, &x).expect("there is a layer");
-            model.decoder.logits(&x).expect("two rows");
-            true
-        }
-        Err(error) => refused(&error),
-    }
 }
 
 /// A tiny Llama with SentencePiece's vocabulary in f32, and one with bytes' in blocks of eight bits.
