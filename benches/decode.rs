@@ -16,6 +16,9 @@
 //! `KVISTA_BENCH_BLOCK` gives the engine blocks of another size.
 //! candle-transformers is built at `opt-level = 1` here; it calls candle-core, which is built at 3, for everything hot.
 
+#[path = "common/median.rs"]
+mod median;
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -36,6 +39,8 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
+
+use median::median;
 
 const LAYERS: usize = 12;
 const HIDDEN: usize = 768;
@@ -213,16 +218,6 @@ fn agree(model: &Arc<Model>, folder: &Path) -> Outcome<()> {
     }
     println!("same weights: both draw {drawn:?} after the same 64 tokens");
     Ok(())
-}
-
-/// The median of `values` and a 95 % interval of it: the order statistics that a binomial with p = 1/2 leaves 2.5 %
-/// beyond on each side (normal approximation).
-fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
-    values.sort_by(f64::total_cmp);
-    let n = values.len();
-    let reach = (1.96 * (n as f64).sqrt() / 2.0).ceil() as usize;
-    let at = |i: usize| values[i.min(n - 1)];
-    (at(n / 2), at((n / 2).saturating_sub(reach)), at(n / 2 + reach))
 }
 
 /// A row of numbers big enough that no cache holds it, and the fastest of some readings of it, bytes per second.

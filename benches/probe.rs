@@ -12,6 +12,9 @@
 //! On a machine that is busy with other things, `RAYON_NUM_THREADS=1 KVISTA_BENCH_CLOCK=cpu` counts the processor time of
 //! the thread (Linux) in place of the wall's. `KVISTA_BENCH_PAIRS` (402) and `KVISTA_BENCH_CONTEXTS` (`512,2048,4096`) make it shorter.
 
+#[path = "common/median.rs"]
+mod median;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,6 +23,8 @@ use kvista::event::Settings;
 use kvista::model::config::Arch;
 use kvista::model::{Config, Decoder, Model, Tokenizer, demo};
 use kvista::probe::Receiver;
+
+use median::median;
 
 /// Rounds before the clock counts: pages, branch predictors and the pool's threads warm up.
 const WARM_UP: usize = 8;
@@ -120,16 +125,6 @@ fn pairs(model: &Arc<Model>, settings: &Settings, prompt: &Prompt, pairs: usize)
         times.extend(of_engine);
     }
     times
-}
-
-/// The median of `values` and a 95 % interval of it: the order statistics that a binomial with p = 1/2 leaves 2.5 %
-/// beyond on each side (normal approximation).
-fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
-    values.sort_by(f64::total_cmp);
-    let n = values.len();
-    let reach = (1.96 * (n as f64).sqrt() / 2.0).ceil() as usize;
-    let at = |i: usize| values[i.min(n - 1)];
-    (at(n / 2), at((n / 2).saturating_sub(reach)), at(n / 2 + reach))
 }
 
 fn report(what: &str, pairs: &[[Cost; 3]]) {
