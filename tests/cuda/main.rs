@@ -11,6 +11,7 @@ mod accumulate;
 mod codes;
 mod crush;
 mod decode;
+#[expect(dead_code, reason = "benches/kernels.rs measures with the rest")]
 mod gpu;
 mod host;
 mod moves;
@@ -19,5 +20,4 @@ mod prefill;
 mod scene;
 mod select;
 mod shim;
-mod speed;
 mod weighted;
