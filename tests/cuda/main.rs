@@ -13,6 +13,7 @@ mod codes;
 mod crush;
 mod decode;
 mod emulated;
+mod engine;
 #[expect(dead_code, reason = "benches/kernels.rs measures with the rest")]
 mod gpu;
 mod host;
