@@ -231,6 +231,48 @@ fn a_damaged_chunk_is_an_error_when_read_and_left_out_by_repair() {
     assert!(inspect(&repaired).unwrap().is_sound());
 }
 
+proptest! {
+    #[test]
+    fn steps_that_are_missing_unsaid_become_a_gap(
+        missing in prop::collection::btree_set(0..40u64, 0..12),
+        keyframes in prop::collection::btree_set(0..40u64, 0..10),
+        said in prop::option::of((0..40u64, 1..9u64)),
+    ) {
+        let memory = Memory::default();
+        let mut writer = memory.writer();
+        for id in 0..40 {
+            if !missing.contains(&id) {
+                writer.step(&step(id)).unwrap();
+            }
+            if let Some((from_step, more)) = said.filter(|&(from, _)| from == id) {
+                let gap = Gap { from_step, to_step: from_step + more, reason: "paused".into() };
+                writer.gap(&gap, id).unwrap();
+            }
+            if keyframes.contains(&id) {
+                writer.keyframe(id, id, b"state").unwrap();
+            }
+        }
+        writer.finish().unwrap();
+        let holed = open(memory.bytes()).unwrap();
+        let memory = Memory::default();
+        let report = save(&holed, memory.writer()).unwrap();
+        let repaired = open(memory.bytes()).unwrap();
+        let checked = inspect(&repaired).unwrap();
+        prop_assert!(checked.is_sound(), "{:?}", checked.problems);
+        prop_assert_eq!(&report.gaps, repaired.gaps());
+        let saved: Vec<StepId> = repaired.step_ids().collect();
+        prop_assert_eq!(all(&repaired).unwrap(), saved.iter().copied().map(step).collect::<Vec<_>>());
+        // Whole up to the first hole, and again from each keyframe on.
+        let whole_from = |from: StepId| (from..40).take_while(|id| !missing.contains(id));
+        if said.is_none() {
+            let starts = std::iter::once(0).chain(keyframes.iter().map(|keyframe| keyframe + 1));
+            for id in starts.flat_map(whole_from) {
+                prop_assert!(saved.contains(&id), "step {} of {:?}", id, saved);
+            }
+        }
+    }
+}
+
 /// A disk with so many bytes left.
 struct SmallDisk {
     memory: Memory,

@@ -10,7 +10,7 @@ use super::latency::decode_latency;
 use super::recording::Recording;
 use super::verify::Report;
 use super::writer::Writer;
-use crate::event::StepId;
+use crate::event::{Step, StepId};
 
 /// Why the steps of a damaged part are missing, as the gap says.
 const DAMAGED: &str = "damaged part left out by repair";
@@ -42,7 +42,7 @@ pub(super) fn save<W: Write + Seek>(
     recording.check_inflation()?;
     let mut report = Report::of(recording);
     let mut topics = recording.topics().clone();
-    let mut salvage = Salvage { base_ns: recording.base_ns(), next: 0, lost: false };
+    let mut salvage = Salvage { base_ns: recording.base_ns(), ..Salvage::default() };
     let mut assembler = Assembler::default();
     if !report.complete {
         report.problem(recording.ending().to_string());
@@ -63,7 +63,7 @@ pub(super) fn save<W: Write + Seek>(
         for message in &chunk.messages {
             let at_ns = message.log_time.saturating_sub(salvage.base_ns);
             match assembler.feed(&chunk, message, &topics, recording.shape()) {
-                Ok(Some(told)) => salvage.keep(&told, at_ns, &mut writer, &mut report)?,
+                Ok(Some(told)) => salvage.keep(told, at_ns, &mut writer, &mut report)?,
                 Ok(None) => {}
                 Err(why) => {
                     report.problem(why);
@@ -72,76 +72,140 @@ pub(super) fn save<W: Write + Seek>(
             }
         }
     }
+    salvage.end(&mut writer, &mut report)?;
     let summary = writer.finish()?;
     report.bytes = summary.bytes;
     Ok(report)
 }
 
+#[derive(Default)]
 struct Salvage {
     base_ns: u64,
     /// The step after the last that was saved.
     next: StepId,
-    /// Something was lost, and no keyframe has come since.
+    /// What follows cannot be folded without a keyframe of the step before it.
     lost: bool,
+    /// What was told to go on from after steps that are missing. It is written with the step that follows, for only that
+    /// shows that it is true.
+    resume: Resume,
+}
+
+#[derive(Default)]
+struct Resume {
+    gap: Option<(u64, Gap)>,
+    keyframe: Option<(StepId, u64, Vec<u8>)>,
+    latency: Option<(StepId, u64, Vec<(String, Vec<u8>)>)>,
 }
 
 impl Salvage {
     fn keep<W: Write + Seek>(
         &mut self,
-        told: &Told<'_>,
+        told: Told<'_>,
         at_ns: u64,
         writer: &mut Writer<W>,
         report: &mut Report,
     ) -> Result<(), TraceError> {
-        if self.lost && !self.resumes(told, at_ns, writer, report)? {
-            return Ok(());
-        }
-        let kept = match told {
-            Told::Step(step) => writer.step(step),
-            Told::Keyframe(step, bytes) => writer.keyframe(*step, at_ns, bytes),
+        let goes_on = !self.lost && self.resume.keyframe.is_none();
+        match told {
+            Told::Step(step) => return self.keep_step(&step, writer, report),
+            Told::Keyframe(step, bytes) if goes_on && step < self.next => {
+                let kept = sound(writer.keyframe(step, at_ns, bytes), report)?;
+                report.keyframes += usize::from(kept);
+            }
+            Told::Keyframe(step, bytes) => self.resume.keyframe = Some((step, at_ns, bytes.to_vec())),
             Told::Latency(step, data) => match decode_latency(data) {
-                Ok(histograms) => writer.latency(*step, at_ns, &histograms),
-                Err(error) => {
-                    report.problem(format!("/latency of step {step}: {error}"));
-                    return Ok(());
+                Ok(histograms) if goes_on => {
+                    let kept = sound(writer.latency(step, at_ns, &histograms), report)?;
+                    report.histograms += usize::from(kept);
                 }
+                Ok(histograms) => self.resume.latency = Some((step, at_ns, histograms)),
+                Err(error) => report.problem(format!("/latency of step {step}: {error}")),
             },
-            Told::Gap(gap) => writer.gap(gap, at_ns),
-        };
-        match kept {
-            Ok(()) => {
-                report.count(told);
-                if let Told::Step(step) = told {
-                    self.next = step.step + 1;
+            Told::Gap(gap) => self.resume.gap = Some((at_ns, gap)),
+        }
+        Ok(())
+    }
+
+    /// A recording may end with steps that are missing.
+    fn end<W: Write + Seek>(self, writer: &mut Writer<W>, report: &mut Report) -> Result<(), TraceError> {
+        match self.resume.gap {
+            Some((at_ns, gap)) if !self.lost && gap.from_step == self.next => {
+                if sound(writer.gap(&gap, at_ns), report)? {
+                    report.gaps.push(gap);
                 }
                 Ok(())
             }
-            Err(TraceError::Unsound { step, why, .. }) => {
-                report.problem(format!("step {step}: {why}"));
-                Ok(())
-            }
-            Err(error) => Err(error),
+            _ => Ok(()),
         }
     }
 
-    /// Whether saving can go on after a loss: at a keyframe, whose missing predecessors become a gap.
-    fn resumes<W: Write + Seek>(
+    fn keep_step<W: Write + Seek>(
         &mut self,
-        told: &Told<'_>,
-        at_ns: u64,
+        step: &Step,
+        writer: &mut Writer<W>,
+        report: &mut Report,
+    ) -> Result<(), TraceError> {
+        if step.step < self.next {
+            report.problem(format!("step {} was recorded before", step.step));
+            return Ok(());
+        }
+        let resumes = self.resume.keyframe.as_ref().is_some_and(|(keyframe, ..)| keyframe + 1 == step.step);
+        if self.lost || step.step > self.next {
+            if !self.lost && self.resume.gap.is_none() && (self.next > 0 || !resumes) {
+                report.problem(format!("steps {} to {} are missing", self.next, step.step - 1));
+            }
+            // Nothing is missing before a recording that was started by hand in mid-run.
+            self.lost |= self.next > 0 || !resumes;
+            if !resumes || !self.go_on(step.step, writer, report)? {
+                return Ok(());
+            }
+        }
+        self.resume = Resume::default();
+        self.lost = !sound(writer.step(step), report)?;
+        if !self.lost {
+            report.count_step(step);
+            self.next = step.step + 1;
+        }
+        Ok(())
+    }
+
+    /// Writes what stands between the last step that was saved and this one: a gap, as it was told if it was told so, the
+    /// keyframe, the histograms. Whether it is sound.
+    fn go_on<W: Write + Seek>(
+        &mut self,
+        to_step: StepId,
         writer: &mut Writer<W>,
         report: &mut Report,
     ) -> Result<bool, TraceError> {
-        let Told::Keyframe(step, _) = told else { return Ok(false) };
-        if *step + 1 < self.next {
-            return Ok(false);
-        }
-        self.lost = false;
-        if *step + 1 > self.next {
-            let gap = Gap { from_step: self.next, to_step: *step + 1, reason: DAMAGED.into() };
+        let Resume { gap, keyframe, latency } = std::mem::take(&mut self.resume);
+        let Some((step, at_ns, keyframe)) = keyframe else { return Ok(false) };
+        if self.lost && to_step > self.next {
+            let told = gap.filter(|(_, gap)| (gap.from_step, gap.to_step) == (self.next, to_step));
+            let (at_ns, gap) = told
+                .unwrap_or_else(|| (at_ns, Gap { from_step: self.next, to_step, reason: DAMAGED.into() }));
             writer.gap(&gap, at_ns)?;
             report.gaps.push(gap);
         }
+        self.next = to_step;
+        if !sound(writer.keyframe(step, at_ns, &keyframe), report)? {
+            return Ok(false);
+        }
+        report.keyframes += 1;
+        if let Some((_, at_ns, histograms)) = latency.filter(|(of, ..)| *of == step) {
+            report.histograms += usize::from(sound(writer.latency(step, at_ns, &histograms), report)?);
+        }
         Ok(true)
+    }
+}
+
+/// Whether something was written; what cannot be is a problem, unless nothing can.
+fn sound(written: Result<(), TraceError>, report: &mut Report) -> Result<bool, TraceError> {
+    match written {
+        Ok(()) => Ok(true),
+        Err(TraceError::Unsound { step, why, .. }) => {
+            report.problem(format!("step {step}: {why}"));
+            Ok(false)
+        }
+        Err(error) => Err(error),
     }
 }

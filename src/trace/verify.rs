@@ -15,7 +15,7 @@ use super::limits::MAX_CHUNK_BYTES;
 use super::recording::Recording;
 use super::scan::Scan;
 use super::source::{ReadError, Source};
-use crate::event::StepId;
+use crate::event::{Step, StepId};
 
 /// Problems that are listed; a file that is broken throughout need not say so a million times.
 const MAX_PROBLEMS: usize = 100;
@@ -88,19 +88,21 @@ impl Report {
         }
     }
 
-    pub(super) fn count(&mut self, told: &Told<'_>) {
+    fn count(&mut self, told: &Told<'_>) {
         match told {
-            Told::Step(step) => {
-                self.steps += 1;
-                self.first_step.get_or_insert(step.step);
-                self.last_step = Some(step.step);
-                self.victims += step.victims();
-                self.pictures += step.seqs.iter().filter(|seq| seq.attention.is_some()).count();
-            }
+            Told::Step(step) => self.count_step(step),
             Told::Keyframe(..) => self.keyframes += 1,
             Told::Latency(..) => self.histograms += 1,
             Told::Gap(gap) => self.gaps.push(gap.clone()),
         }
+    }
+
+    pub(super) fn count_step(&mut self, step: &Step) {
+        self.steps += 1;
+        self.first_step.get_or_insert(step.step);
+        self.last_step = Some(step.step);
+        self.victims += step.victims();
+        self.pictures += step.seqs.iter().filter(|seq| seq.attention.is_some()).count();
     }
 }
 
@@ -220,13 +222,17 @@ fn contents(recording: &Recording, report: &mut Report) -> Result<(), TraceError
     Ok(())
 }
 
-/// Every missing step must be in a gap that was stated, and after it a keyframe must stand.
+/// Every missing step must be in a gap that was stated, or in several in a row, and after them a keyframe must stand.
 fn gaps(scan: &Scan, report: &mut Report) {
-    let mut next = 0;
+    let mut gaps = scan.index.gaps.iter().peekable();
+    let (mut next, mut stated_to) = (0, 0);
     for entry in &scan.index.steps {
         if entry.step > next {
-            let gap = scan.index.gaps.partition_point(|gap| gap.from_step <= next).checked_sub(1);
-            let stated = gap.is_some_and(|i| scan.index.gaps[i].to_step >= entry.step);
+            stated_to = next.max(stated_to);
+            while let Some(gap) = gaps.next_if(|gap| gap.from_step <= stated_to) {
+                stated_to = stated_to.max(gap.to_step);
+            }
+            let stated = stated_to >= entry.step;
             let resumes = scan.index.keyframes.binary_search_by_key(&(entry.step - 1), |k| k.step).is_ok();
             // A recording started by hand in mid-run begins with the keyframe of the step before it.
             let begins_here = next == 0 && resumes;
