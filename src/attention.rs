@@ -113,6 +113,12 @@ pub trait Attention: Send {
     /// Decode, last stage over all slots; V is read from the lanes. `out` is `[head][head_dim]`.
     fn weighted_sum(&mut self, lanes: &[HeadLane<'_>], out: &mut [f32]);
 
+    /// Decode, on the way to the last stage: brings the rows of the latest selection to where they are summed, so that the
+    /// time of that can be clocked. A backend that sums them where they lie has nothing to do.
+    fn stage(&mut self, values: &[Rows<'_>]) {
+        let _ = values;
+    }
+
     /// Decode, last stage over the latest selection. `values` has per KV head the V rows of its union, ascending as in
     /// [`LaneSelection::slots`]. Every query head uses the rows that it asked for itself; the probabilities are not
     /// scaled up for what was left out. `out` is `[head][head_dim]`.

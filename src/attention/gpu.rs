@@ -10,8 +10,8 @@
 //! of values are one kernel where both lie on the device: the time of both is then that of the scores. A prefill's rows come
 //! from products of whole matrices, a decode step's do not: a prompt in other chunks gives other bits.
 //!
-//! It does not have layers with a window or capped scores, or keys at one distance beyond a window: a run that needs them is
-//! refused before it starts ([`check`]).
+//! It does not have keys at one distance beyond a window, or pages of codes that are grouped or not uniform: a run that needs
+//! them is refused before it starts ([`check`]).
 
 mod decode;
 mod pages;
@@ -27,7 +27,7 @@ use super::probabilities::Probabilities;
 use super::select::{LaneSelection, Selection};
 use super::{Attention, PrefillTime, Queries, RowSink, Wants};
 use crate::device::gpu::{Array, DeviceError, Gpu, Result, Room};
-use crate::device::launch::{Cell, Heads};
+use crate::device::launch::{Bend, Cell, Heads};
 use crate::event::BlockId;
 
 pub use pages::{NewTokens, PageCopies};
@@ -49,6 +49,8 @@ pub struct GpuAttention<G: Gpu> {
     selection: Selection,
     pages: PageSelection,
     column_sums: Vec<Vec<f32>>,
+    /// Whether the rows of the latest selection are on the device.
+    staged: bool,
     fault: RefCell<Option<DeviceError>>,
 }
 
@@ -141,6 +143,7 @@ impl<G: Gpu> GpuAttention<G> {
             selection: Selection { lanes: vec![LaneSelection::default(); kv_heads] },
             pages: PageSelection { lanes: vec![LanePages::default(); kv_heads] },
             column_sums: vec![Vec::new(); kv_heads],
+            staged: false,
             fault: RefCell::new(None),
         }
     }
@@ -178,6 +181,7 @@ impl<G: Gpu> GpuAttention<G> {
             row_stride: lanes.iter().map(|lane| lane.slots.len()).max().unwrap_or(0),
             has_output: false,
         };
+        self.staged = false;
     }
 
     /// Rows of 0.
@@ -243,10 +247,18 @@ impl<G: Gpu> Attention for GpuAttention<G> {
         self.fetch_output(out);
     }
 
-    fn weighted_sum_selected(&mut self, values: &[Rows<'_>], out: &mut [f32]) {
+    fn stage(&mut self, values: &[Rows<'_>]) {
         assert_eq!(values.len(), self.shape.kv_heads(), "staged rows per KV head");
+        self.staged = self.attempt(|this| this.stage_rows(values));
+    }
+
+    fn weighted_sum_selected(&mut self, values: &[Rows<'_>], out: &mut [f32]) {
+        if !std::mem::take(&mut self.staged) {
+            self.stage(values);
+            self.staged = false;
+        }
         out.fill(0.0);
-        self.attempt(|this| this.sum_selected(values, out));
+        self.attempt(|this| this.sum_staged(out));
     }
 
     fn select_pages(
@@ -364,6 +376,13 @@ impl<G: Gpu> PageCopies for GpuAttention<G> {
     fn free(&mut self, blocks: &[BlockId]) {
         self.pool.free(blocks);
     }
+}
+
+/// How the scores of a layer are bent: all its lanes alike.
+fn bend(lanes: &[HeadLane<'_>]) -> Bend {
+    lanes
+        .first()
+        .map_or_else(Bend::default, |lane| Bend { window: lane.scoring.window, cap: lane.scoring.softcap })
 }
 
 fn as_bytes(values: &[f32]) -> &[u8] {

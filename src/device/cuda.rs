@@ -216,6 +216,10 @@ impl Gpu for Cuda {
             .map_err(|error| failed("cuMemsetD8Async", error))
     }
 
+    fn wait(&self) -> Result<()> {
+        self.0.stream.synchronize().map_err(|error| failed("cuStreamSynchronize", error))
+    }
+
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         self.enter()?;
         let function = self.function(launch)?;

@@ -1,5 +1,5 @@
 //! A GPU as kvista uses it: memory, copies, kernels by name, matrix products. All of it happens in the order in which it
-//! was asked for; only a download waits.
+//! was asked for; only a download and [`Gpu::wait`] wait.
 
 use thiserror::Error;
 
@@ -176,6 +176,9 @@ pub trait Gpu: Clone + Send + 'static {
 
     /// Makes bytes 0.
     fn clear(&self, at: Array, bytes: usize) -> Result<()>;
+
+    /// Waits for all that was asked for.
+    fn wait(&self) -> Result<()>;
 
     /// Starts a kernel.
     fn launch(&self, launch: &Launch<'_>) -> Result<()>;

@@ -59,6 +59,25 @@ impl Heads {
     }
 }
 
+/// How a layer's scores are bent between products and softmax.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Bend {
+    /// Positions that a query sees, its own included; all of them where there is none.
+    pub window: Option<u32>,
+    /// A score `s` becomes `cap * tanh(s / cap)`.
+    pub cap: Option<f32>,
+}
+
+impl Bend {
+    fn window(self) -> Arg {
+        self.window.unwrap_or(u32::MAX).into()
+    }
+
+    fn cap(self) -> Arg {
+        self.cap.unwrap_or(0.0).into()
+    }
+}
+
 /// A size as a kernel's `int`.
 fn word(n: usize) -> Result<Arg> {
     match i32::try_from(n) {

@@ -68,7 +68,15 @@ impl Backend {
     pub(super) fn arithmetic(&self, model: &Model) -> Result<Arithmetic, EngineError> {
         match &self.0 {
             None => Ok(Arithmetic::Host),
-            Some(on) => Ok(Arithmetic::Device(model.decoder.on_device(&on.tensors)?)),
+            Some(on) => match model.decoder.on_device(&on.tensors) {
+                Ok(weights) => Ok(Arithmetic::Device(weights)),
+                Err(error) if error.is_out_of_memory() => Err(EngineError::Setting(format!(
+                    "the weights of model '{}' do not fit into the GPU's free memory: use --weights q8_0 or smaller, or \
+                     --device cpu",
+                    model.decoder.card().name
+                ))),
+                Err(error) => Err(error.into()),
+            },
         }
     }
 }
@@ -100,10 +108,21 @@ fn open(ordinal: usize) -> Result<Backend, DeviceError> {
     )))
 }
 
+/// What settings and recordings call a device that is to be had.
+///
+/// # Errors
+/// A name that is none, or a device that is not to be had: one line.
+pub fn named(device: &str) -> Result<String, EngineError> {
+    match ordinal(device)? {
+        None => Ok(CPU.into()),
+        Some(ordinal) => open(ordinal).map(|_| format!("cuda:{ordinal}")).map_err(EngineError::from),
+    }
+}
+
 /// What `--device auto` comes to, and why.
 pub fn choose() -> (String, String) {
     match open(0) {
-        Ok(_) => ("cuda:0".into(), "the build and the machine have a GPU".into()),
+        Ok(_) => ("cuda:0".into(), "this build and this machine have a GPU".into()),
         Err(error) => (CPU.into(), reason(&error)),
     }
 }
@@ -127,15 +146,6 @@ pub(super) fn check(settings: &Settings, config: &Config, read: Option<&ReadSet>
     let shape = Shape::new(config.heads, config.kv_heads, config.head_dim)
         .map_err(|e| EngineError::Setting(e.to_string()))?;
     gpu::check(shape, &settings.kv_dtype)?;
-    if config.arch.score_softcap.is_some() {
-        return refuse(format!("scores of {} models are capped, and no kernel does that yet", config.family));
-    }
-    if (0..config.layers).any(|layer| config.window(layer).is_some()) {
-        return refuse(format!(
-            "layers of this {} model look at a window, and no kernel does that yet",
-            config.family
-        ));
-    }
     if let Some(read) = read.filter(|read| read.rule().memory().is_some()) {
         return refuse(format!("--read {read} attends beyond a window, and no kernel does that yet"));
     }
@@ -157,6 +167,7 @@ mod tests {
             assert!(error.is_input() && !error.to_string().contains('\n'), "{error}");
         }
         assert!(Backend::of(&Settings::default()).unwrap().0.is_none());
+        assert_eq!(named("cpu").unwrap(), CPU);
     }
 
     #[cfg(not(feature = "cuda"))]

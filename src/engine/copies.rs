@@ -5,17 +5,14 @@ use super::core::Engine;
 use super::sequence::Work;
 use crate::attention::Rows;
 use crate::attention::gpu::NewTokens;
-use crate::cache::{ChangedRows, PageList, Pages};
-use crate::event::{BlockId, Layer, SeqId};
+use crate::cache::{ChangedRows, Pages};
+use crate::event::{BlockId, Layer, SeqId, Tier};
 
 /// Rows of a block as attention takes them.
 fn rows<'a>(pages: &Pages<'a>, block: usize, from: usize, to: usize, head_dim: usize) -> Rows<'a> {
-    fn cut<'a, T>(list: &PageList<'a, T>, block: usize, from: usize, to: usize) -> &'a [T] {
-        &list.page(block)[from..to]
-    }
     match pages {
-        Pages::F32(list) => Rows::F32(cut(list, block, from * head_dim, to * head_dim)),
-        Pages::F16(list) => Rows::F16(cut(list, block, from * head_dim, to * head_dim)),
+        Pages::F32(list) => Rows::F32(&list.page(block)[from * head_dim..to * head_dim]),
+        Pages::F16(list) => Rows::F16(&list.page(block)[from * head_dim..to * head_dim]),
         Pages::Coded(list) => Rows::Coded(list.page(block).cut(from, to)),
     }
 }
@@ -67,6 +64,14 @@ impl Engine {
         let values = (!self.cache.config().v_on_host(layer)).then_some(v);
         copies.append(NewTokens { keys: k, values, places: &places })?;
         Ok(())
+    }
+
+    /// Counts the pages of the host that the device has too: policies, merge rules and bounds of keys read those.
+    pub(super) fn note_pages_of_host(&mut self) {
+        if self.attention.copies().is_some() {
+            let [device, _] = self.cache.usage();
+            self.cache.note_copies(Tier::Host, device.allocated_bytes() - device.copies_bytes);
+        }
     }
 
     /// Whether the device failed in the latest stages.

@@ -35,7 +35,8 @@ impl EngineError {
     /// Whether the person can mend it (bad settings or input), as opposed to a fault of ours.
     pub fn is_input(&self) -> bool {
         match self {
-            Self::Setting(_) | Self::Spec(_) | Self::Model(_) | Self::Cache(_) => true,
+            Self::Setting(_) | Self::Spec(_) | Self::Cache(_) => true,
+            Self::Model(error) => error.is_bad_input(),
             Self::Device(error) => !matches!(error, DeviceError::Call { .. }),
             Self::Fold(_) => false,
         }

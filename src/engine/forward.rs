@@ -70,6 +70,7 @@ impl Engine {
         parts.sort_by_key(|p| p.seq);
         self.staged_bytes += self.copies_bytes();
         self.cache.note_copies(Tier::Device, self.staged_bytes);
+        self.note_pages_of_host();
         self.timer.lap(None, Phase::Policy);
         let mut step = Step {
             step: self.step,
@@ -213,8 +214,9 @@ impl Engine {
             );
             self.staged_bytes = self.staged_bytes.max(staged);
             self.traffic[layer].add(&traffic);
-            self.timer.lap(at, Phase::VPull);
             let values: Vec<_> = self.staging.iter().map(Staging::rows).collect();
+            self.attention.stage(&values);
+            self.timer.lap(at, Phase::VPull);
             self.attention.weighted_sum_selected(&values, out);
             if kcache.renorm {
                 renormalise(out, self.attention.selection(), self.model.decoder.config().head_dim);

@@ -1,4 +1,4 @@
-//! The GPU backend as a whole, on the emulated device, against the processor's.
+//! The GPU backend as a whole, on the emulated device or a GPU, against the processor's.
 
 use half::f16;
 use kvista::attention::cpu::CpuAttention;
@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
+use crate::device::{Device, device};
 use crate::emulated::{self, Emulated};
 use crate::scene::{HOLE, pick, seeded, uniform};
 
@@ -42,6 +43,7 @@ struct Layer {
     block_size: usize,
     /// Tokens at the end that are in every lane.
     fresh: usize,
+    scoring: Scoring,
     heads: Vec<Head>,
 }
 
@@ -83,7 +85,18 @@ impl Layer {
             });
             heads.push(Head { slots, blocks, rows, f32, f16, codes });
         }
-        Self { shape: Shape::new(kv_heads * group, kv_heads, d).unwrap(), kind, block_size, fresh, heads }
+        let scoring = Scoring {
+            window: rng.random_bool(0.3).then(|| rng.random_range(1..most as u32 + 8)),
+            softcap: rng.random_bool(0.3).then(|| rng.random_range(0.3..4.0)),
+        };
+        Self {
+            shape: Shape::new(kv_heads * group, kv_heads, d).unwrap(),
+            kind,
+            block_size,
+            fresh,
+            scoring,
+            heads,
+        }
     }
 
     /// Rows of a head as the cache has them.
@@ -166,7 +179,7 @@ impl Layer {
             k,
             v,
             rotation,
-            scoring: Scoring::default(),
+            scoring: self.scoring,
         };
         let own: Vec<_> = (0..self.heads.len()).map(|h| lane(h, pages(h, 0), pages(h, 1))).collect();
         let placed: Vec<_> = (0..self.heads.len())
@@ -196,10 +209,10 @@ impl RowSink for Poured {
     }
 }
 
-fn backends(layer: &Layer, values_on_host: bool, schedule: u32) -> (CpuAttention, GpuAttention<Emulated>) {
+fn backends(layer: &Layer, values_on_host: bool, schedule: u32) -> (CpuAttention, GpuAttention<Device>) {
     let name = ["f32", "f16", "int8"][layer.kind as usize];
     let cell = check(layer.shape, name).unwrap();
-    let mut gpu = GpuAttention::new(Emulated::new(schedule), layer.shape, cell, layer.block_size, 1 << 20);
+    let mut gpu = GpuAttention::new(device(schedule), layer.shape, cell, layer.block_size, 1 << 20);
     layer.fill(&mut gpu, values_on_host);
     (CpuAttention::new(layer.shape), gpu)
 }
@@ -347,7 +360,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 40, ..ProptestConfig::default() })]
 
     /// Groups of 1 to 10 heads, blocks of any size, holes, heads together and apart, every page type, keys before and after
-    /// RoPE.
+    /// RoPE, windows and capped scores.
     #[test]
     fn a_gpu_attends_as_the_processor_does(seed in any::<u64>(), kind in 0usize..3, turned in 0usize..4) {
         if !emulated::is_there() {

@@ -125,6 +125,10 @@ impl Gpu for Emulated {
         Ok(())
     }
 
+    fn wait(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         self.live(launch.kernel)?;
         let kernels = kernels(launch.file).expect("the compiler is there");

@@ -1,5 +1,5 @@
 //! The whole engine on the emulated device: pages, attention and rotation by the kernels' own source, products with weights
-//! by the tensor library. It must say what the processor says, to the letter.
+//! by the tensor library. It must say what the processor says, to the letter. So must a GPU, where the tests run on one.
 
 use std::sync::Arc;
 
@@ -7,9 +7,11 @@ use candle_core::Device;
 use kvista::engine::backend::Backend;
 use kvista::engine::{Engine, EngineError, Observe, Prompt};
 use kvista::event::{Sampled, ScoreLevel, Settings, Step};
-use kvista::model::{Model, demo};
+use kvista::model::config::{Activation, Arch};
+use kvista::model::{Config, Decoder, Model, demo};
 use serde::Deserialize;
 
+use crate::device::backend;
 use crate::emulated::{self, Emulated};
 
 #[derive(Deserialize)]
@@ -24,9 +26,8 @@ fn golden() -> (Arc<Model>, Golden) {
 }
 
 fn on_gpu(model: &Arc<Model>, settings: &Settings, prompt: &Prompt) -> Engine {
-    let backend = Backend::gpu(Emulated::new(0), Device::Cpu);
     let settings = Settings { device: "cuda:0".into(), ..settings.clone() };
-    Engine::on(backend, Arc::clone(model), &settings, prompt).unwrap()
+    Engine::on(backend(), Arc::clone(model), &settings, prompt).unwrap()
 }
 
 fn steps(mut engine: Engine) -> Vec<Step> {
@@ -58,12 +59,16 @@ fn the_demo_model_gives_its_reference_ids() {
 
 /// Runs a story on both, and compares all that a step tells but times.
 fn same(settings: &Settings, what: &str) {
-    let (model, golden) = golden();
+    same_with(&golden().0, settings, what);
+}
+
+fn same_with(model: &Arc<Model>, settings: &Settings, what: &str) {
+    let (_, golden) = golden();
     let text: String = golden.prompt_text.chars().take(260).collect();
     let prompt = Prompt { text, ..Prompt::default() };
     let settings = Settings { max_tokens: 12, ignore_eos: true, chunk: 48, ..settings.clone() };
-    let own = steps(Engine::new(Arc::clone(&model), &settings, &prompt).unwrap());
-    let gpu = steps(on_gpu(&model, &settings, &prompt));
+    let own = steps(Engine::new(Arc::clone(model), &settings, &prompt).unwrap());
+    let gpu = steps(on_gpu(model, &settings, &prompt));
     assert_eq!(ids(&gpu), ids(&own), "{what}");
     for (gpu, own) in drawn(&gpu).iter().zip(drawn(&own)) {
         assert!((gpu.logprob - own.logprob).abs() < 2e-3, "{what}: {} {}", gpu.logprob, own.logprob);
@@ -81,7 +86,23 @@ fn same(settings: &Settings, what: &str) {
             step.traffic.iter().map(|t| (t.h2d_bytes, t.d2h_bytes)).collect()
         };
         assert_eq!(bytes(gpu), bytes(own), "{what}");
-        assert_eq!(gpu.tiers, own.tiers, "{what}");
+        let pages: Vec<u64> = gpu
+            .tiers
+            .iter()
+            .zip(&own.tiers)
+            .map(|(gpu, own)| {
+                assert_eq!(
+                    (gpu.live_bytes, gpu.stranded_bytes),
+                    (own.live_bytes, own.stranded_bytes),
+                    "{what}"
+                );
+                assert_eq!(gpu.unfilled_bytes, own.unfilled_bytes, "{what}");
+                gpu.allocated_bytes() - gpu.copies_bytes
+            })
+            .collect();
+        // The host keeps what the device has too.
+        assert_eq!(gpu.tiers[0].copies_bytes, own.tiers[0].copies_bytes, "{what}");
+        assert_eq!((gpu.tiers[1].copies_bytes, own.tiers[1].copies_bytes), (pages[0], 0), "{what}");
     }
 }
 
@@ -114,6 +135,34 @@ fn every_kind_of_run_is_the_processors() {
     }
     same(&Settings { batch: 2, temperature: 0.8, ..plain.clone() }, "a batch with a shared prefix");
     same(&Settings { compact: 0.1, block_size: 4, policy: "h2o:budget=24".into(), ..plain }, "compaction");
+}
+
+/// What other families have beside: windows in some layers, capped scores, norms of queries and keys, another activation, a
+/// part of each head that turns.
+#[test]
+fn other_families_run_as_on_the_processor() {
+    if !emulated::is_there() {
+        return;
+    }
+    let demo = demo::load().unwrap();
+    let arch = Arch {
+        qk_norm: true,
+        post_norms: true,
+        norm_offset: 1.0,
+        activation: Activation::GeluTanh,
+        query_scale: 0.8,
+        score_softcap: Some(3.0),
+        logit_softcap: Some(20.0),
+        rotary_dim: Some(16),
+        windows: vec![20, 0, 7],
+        ..Arch::default()
+    };
+    let config = Config { layers: 3, heads: 6, kv_heads: 2, arch, ..demo.decoder.config().clone() };
+    let decoder = Decoder::random(config, 3).unwrap();
+    let model = Arc::new(Model::new(decoder, demo.tokenizer));
+    same_with(&model, &Settings::default(), "windows and caps");
+    let settings = Settings { policy: "h2o:budget=30".into(), kv_dtype: "f16".into(), ..Settings::default() };
+    same_with(&model, &settings, "windows, caps and a budget");
 }
 
 #[test]

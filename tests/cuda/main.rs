@@ -12,6 +12,7 @@ mod attention;
 mod codes;
 mod crush;
 mod decode;
+mod device;
 mod emulated;
 mod engine;
 #[expect(dead_code, reason = "benches/kernels.rs measures with the rest")]

@@ -6,7 +6,7 @@ use super::super::select::LaneSelection;
 use super::super::{Attention, Queries};
 use super::pages::stored;
 use super::tables::Part;
-use super::{GpuAttention, as_bytes, heads, word_bytes};
+use super::{GpuAttention, as_bytes, bend, heads, word_bytes};
 use crate::device::gpu::{Array, Gpu, Result};
 use crate::device::launch::{Decode, LANE_WORDS, SelectTop, Union, Weighted};
 
@@ -46,6 +46,7 @@ impl<G: Gpu> GpuAttention<G> {
             sequences: 1,
             slots,
             scale: self.shape.scale(),
+            bend: bend(lanes),
             queries,
             k: tables.k,
             v: if has_values { tables.v } else { Array::NONE },
@@ -147,35 +148,45 @@ impl<G: Gpu> GpuAttention<G> {
         marks
     }
 
-    /// The sum over rows pulled from the host, of the latest selection.
-    pub(super) fn sum_selected(&mut self, values: &[Rows<'_>], out: &mut [f32]) -> Result<()> {
-        let heads = heads(self.shape);
-        let cell = self.pool.cell();
-        let counts: Vec<usize> = self.selection.lanes.iter().map(|lane| lane.slots().len()).collect();
-        for (rows, count) in values.iter().zip(&counts) {
-            assert_eq!(rows.len(), count * heads.head_dim, "one staged row per slot of the union");
+    /// Rows of the longest union of the latest selection.
+    fn most_chosen(&self) -> usize {
+        self.selection.lanes.iter().map(|lane| lane.slots().len()).max().unwrap_or(0)
+    }
+
+    /// Copies rows pulled from the host, of the latest selection, and waits until they are there.
+    pub(super) fn stage_rows(&mut self, values: &[Rows<'_>]) -> Result<()> {
+        let (cell, d) = (self.pool.cell(), self.shape.head_dim());
+        let piece = self.most_chosen() * cell.row_bytes(d);
+        let mut bytes = Vec::new();
+        for (h, (&rows, lane)) in values.iter().zip(&self.selection.lanes).enumerate() {
+            assert_eq!(rows.len(), lane.slots().len() * d, "one staged row per slot of the union");
+            stored(rows, cell, &mut bytes)?;
+            bytes.resize((h + 1) * piece, 0);
         }
-        let most = counts.iter().copied().max().unwrap_or(0);
+        self.rooms.staged.filled(&self.gpu, &bytes)?;
+        self.gpu.wait()
+    }
+
+    /// The sum over the rows that were copied.
+    pub(super) fn sum_staged(&mut self, out: &mut [f32]) -> Result<()> {
+        let (heads, cell, most) = (heads(self.shape), self.pool.cell(), self.most_chosen());
         if most == 0 {
             return Ok(());
         }
-        let row_bytes = cell.row_bytes(heads.head_dim);
-        let (mut bytes, mut weights) = (Vec::new(), Vec::new());
-        for (h, (&rows, lane)) in values.iter().zip(&self.selection.lanes).enumerate() {
-            stored(rows, cell, &mut bytes)?;
-            bytes.resize((h + 1) * most * row_bytes, 0);
+        let (mut counts, mut weights) = (Vec::new(), Vec::new());
+        for lane in &self.selection.lanes {
+            counts.push(lane.slots().len() as u32);
             for head in 0..heads.group() {
                 weights.extend_from_slice(lane.weights(head));
                 weights.resize(weights.len() + most - lane.slots().len(), 0.0f32);
             }
         }
-        let counts: Vec<u32> = counts.iter().map(|&n| n as u32).collect();
         let (gpu, rooms) = (&self.gpu, &mut self.rooms);
         let weighted = Weighted {
             cell,
             heads,
             rows: most,
-            staged: rooms.staged.filled(gpu, &bytes)?,
+            staged: rooms.staged.array(gpu),
             row_stride: most,
             weights: rooms.choice.filled(gpu, as_bytes(&weights))?,
             weight_stride: most,

@@ -6,7 +6,7 @@ use super::super::lane::{HOLE, HeadLane};
 use super::super::probabilities::add_group_mean;
 use super::super::{PrefillTime, Queries, RowSink, Wants};
 use super::tables::Part;
-use super::{GpuAttention, as_bytes, heads, word_bytes};
+use super::{GpuAttention, as_bytes, bend, heads, word_bytes};
 use crate::device::gpu::{Array, Gpu, Matrices, Products, Result};
 use crate::device::launch::{Accumulate, Heads, LANE_QUERY, LANE_WORDS, Softmax};
 
@@ -101,6 +101,7 @@ impl<G: Gpu> GpuAttention<G> {
                 columns,
                 row_stride: columns,
                 scale: self.shape.scale(),
+                bend: bend(lanes),
             };
             softmax.launch(&gpu)?;
             for h in 0..kv_heads {

@@ -2,7 +2,6 @@
 
 use super::super::lane::{HOLE, HeadLane, Pages, Rotation};
 use super::super::rope::Rope;
-use super::super::scoring::Scoring;
 use super::pages::stored;
 use super::{GpuAttention, as_bytes, word_bytes};
 use crate::device::gpu::{Array, DeviceError, Gpu, Result, Room};
@@ -78,9 +77,7 @@ impl<G: Gpu> GpuAttention<G> {
     /// Copies the tables of these lanes to the device, for a query at `query`.
     pub(super) fn load(&mut self, lanes: &[HeadLane<'_>], part: Part, query: u32) -> Result<Tables> {
         debug_assert!(
-            lanes
-                .iter()
-                .all(|l| l.scoring == Scoring::default() && !matches!(l.rotation, Rotation::Windowed { .. })),
+            lanes.iter().all(|lane| !matches!(lane.rotation, Rotation::Windowed { .. })),
             "the run was checked"
         );
         let mut words = Words::of(lanes, query);

@@ -1,7 +1,7 @@
 //! Attention of one query per sequence over pages.
 
 use super::super::gpu::{Array, DeviceError, Gpu, Launch, Result};
-use super::{Heads, SPLIT, grid, words};
+use super::{Bend, Heads, SPLIT, grid, words};
 
 /// Largest block.
 const MAX_BLOCK_SIZE: usize = 1024;
@@ -52,6 +52,8 @@ pub struct Decode {
     pub slots: usize,
     /// The factor on scores.
     pub scale: f32,
+    /// What a query sees, and how scores are bent.
+    pub bend: Bend,
     /// `[sequence][head][head_dim]`.
     pub queries: Array,
     /// Slab of keys.
@@ -149,6 +151,8 @@ impl Decode {
             0u32.into(),
             read_stride,
             self.scale.into(),
+            self.bend.window(),
+            self.bend.cap(),
         ];
         let parts = self.heads.group().div_ceil(of_block);
         let file = if self.cell == Cell::Int8 { "decode_codes" } else { "decode_exact" };

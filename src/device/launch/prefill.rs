@@ -1,7 +1,7 @@
 //! What lies between the products of a prefill, and the sums that eviction rules keep.
 
 use super::super::gpu::{Array, Gpu, Launch, Result};
-use super::{Heads, grid, words};
+use super::{Bend, Heads, grid, words};
 
 /// A tile of products becomes probabilities: `prefill_softmax`.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +22,8 @@ pub struct Softmax {
     pub row_stride: usize,
     /// The factor on products.
     pub scale: f32,
+    /// What a query sees, and how scores are bent.
+    pub bend: Bend,
 }
 
 impl Softmax {
@@ -45,6 +47,8 @@ impl Softmax {
             columns,
             row_stride,
             self.scale.into(),
+            self.bend.window(),
+            self.bend.cap(),
         ];
         let grid = grid([self.queries, heads, 1])?;
         gpu.launch(&Launch { file: "prefill", kernel: "prefill_softmax", grid, block: 256, args: &args })
