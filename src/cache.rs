@@ -23,6 +23,7 @@ mod prefix;
 mod replay;
 mod sequence;
 mod shelf;
+mod slabs;
 pub mod table;
 
 use std::collections::BTreeMap;

@@ -1,7 +1,8 @@
-//! Page storage of one tier, by block id: memory is taken when a block is, and given back with it.
+//! Page storage of one tier, by block id.
 
 use std::ops::Range;
 
+use bytemuck::Pod;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -10,7 +11,7 @@ use super::dtype::KvDtype;
 use super::kivi::KiviStore;
 use super::nuq::NuqStore;
 use super::pool::Part;
-use super::shelf::Shelf;
+use super::slabs::Slabs;
 use super::table::{LaneView, RowMove};
 use crate::event::BlockId;
 use crate::quant::{Codec, CodedRows, NuqCodec};
@@ -29,8 +30,8 @@ pub(super) enum Arena {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Store<T> {
-    pages: Shelf<Box<[T]>>,
+pub(super) struct Store<T: Pod> {
+    pages: Slabs<T>,
     /// Elements per row.
     row: usize,
     /// Rows per page.
@@ -105,14 +106,14 @@ impl<'a> CodedPages<'a> {
 
 /// Pages of one element type.
 #[derive(Clone, Copy, Debug)]
-pub struct PageList<'a, T> {
+pub struct PageList<'a, T: Pod> {
     lane: LaneView<'a>,
     store: &'a Store<T>,
     /// Where the pages are that are not there.
     far: &'a Store<T>,
 }
 
-impl<'a, T> PageList<'a, T> {
+impl<'a, T: Pod> PageList<'a, T> {
     /// Number of pages.
     pub const fn len(&self) -> usize {
         self.lane.block_count()
@@ -143,38 +144,40 @@ impl<'a, T> PageList<'a, T> {
 }
 
 /// The page of a block, in whichever store it is.
-fn held<'a, T>(store: &'a Store<T>, far: &'a Store<T>, id: BlockId) -> &'a [T] {
+fn held<'a, T: Pod>(store: &'a Store<T>, far: &'a Store<T>, id: BlockId) -> &'a [T] {
     store.pages.find(id).unwrap_or_else(|| far.pages.page(id))
 }
 
-impl<T: Copy + Default> Store<T> {
+impl<T: Pod> Store<T> {
     const fn new(row: usize, width: usize) -> Self {
-        Self { pages: Shelf::new(), row, width }
+        Self { pages: Slabs::new(row * width), row, width }
     }
 
     fn allocate(&mut self, id: BlockId) {
-        self.pages.put(id, vec![T::default(); self.row * self.width].into());
+        self.pages.allocate(id);
     }
 
     fn free(&mut self, id: BlockId) {
         self.pages.free(id);
     }
 
-    fn page_mut(&mut self, id: BlockId) -> &mut [T] {
-        self.pages.page_mut(id)
+    fn page(&self, id: BlockId) -> &[T] {
+        self.pages.page(id)
     }
 
     /// Copies a page to another tier and gives up the first; returns its bytes.
     fn move_page(&mut self, to: &mut Self, id: BlockId) -> usize {
-        let page: Box<[T]> = self.page(id).into();
-        let bytes = std::mem::size_of_val(&*page);
-        to.pages.put(id, page);
+        to.allocate(id);
+        let page = self.page(id);
+        to.pages.page_mut(id).copy_from_slice(page);
+        let bytes = size_of_val(page);
         self.free(id);
         bytes
     }
 
     fn copy_page(&mut self, from: BlockId, to: BlockId) {
-        self.pages.copy(from, to);
+        self.allocate(to);
+        self.pages.copy((from, 0), (to, 0), self.row * self.width);
     }
 
     /// Moves rows of one lane whose blocks, in table order, are `blocks`.
@@ -184,14 +187,9 @@ impl<T: Copy + Default> Store<T> {
             let (mut from, mut to, mut left) = (run.from as usize, run.to as usize, run.len as usize);
             while left > 0 {
                 let n = left.min(width - from % width).min(width - to % width);
-                let (source, target) = (blocks[from / width], blocks[to / width]);
-                let (a, b) = (from % width * row, to % width * row);
-                if source == target {
-                    self.page_mut(source).copy_within(a..a + n * row, b);
-                } else {
-                    let (source, target) = self.pages.two(source, target);
-                    target[b..b + n * row].copy_from_slice(&source[a..a + n * row]);
-                }
+                let source = (blocks[from / width], from % width * row);
+                let target = (blocks[to / width], to % width * row);
+                self.pages.copy(source, target, n * row);
                 (from, to, left) = (from + n, to + n, left - n);
             }
         }
@@ -202,19 +200,13 @@ impl<T: Copy + Default> Store<T> {
         let (width, row) = (self.width, self.row);
         for i in 0..n {
             let slot = slot + i;
-            let page = self.page_mut(lane.block(slot / width));
+            let page = self.pages.page_mut(lane.block(slot / width));
             put(i, &mut page[slot % width * row..][..row]);
         }
     }
-}
-
-impl<T> Store<T> {
-    fn page(&self, id: BlockId) -> &[T] {
-        self.pages.page(id)
-    }
 
     fn held_bytes(&self) -> usize {
-        self.pages.iter().map(|page| std::mem::size_of_val(&**page)).sum()
+        self.pages.len() * self.row * self.width * size_of::<T>()
     }
 }
 

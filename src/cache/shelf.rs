@@ -44,16 +44,6 @@ impl<P> Shelf<P> {
         self.0[id as usize].as_mut().expect(HELD)
     }
 
-    /// The pages of two blocks, the second to be written.
-    ///
-    /// # Panics
-    /// They are the same.
-    pub(super) fn two(&mut self, source: BlockId, target: BlockId) -> (&P, &mut P) {
-        let pages = self.0.get_disjoint_mut([source as usize, target as usize]);
-        let [source, target] = pages.expect("two blocks of one lane differ");
-        (source.as_ref().expect(HELD), target.as_mut().expect(HELD))
-    }
-
     pub(super) fn iter(&self) -> impl Iterator<Item = &P> {
         self.0.iter().flatten()
     }

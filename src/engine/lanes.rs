@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use bytemuck::Pod;
 use half::f16;
 
 use super::memory::{BlockCopy, LayerMemory};
@@ -20,7 +21,7 @@ enum PageSlices<'a> {
 
 /// The pages of several heads, looked up side by side: a gang's blocks have ids in a row, and a long context has so many
 /// that one head after the other would find none of them in the processor's cache.
-fn side_by_side<'a, 'l, T: 'a>(lists: impl Iterator<Item = &'l PageList<'a, T>>) -> Vec<Vec<&'a [T]>>
+fn side_by_side<'a, 'l, T: Pod>(lists: impl Iterator<Item = &'l PageList<'a, T>>) -> Vec<Vec<&'a [T]>>
 where
     'a: 'l,
 {
