@@ -9,7 +9,7 @@
 //!
 //! `events` pays for what a live run pays on the engine's thread: the step's record, folding it, handing it to a
 //! listener. The share of the bandwidth is the bytes of weights, keys and values that a step has to read, over its time,
-//! against what reading 400 MB takes in this process on as many threads.
+//! against what reading 400 MB takes in this process on as many threads, once beside every pair.
 //!
 //! Threads are `RAYON_NUM_THREADS` for both. `KVISTA_BENCH_CONTEXTS` (`256,2048,8192`; empty for none),
 //! `KVISTA_BENCH_READ` (`16384`, the context of the read set; 0 for none) and `KVISTA_BENCH_PAIRS` (40) make it shorter,
@@ -220,21 +220,27 @@ fn agree(model: &Arc<Model>, folder: &Path) -> Outcome<()> {
     Ok(())
 }
 
-/// A row of numbers big enough that no cache holds it, and the fastest of some readings of it, bytes per second.
-fn bandwidth() -> f64 {
-    let numbers = vec![1.0f32; 100_000_000];
-    let read = |_| {
+/// A row of numbers big enough that no cache of a core holds it.
+struct Reading(Vec<f32>);
+
+impl Reading {
+    fn new() -> Self {
+        Self(vec![1.0; 100_000_000])
+    }
+
+    /// Bytes per second, of one reading by all threads.
+    fn rate(&self) -> f64 {
         let start = Instant::now();
-        let sum: f32 = numbers.par_chunks(1 << 16).map(|part| Isa::best().sum(part)).sum();
+        let sum: f32 = self.0.par_chunks(1 << 16).map(|part| Isa::best().sum(part)).sum();
         assert!(sum > 0.0);
-        size_of_val(&*numbers) as f64 / start.elapsed().as_secs_f64()
-    };
-    (0..8).map(read).fold(0.0, f64::max)
+        size_of_val(&*self.0) as f64 / start.elapsed().as_secs_f64()
+    }
 }
 
 /// The engine with weights of a type, of so many bits each, against candle with f32 weights.
 fn against_candle(
     (model, weights, bits): (&Arc<Model>, &str, f64),
+    reading: &Reading,
     candle: &mut Candle,
     context: usize,
     pairs: usize,
@@ -244,7 +250,7 @@ fn against_candle(
     for _ in 0..WARM_UP {
         candle.step_ns();
     }
-    let (mut theirs, mut events, mut off) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut theirs, mut events, mut off, mut rates) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for pair in 0..pairs {
         let theirs_first = pair % 2 == 0;
         if theirs_first {
@@ -257,24 +263,26 @@ fn against_candle(
                 off.push(ours.step_ns(Observe::Off));
             }
         }
+        rates.push(reading.rate());
         if !theirs_first {
             theirs.push(candle.step_ns());
         }
     }
     let (ratio, low, high) = median(theirs.iter().zip(&events).map(|(a, b)| a / b).collect());
     let overhead = median(events.iter().zip(&off).map(|(a, b)| a / b).collect()).0;
-    let (theirs, events) = (median(theirs).0, median(events).0);
     let read = (LAYERS * (4 * HIDDEN + 3 * INTERMEDIATE) * HIDDEN + VOCAB * HIDDEN) as f64 * bits / 8.0;
     let rows = 2 * LAYERS * HIDDEN * 4 * context;
-    let (bytes, bandwidth) = (read + rows as f64, bandwidth());
+    let bytes = read + rows as f64;
+    let share = median(events.iter().zip(&rates).map(|(ns, rate)| bytes / (ns / 1e9) / rate).collect()).0;
+    let (theirs, events, rate) = (median(theirs).0, median(events).0, median(rates).0);
     println!(
         "{context:>6} tokens, {weights} weights: candle {:.2}, kvista {:.2} tokens/s with events: {ratio:.2} times (95 % interval {low:.2} \
          to {high:.2}); events {overhead:.3} of off; {:.1} of {:.1} GB/s read ({:.0} %); {pairs} pairs",
         1e9 / theirs,
         1e9 / events,
         bytes / events,
-        bandwidth / 1e9,
-        1e2 * bytes / (events / 1e9) / bandwidth,
+        rate / 1e9,
+        1e2 * share,
     );
     Ok(())
 }
@@ -315,23 +323,23 @@ fn main() -> Outcome<()> {
     let model = Arc::new(model::load(folder.path())?);
     println!(
         "110M shape: {LAYERS} layers, {HEADS} heads of {}, vocabulary {VOCAB}; f32 weights and pages; {}, {} threads of {} \
-         cores; {:.1} GB/s read",
+         cores",
         HIDDEN / HEADS,
         Isa::best(),
         rayon::current_num_threads(),
         std::thread::available_parallelism()?,
-        bandwidth() / 1e9
     );
     agree(&model, folder.path())?;
     let mut candle = Candle::load(folder.path())?;
+    let reading = Reading::new();
     let shortest = contexts.first().copied().unwrap_or(0);
     for context in contexts {
-        against_candle((&model, "f32", 32.0), &mut candle, context, pairs)?;
+        against_candle((&model, "f32", 32.0), &reading, &mut candle, context, pairs)?;
         if context == shortest {
             let mut unheard = |_: &model::Progress<'_>| ControlFlow::Continue(());
             let q8 = model::load_as(folder.path(), "", Some("q8_0".parse()?), &mut unheard)?;
             let context = candle.position;
-            against_candle((&Arc::new(q8), "q8_0", 8.5), &mut candle, context, pairs)?;
+            against_candle((&Arc::new(q8), "q8_0", 8.5), &reading, &mut candle, context, pairs)?;
         }
     }
     drop(candle);

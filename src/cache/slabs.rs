@@ -14,7 +14,7 @@ const HELD: &str = "a block in a table has its page";
 /// A page per block in use, of elements that may hold any bits.
 #[derive(Debug)]
 pub(super) struct Slabs<T> {
-    slabs: Vec<Slab>,
+    memory: Vec<Slab>,
     /// Elements of a page.
     page: usize,
     /// Pages of a slab.
@@ -57,16 +57,16 @@ impl<T: Pod> Slabs<T> {
     pub(super) const fn new(page: usize) -> Self {
         let bytes = page * size_of::<T>();
         let per_slab = if bytes == 0 || bytes > SLAB_BYTES { 1 } else { SLAB_BYTES / bytes };
-        Self { slabs: Vec::new(), page, per_slab, held: Vec::new(), element: std::marker::PhantomData }
+        Self { memory: Vec::new(), page, per_slab, held: Vec::new(), element: std::marker::PhantomData }
     }
 
     /// Gives a block its page, of zeros.
     pub(super) fn allocate(&mut self, id: BlockId) {
         let at = id as usize;
-        while self.slabs.len() <= at / self.per_slab {
+        while self.memory.len() <= at / self.per_slab {
             let slab = Slab::new((self.per_slab * self.page * size_of::<T>()).max(1));
             // A short run commits no more than it writes.
-            self.slabs.push(if self.slabs.is_empty() { slab } else { slab.coarse() });
+            self.memory.push(if self.memory.is_empty() { slab } else { slab.coarse() });
         }
         if self.held.len() <= at {
             self.held.resize(at + 1, false);
@@ -86,7 +86,7 @@ impl<T: Pod> Slabs<T> {
         if !*self.held.get(at)? {
             return None;
         }
-        Some(&self.slabs[at / self.per_slab].all()[self.place(id)..][..self.page])
+        Some(&self.memory[at / self.per_slab].all()[self.place(id)..][..self.page])
     }
 
     pub(super) fn page(&self, id: BlockId) -> &[T] {
@@ -96,20 +96,17 @@ impl<T: Pod> Slabs<T> {
     pub(super) fn page_mut(&mut self, id: BlockId) -> &mut [T] {
         let (at, place) = (id as usize, self.place(id));
         assert!(self.held[at], "{HELD}");
-        &mut self.slabs[at / self.per_slab].all_mut()[place..][..self.page]
+        &mut self.memory[at / self.per_slab].all_mut()[place..][..self.page]
     }
 
     /// Copies `n` elements from a place in one page to one in another or the same, wherever they overlap.
     pub(super) fn copy(&mut self, (from, a): (BlockId, usize), (to, b): (BlockId, usize), n: usize) {
         let (source, target) = (self.place(from) + a, self.place(to) + b);
-        match self.slabs.get_disjoint_mut([from as usize / self.per_slab, to as usize / self.per_slab]) {
-            Ok([from, to]) => {
-                to.all_mut::<T>()[target..][..n].copy_from_slice(&from.all()[source..][..n]);
-            }
-            Err(_) => {
-                let slab = self.slabs[from as usize / self.per_slab].all_mut::<T>();
-                slab.copy_within(source..source + n, target);
-            }
+        let slab = |id: BlockId| id as usize / self.per_slab;
+        if let Ok([from, to]) = self.memory.get_disjoint_mut([slab(from), slab(to)]) {
+            to.all_mut::<T>()[target..][..n].copy_from_slice(&from.all()[source..][..n]);
+        } else {
+            self.memory[slab(from)].all_mut::<T>().copy_within(source..source + n, target);
         }
     }
 

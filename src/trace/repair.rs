@@ -94,7 +94,7 @@ struct Salvage {
 struct Resume {
     gap: Option<(u64, Gap)>,
     keyframe: Option<(StepId, u64, Vec<u8>)>,
-    latency: Option<(StepId, u64, Vec<(String, Vec<u8>)>)>,
+    latency: Option<(StepId, u64, Vec<u8>)>,
 }
 
 impl Salvage {
@@ -118,7 +118,7 @@ impl Salvage {
                     let kept = sound(writer.latency(step, at_ns, &histograms), report)?;
                     report.histograms += usize::from(kept);
                 }
-                Ok(histograms) => self.resume.latency = Some((step, at_ns, histograms)),
+                Ok(_) => self.resume.latency = Some((step, at_ns, data.to_vec())),
                 Err(error) => report.problem(format!("/latency of step {step}: {error}")),
             },
             Told::Gap(gap) => self.resume.gap = Some((at_ns, gap)),
@@ -191,7 +191,9 @@ impl Salvage {
             return Ok(false);
         }
         report.keyframes += 1;
-        if let Some((_, at_ns, histograms)) = latency.filter(|(of, ..)| *of == step) {
+        if let Some((_, at_ns, data)) = latency.filter(|(of, ..)| *of == step)
+            && let Ok(histograms) = decode_latency(&data)
+        {
             report.histograms += usize::from(sound(writer.latency(step, at_ns, &histograms), report)?);
         }
         Ok(true)
