@@ -99,7 +99,7 @@ fn main() {
                     ];
                     args.extend([NULL, NULL, tables.arg(), positions.arg(), lanes.arg()]);
                     args.extend([heads, kv_heads, D, BLOCK, splits, slots, blocks, 0].map(Arg::from));
-                    args.extend([0.088f32.into(), ALL_POSITIONS.into(), NO_CAP.into()]);
+                    args.extend([Arg::from(0.088f32), ALL_POSITIONS.into(), NO_CAP.into()]);
                     module.launch(&name, [splits, kv_heads, sequences], 128, &args);
                     let mut args = vec![out.arg(), totals.arg(), partial.arg(), max_sum.arg(), lanes.arg()];
                     args.extend([heads, kv_heads, D, splits].map(Arg::from));

@@ -30,7 +30,7 @@ use crate::device::gpu::{Array, DeviceError, Gpu, Result, Room};
 use crate::device::launch::{Bend, Cell, Heads};
 use crate::event::BlockId;
 
-pub use pages::{NewTokens, PageCopies};
+pub use pages::{NewTokens, PageCopies, Stretch};
 
 use pages::Pool;
 use tables::Turns;
@@ -369,8 +369,8 @@ impl<G: Gpu> PageCopies for GpuAttention<G> {
         self.pool.append(&self.gpu, tokens)
     }
 
-    fn put(&mut self, block: BlockId, row: usize, keys: Rows<'_>, values: Option<Rows<'_>>) -> Result<()> {
-        self.pool.put(&self.gpu, block, row, keys, values)
+    fn put(&mut self, stretches: &[Stretch<'_>]) -> Result<()> {
+        self.pool.put(&self.gpu, stretches)
     }
 
     fn free(&mut self, blocks: &[BlockId]) {

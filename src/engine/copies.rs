@@ -4,7 +4,7 @@ use super::EngineError;
 use super::core::Engine;
 use super::sequence::Work;
 use crate::attention::Rows;
-use crate::attention::gpu::NewTokens;
+use crate::attention::gpu::{NewTokens, Stretch};
 use crate::cache::{ChangedRows, Pages};
 use crate::event::{BlockId, Layer, SeqId, Tier};
 
@@ -27,16 +27,22 @@ impl Engine {
         let width = self.cache.config().block_size as usize;
         let head_dim = self.cache.config().shape.head_dim;
         let on_host = self.cache.config().v_on_host(layer);
+        let mut stretches = Vec::new();
         for ChangedRows { head, slots } in changes {
             let lane = self.cache.table(seq, layer).lane(head);
             let (keys, values) = self.cache.pages(seq, layer, head);
             for block in slots.start / width..slots.end.div_ceil(width) {
                 let first = block * width;
                 let (from, to) = (slots.start.max(first) - first, slots.end.min(first + width) - first);
-                let values = (!on_host).then(|| rows(&values, block, from, to, head_dim));
-                copies.put(lane.block(block), from, rows(&keys, block, from, to, head_dim), values)?;
+                stretches.push(Stretch {
+                    block: lane.block(block),
+                    row: from,
+                    keys: rows(&keys, block, from, to, head_dim),
+                    values: (!on_host).then(|| rows(&values, block, from, to, head_dim)),
+                });
             }
         }
+        copies.put(&stretches)?;
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use half::f16;
 use kvista::attention::cpu::CpuAttention;
-use kvista::attention::gpu::{GpuAttention, NewTokens, PageCopies, check};
+use kvista::attention::gpu::{GpuAttention, NewTokens, PageCopies, Stretch, check};
 use kvista::attention::{
     Attention, HeadLane, PageBounds, Pages, Queries, Rope, Rotation, RowSink, Rows, Scoring, Shape, Wants,
 };
@@ -112,6 +112,7 @@ impl Layer {
     /// Puts every row into the device's pages: the fresh ones as new tokens, the others as they are stored.
     fn fill(&self, copies: &mut dyn PageCopies, values_on_host: bool) {
         let d = self.shape.head_dim();
+        let mut stretches = Vec::new();
         for (h, head) in self.heads.iter().enumerate() {
             let old = head.slots.len() - self.fresh;
             for (i, &block) in head.blocks.iter().enumerate() {
@@ -119,11 +120,16 @@ impl Layer {
                 // A block in two pieces.
                 let middle = usize::midpoint(from, to.max(from));
                 for (from, to) in [(from, middle), (middle, to)].into_iter().filter(|(from, to)| from < to) {
-                    let values = (!values_on_host).then(|| self.rows(h, 1, from, to));
-                    copies.put(block, from % self.block_size, self.rows(h, 0, from, to), values).unwrap();
+                    stretches.push(Stretch {
+                        block,
+                        row: from % self.block_size,
+                        keys: self.rows(h, 0, from, to),
+                        values: (!values_on_host).then(|| self.rows(h, 1, from, to)),
+                    });
                 }
             }
         }
+        copies.put(&stretches).unwrap();
         let of_fresh = |part: usize| -> Vec<f32> {
             let rows = |token: usize| {
                 self.heads.iter().flat_map(move |head| {

@@ -19,6 +19,19 @@ pub struct NewTokens<'a> {
     pub places: &'a [(usize, Vec<BlockId>)],
 }
 
+/// Consecutive rows of a block, as the cache stores them.
+#[derive(Clone, Copy, Debug)]
+pub struct Stretch<'a> {
+    /// The block.
+    pub block: BlockId,
+    /// The first of them.
+    pub row: usize,
+    /// `[row][head_dim]`.
+    pub keys: Rows<'a>,
+    /// The same; `None` where values live on the host, which is so of all stretches or of none.
+    pub values: Option<Rows<'a>>,
+}
+
 /// A copy of the cache's pages, kept where attention reads it.
 pub trait PageCopies {
     /// Writes the rows of new tokens.
@@ -27,8 +40,8 @@ pub trait PageCopies {
     /// There is no more memory, or the device fails; so below.
     fn append(&mut self, tokens: NewTokens<'_>) -> Result<()>;
 
-    /// Writes rows of a block, as the cache stores them, from row `row` on. `values` are `None` where they live on the host.
-    fn put(&mut self, block: BlockId, row: usize, keys: Rows<'_>, values: Option<Rows<'_>>) -> Result<()>;
+    /// Writes rows that are stored already: those that moved or were altered.
+    fn put(&mut self, stretches: &[Stretch<'_>]) -> Result<()>;
 
     /// Forgets blocks that were given back.
     fn free(&mut self, blocks: &[BlockId]);
@@ -165,22 +178,26 @@ impl<G: Gpu> Pool<G> {
 
     pub(super) fn append(&mut self, gpu: &G, tokens: NewTokens<'_>) -> Result<()> {
         let NewTokens { keys, values, places } = tokens;
-        let (kv_heads, d) = (places.len(), self.head_dim);
-        let rows = keys.len() / d;
-        let (mut lanes, mut tables) = (Vec::with_capacity(kv_heads * LANE_WORDS), Vec::new());
+        let mut lanes = NewRows::default();
         for (_, blocks) in places {
-            lanes.extend([tables.len() as u32, 0, 0, 0, 0, 0, 0, 0]);
+            lanes.begin_lane();
             for &block in blocks {
-                tables.push(self.put_place(gpu, block, values.is_some())?);
+                lanes.tables.push(self.put_place(gpu, block, values.is_some())?);
             }
         }
-        let (mut lane_of, mut slots) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
-        for token in 0..rows / kv_heads {
+        for token in 0..keys.len() / self.head_dim / places.len() {
             for (head, (first, _)) in places.iter().enumerate() {
-                lane_of.push(head as u32);
-                slots.push((first % self.block_size + token) as u32);
+                lanes.push(head, first % self.block_size + token);
             }
         }
+        self.scatter(gpu, lanes, keys, values)
+    }
+
+    /// Writes rows of f32, each to its slot of its lane.
+    fn scatter(&mut self, gpu: &G, to: NewRows, keys: &[f32], values: Option<&[f32]>) -> Result<()> {
+        let d = self.head_dim;
+        let rows = keys.len() / d;
+        let NewRows { lanes, lane_of, slots, tables } = to;
         let words = [lanes, lane_of, slots, tables].map(|words| (words.len(), words));
         let all: Vec<u32> = words.iter().flat_map(|(_, words)| words.iter().copied()).collect();
         let lanes = self.words.filled(gpu, word_bytes(&all))?;
@@ -214,25 +231,66 @@ impl<G: Gpu> Pool<G> {
         append.launch(gpu)
     }
 
-    pub(super) fn put(
-        &mut self,
-        gpu: &G,
-        block: BlockId,
-        row: usize,
-        keys: Rows<'_>,
-        values: Option<Rows<'_>>,
-    ) -> Result<()> {
-        let page = self.put_place(gpu, block, values.is_some())? as usize;
-        let at = (page * self.block_size + row) * self.cell.row_bytes(self.head_dim);
-        let [k, v] = self.slabs(gpu, values.is_some());
+    pub(super) fn put(&mut self, gpu: &G, stretches: &[Stretch<'_>]) -> Result<()> {
+        let Some(first) = stretches.first() else { return Ok(()) };
+        let has_values = first.values.is_some();
+        if self.cell == Cell::Int8 {
+            return self.put_codes(gpu, stretches, has_values);
+        }
+        // Widened, and narrowed again on the way: that changes no bit, and all of them go in one launch.
+        let (mut lanes, mut keys, mut values) = (NewRows::default(), Vec::new(), Vec::new());
+        for (i, stretch) in stretches.iter().enumerate() {
+            lanes.begin_lane();
+            lanes.tables.push(self.put_place(gpu, stretch.block, has_values)?);
+            (0..stretch.keys.len() / self.head_dim).for_each(|row| lanes.push(i, stretch.row + row));
+            let mut scratch = Vec::new();
+            keys.extend_from_slice(stretch.keys.widen(&mut scratch));
+            if let Some(rows) = stretch.values {
+                values.extend_from_slice(rows.widen(&mut scratch));
+            }
+        }
+        self.scatter(gpu, lanes, &keys, has_values.then_some(&*values))
+    }
+
+    /// Codes as they are: making them anew of what they decode to would change them.
+    fn put_codes(&mut self, gpu: &G, stretches: &[Stretch<'_>], has_values: bool) -> Result<()> {
+        let row_bytes = self.cell.row_bytes(self.head_dim);
         let mut bytes = Vec::new();
-        for (slab, rows) in [(k, Some(keys)), (v, values)] {
-            let Some(rows) = rows else { continue };
-            bytes.clear();
-            stored(rows, self.cell, &mut bytes)?;
-            gpu.upload(slab.offset(at), &bytes)?;
+        for &Stretch { block, row, keys, values } in stretches {
+            let page = self.put_place(gpu, block, has_values)? as usize;
+            let at = (page * self.block_size + row) * row_bytes;
+            let [k, v] = self.slabs(gpu, has_values);
+            for (slab, rows) in [(k, Some(keys)), (v, values)] {
+                let Some(rows) = rows else { continue };
+                bytes.clear();
+                stored(rows, self.cell, &mut bytes)?;
+                gpu.upload(slab.offset(at), &bytes)?;
+            }
         }
         Ok(())
+    }
+}
+
+/// Where rows go: lanes, and of each row the lane and the slot in it.
+#[derive(Default)]
+struct NewRows {
+    lanes: Vec<u32>,
+    lane_of: Vec<u32>,
+    slots: Vec<u32>,
+    tables: Vec<u32>,
+}
+
+impl NewRows {
+    /// Begins a lane: its table is what is added next.
+    fn begin_lane(&mut self) {
+        let mut lane = [0; LANE_WORDS];
+        lane[0] = self.tables.len() as u32;
+        self.lanes.extend(lane);
+    }
+
+    fn push(&mut self, lane: usize, slot: usize) {
+        self.lane_of.push(lane as u32);
+        self.slots.push(slot as u32);
     }
 }
 
