@@ -401,7 +401,7 @@ fn a_lost_device_is_an_error_not_a_panic() {
     let cell = check(shape, "f32").unwrap();
     let mut lost = 0;
     // From where the pages have just been filled.
-    for lives in 6..60 {
+    for lives in 12..66 {
         let device = Emulated::mortal(lives);
         let mut gpu = GpuAttention::new(device.clone(), shape, cell, layer.block_size, 1 << 20);
         layer.fill(&mut gpu, false);

@@ -70,8 +70,10 @@ fn same_with(model: &Arc<Model>, settings: &Settings, what: &str) {
     let own = steps(Engine::new(Arc::clone(model), &settings, &prompt).unwrap());
     let gpu = steps(on_gpu(model, &settings, &prompt));
     assert_eq!(ids(&gpu), ids(&own), "{what}");
+    // Whether CaM merges a row is drawn, by a chance that is off by a rounding.
+    let bound = if settings.merge.is_empty() { 2e-3 } else { 2e-2 };
     for (gpu, own) in drawn(&gpu).iter().zip(drawn(&own)) {
-        assert!((gpu.logprob - own.logprob).abs() < 2e-3, "{what}: {} {}", gpu.logprob, own.logprob);
+        assert!((gpu.logprob - own.logprob).abs() < bound, "{what}: {} {}", gpu.logprob, own.logprob);
     }
     for (gpu, own) in gpu.iter().zip(&own) {
         for (gpu, own) in gpu.seqs.iter().zip(&own.seqs) {
@@ -191,7 +193,7 @@ fn a_lost_device_ends_the_run_with_one_line() {
     let (model, golden) = golden();
     let prompt = Prompt { text: golden.prompt_text, ..Prompt::default() };
     let settings = Settings { device: "cuda:0".into(), max_tokens: 4, chunk: 48, ..Settings::default() };
-    for lives in [0, 40, 120, 250] {
+    for lives in [0, 20, 80, 150] {
         let backend = Backend::gpu(Emulated::mortal(lives), Device::Cpu);
         let mut engine = Engine::on(backend, Arc::clone(&model), &settings, &prompt).unwrap();
         let error = loop {
