@@ -358,7 +358,7 @@ impl Cache {
         for head in 0..kv_heads {
             let lane = table.lane(head);
             let slot = reserved_slot(lane, first, n).ok_or_else(|| misfit.clone())?;
-            self.changes.write(seq, layer, head, slot..slot + n);
+            self.changes.write((seq, layer, head), lane, slot..slot + n);
             if let Some(calibration) = calibration {
                 let mut coder = Coder {
                     keys: self.pages.keys.nuq_mut(),

@@ -1,9 +1,10 @@
 //! What changed in the pages, for whoever keeps a copy of them elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use super::Cache;
+use super::table::LaneView;
 use crate::event::{BlockId, Head, Layer, SeqId};
 
 /// Rows of one KV head that were written since somebody last asked.
@@ -15,18 +16,36 @@ pub struct ChangedRows {
     pub slots: Range<usize>,
 }
 
+/// Rows of a block. Slots of a lane are counted anew when a block before them goes, blocks keep their names.
+#[derive(Clone, Debug)]
+struct Written {
+    head: Head,
+    block: BlockId,
+    rows: Range<usize>,
+}
+
 /// Kept where somebody follows.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Changes {
     followed: bool,
-    rows: BTreeMap<(SeqId, Layer), Vec<ChangedRows>>,
+    rows: BTreeMap<(SeqId, Layer), Vec<Written>>,
     freed: Vec<BlockId>,
 }
 
 impl Changes {
-    pub(super) fn write(&mut self, seq: SeqId, layer: Layer, head: Head, slots: Range<usize>) {
-        if self.followed {
-            self.rows.entry((seq, layer)).or_default().push(ChangedRows { head, slots });
+    pub(super) fn write(
+        &mut self,
+        (seq, layer, head): (SeqId, Layer, Head),
+        lane: LaneView<'_>,
+        slots: Range<usize>,
+    ) {
+        if !self.followed {
+            return;
+        }
+        let (width, written) = (lane.block_size as usize, self.rows.entry((seq, layer)).or_default());
+        for i in slots.start / width..slots.end.div_ceil(width) {
+            let rows = slots.start.max(i * width) - i * width..slots.end.min((i + 1) * width) - i * width;
+            written.push(Written { head, block: lane.block(i), rows });
         }
     }
 
@@ -49,24 +68,35 @@ impl Cache {
         for (&seq, sequence) in &self.sequences {
             for (layer, table) in sequence.tables.iter().enumerate() {
                 for head in 0..table.heads() {
-                    self.changes.write(seq, layer as Layer, head, 0..table.lane(head).slots.len());
+                    let lane = table.lane(head);
+                    self.changes.write((seq, layer as Layer, head), lane, 0..lane.slots.len());
                 }
             }
         }
     }
 
-    /// Rows of a (sequence, layer) that were written or moved since the last call, in the order in which that happened.
+    /// Rows of a (sequence, layer) that were written or moved since the last call; some may be named twice.
+    ///
+    /// # Panics
+    /// The model has no such layer.
     pub fn take_changes(&mut self, seq: SeqId, layer: Layer) -> Vec<ChangedRows> {
-        let mut changes = self.changes.rows.remove(&(seq, layer)).unwrap_or_default();
-        if let Some(sequence) = self.sequences.get(&seq) {
-            let table = &sequence.tables[usize::from(layer)];
-            for ChangedRows { head, slots } in &mut changes {
+        let Some(written) = self.changes.rows.remove(&(seq, layer)) else { return Vec::new() };
+        let table = self.table(seq, layer);
+        let mut changed = Vec::new();
+        for head in 0..table.heads() {
+            let lane = table.lane(head);
+            let places: HashMap<BlockId, usize> = lane.blocks().enumerate().map(|(i, id)| (id, i)).collect();
+            for Written { block, rows, .. } in written.iter().filter(|written| written.head == head) {
                 // What was lost meanwhile is nobody's business any more.
-                slots.end = slots.end.min(table.lane(*head).slots.len());
+                let Some(&i) = places.get(block) else { continue };
+                let first = i * lane.block_size as usize;
+                let slots = first + rows.start..first + rows.end.min(lane.block_slots(i).len());
+                if !slots.is_empty() {
+                    changed.push(ChangedRows { head, slots });
+                }
             }
         }
-        changes.retain(|change| !change.slots.is_empty());
-        changes
+        changed
     }
 
     /// Blocks that were given back since the last call; some may be in use again.

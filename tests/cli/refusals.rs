@@ -92,6 +92,7 @@ fn numbers_that_cannot_be() {
         &["int4", "streaming"],
     );
     refused(&["--device", "cuda"], &["--device cuda", "cpu"]);
+    refused(&["--device", "gpu"], &["--device gpu", "auto, cpu, cuda or cuda:N"]);
     refused(&["--compress", "context"], &["--compress context", "--question"]);
     refused(&["--compress", "nonsense"], &["--compress nonsense", "context or prompt"]);
 }

@@ -254,6 +254,7 @@ fn plain_and_text_say_the_same_in_words() {
     let plain = run(args.iter().chain(&["--plain"])).ok().out();
     let steps = plain.lines().filter(|line| line.starts_with("step ")).count();
     assert_eq!(summary["steps"], steps, "{plain}");
+    assert!(plain.contains("device cpu ("), "why it runs there is said: {plain}");
 }
 
 #[test]
