@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use gpu::{Memory, Module, is_wanted, synchronise};
 use host::{Arg, NULL};
-use scene::{Cell, SPLIT};
+use scene::{ALL_POSITIONS, Cell, NO_CAP, SPLIT};
 
 /// Launches timed together; the best of some such batches is told.
 const LAUNCHES: u32 = 20;
@@ -99,7 +99,7 @@ fn main() {
                     ];
                     args.extend([NULL, NULL, tables.arg(), positions.arg(), lanes.arg()]);
                     args.extend([heads, kv_heads, D, BLOCK, splits, slots, blocks, 0].map(Arg::from));
-                    args.push(0.088f32.into());
+                    args.extend([Arg::from(0.088f32), ALL_POSITIONS.into(), NO_CAP.into()]);
                     module.launch(&name, [splits, kv_heads, sequences], 128, &args);
                     let mut args = vec![out.arg(), totals.arg(), partial.arg(), max_sum.arg(), lanes.arg()];
                     args.extend([heads, kv_heads, D, splits].map(Arg::from));

@@ -129,5 +129,17 @@ struct Min {
   KV_DEVICE unsigned pair(unsigned a, unsigned b) const { return min(a, b); }
 };
 
+// The window of a layer that has none.
+constexpr unsigned ALL_POSITIONS = 0xffffffffu;
+
+// Whether a query sees a position: its own, and those less than `window` before it.
+KV_DEVICE bool is_seen(unsigned position, unsigned query, unsigned window) {
+  return position != HOLE && position <= query && query - position < window;
+}
+// A score as the layer bends it, with a cap or without (0); where nothing is seen nothing is.
+KV_DEVICE float capped(float score, float cap) {
+  return cap > 0.0f && score > minus_infinity() ? cap * tanhf(score / cap) : score;
+}
+
 // `e^(x - max)` where there is anything at all.
 KV_DEVICE float exp_from(float x, float max) { return max == minus_infinity() ? 0.0f : expf(x - max); }

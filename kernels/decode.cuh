@@ -81,6 +81,8 @@ struct DecodeArgs {
   const unsigned* lanes;
   int heads, kv_heads, head_dim, block_size, splits, score_stride, block_stride, read_stride;
   float scale;
+  unsigned window;  // a query sees its own position and those less than so many before it; ALL_POSITIONS for all
+  float softcap;    // a score s becomes softcap * tanh(s / softcap) (Gemma 2, arXiv 2408.00118); 0 for none
 };
 
 // Scores of rows `first .. first + 32` of the range, all of one kind, by one warp. `Cell` is how these rows lie: the
@@ -201,7 +203,7 @@ KV_DEVICE void decode_split(const DecodeArgs& a) {
   for (int i = tid; i < SPLIT; i += DECODE_THREADS) {
     const unsigned slot = base + i;
     const unsigned position = i < count ? a.positions[lane.positions + slot] : HOLE;
-    bool seen = position != HOLE && position <= lane.query;
+    bool seen = is_seen(position, lane.query, a.window);
     if (a.read != nullptr && seen) {
       unsigned any = 0;
       for (int g = 0; g < heads; ++g) any |= a.read[(first_head + g) * a.read_stride + slot / 32];
@@ -234,6 +236,10 @@ KV_DEVICE void decode_split(const DecodeArgs& a) {
   }
   __syncthreads();
 
+  if (a.softcap > 0.0f) {
+    for (int i = tid; i < G * count; i += DECODE_THREADS) weights[i] = capped(weights[i], a.softcap);
+    __syncthreads();
+  }
   if (a.read != nullptr) {
     for (int i = tid; i < heads * count; i += DECODE_THREADS) {
       const int g = i / count, slot = i % count;
@@ -310,10 +316,10 @@ KV_DEVICE void decode_split(const DecodeArgs& a) {
            const float* queries, const byte* k,                                                                       \
            const byte* v, const byte* exact_k, const byte* exact_v, const unsigned* blocks, const unsigned* positions, \
            const unsigned* lanes, int heads, int kv_heads, int head_dim, int block_size, int splits,                  \
-           int score_stride, int block_stride, int read_stride, float scale) {                                        \
-    decode_split<C, D, G>(DecodeArgs{partial, max_sum, scores, block_sums, read, queries, k, v, exact_k, exact_v, blocks,   \
+           int score_stride, int block_stride, int read_stride, float scale, unsigned window, float softcap) {        \
+    decode_split<C, D, G>(DecodeArgs{partial, max_sum, scores, block_sums, read, queries, k, v, exact_k, exact_v, blocks, \
                                      positions, lanes, heads, kv_heads, head_dim, block_size, splits, score_stride,   \
-                                     block_stride, read_stride, scale});                                              \
+                                     block_stride, read_stride, scale, window, softcap});                             \
   }                                                                                                                   \
   KV_EXPORT(name)
 

@@ -23,7 +23,7 @@
 // Registers: at most 64, no spills.
 #include "select.cuh"
 
-KV_DEVICE bool is_seen(unsigned position, const Lane& lane) { return position != HOLE && position <= lane.query; }
+KV_DEVICE bool is_seen(unsigned position, const Lane& lane) { return is_seen(position, lane.query, ALL_POSITIONS); }
 
 // Probabilities are never negative: their bits have their order.
 struct Probability {

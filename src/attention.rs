@@ -1,6 +1,6 @@
 //! Floor 2: attention over pages, decode and chunked prefill.
 //!
-//! One trait, [`Attention`], and one backend so far, [`cpu::CpuAttention`]. A decode step is cut into stages that are
+//! One trait, [`Attention`], and two backends, [`cpu::CpuAttention`] and [`gpu::GpuAttention`]. A decode step is cut into stages that are
 //! called one after the other and can each be clocked, because a read set pulls V rows between them:
 //!
 //! ```text
@@ -20,11 +20,13 @@
 //! A sum over slots is made of partial sums over fixed ranges of [`RANGE_SLOTS`] slots, each in ascending slot order,
 //! combined in ascending order. Over the same slots neither the number of threads nor the size of a prefill chunk changes an output's bits,
 //! and a selection that holds every live slot gives the bits of the full sum. Nor does the processor: the innermost loops
-//! have one order on all of them ([`crate::device::simd`]).
+//! have one order on all of them ([`crate::device::simd`]). A GPU has an order of its own, the same on every device, and
+//! [`gpu`] says where it differs.
 
 mod bounds;
 mod cells;
 pub mod cpu;
+pub mod gpu;
 mod kernel;
 mod lane;
 mod observe;
@@ -38,6 +40,7 @@ mod tests;
 mod tile;
 mod window;
 
+use crate::device::gpu::DeviceError;
 use crate::event::Position;
 
 pub use bounds::PageBounds;
@@ -110,6 +113,12 @@ pub trait Attention: Send {
     /// Decode, last stage over all slots; V is read from the lanes. `out` is `[head][head_dim]`.
     fn weighted_sum(&mut self, lanes: &[HeadLane<'_>], out: &mut [f32]);
 
+    /// Decode, on the way to the last stage: brings the rows of the latest selection to where they are summed, so that the
+    /// time of that can be clocked. A backend that sums them where they lie has nothing to do.
+    fn stage(&mut self, values: &[Rows<'_>]) {
+        let _ = values;
+    }
+
     /// Decode, last stage over the latest selection. `values` has per KV head the V rows of its union, ascending as in
     /// [`LaneSelection::slots`]. Every query head uses the rows that it asked for itself; the probabilities are not
     /// scaled up for what was left out. `out` is `[head][head_dim]`.
@@ -163,4 +172,15 @@ pub trait Attention: Send {
     /// Attention that each slot of a KV head received from the latest prefill's queries: the mean over the group's
     /// query heads, summed over the queries (the accumulator of H2O, arXiv 2306.14048). Empty unless wanted.
     fn column_sums(&self, kv_head: usize) -> &[f32];
+
+    /// The copy of the cache's pages that this backend reads, where it does not read the cache's own: it is to be told of
+    /// every change before a stage.
+    fn copies(&mut self) -> Option<&mut dyn gpu::PageCopies> {
+        None
+    }
+
+    /// Why a stage since the last call failed. What it left means nothing then.
+    fn take_fault(&mut self) -> Option<DeviceError> {
+        None
+    }
 }

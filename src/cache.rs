@@ -12,6 +12,7 @@
 
 mod alter;
 mod arena;
+mod changes;
 mod coding;
 mod compaction;
 mod config;
@@ -31,12 +32,14 @@ use std::convert::Infallible;
 
 pub use alter::NewRows;
 pub use arena::{CodedPages, PageList, Pages};
+pub use changes::ChangedRows;
 pub use config::{CacheConfig, CacheError, Exhausted, KvShape, MAX_BLOCKS, MAX_HEAD_DIM, RopeMode};
 pub use dtype::{DtypeError, KIVI_GROUP, KvDtype, Nuq};
 pub use replay::{Compacted, replay};
 pub use table::{HOLE, LaneView, LayerTable, TableError, Victims};
 
 use arena::Arena;
+use changes::Changes;
 use coding::Tally;
 use nuq::Coder;
 use pool::{Count, Demand, Home, Part, Pool};
@@ -60,6 +63,7 @@ pub struct Cache {
     tally: Tally,
     /// Bytes of copies per tier, as told by their maker: device, host.
     copies: [u64; 2],
+    changes: Changes,
 }
 
 /// The pages of all tiers.
@@ -121,6 +125,7 @@ impl Cache {
             prefixes: PrefixIndex::new(&config),
             tally: Tally::new(config.shape, config.dtype),
             copies: [0; 2],
+            changes: Changes::default(),
         })
     }
 
@@ -143,6 +148,7 @@ impl Cache {
     pub fn remove(&mut self, seq: SeqId) {
         let Some(mut sequence) = self.sequences.remove(&seq) else { return };
         self.prefixes.leave(seq, &mut sequence.chain);
+        self.changes.remove(seq);
         for table in &sequence.tables {
             for head in 0..table.heads() {
                 let lane = table.lane(head);
@@ -352,6 +358,7 @@ impl Cache {
         for head in 0..kv_heads {
             let lane = table.lane(head);
             let slot = reserved_slot(lane, first, n).ok_or_else(|| misfit.clone())?;
+            self.changes.write(seq, layer, head, slot..slot + n);
             if let Some(calibration) = calibration {
                 let mut coder = Coder {
                     keys: self.pages.keys.nuq_mut(),
@@ -426,6 +433,7 @@ impl Cache {
     fn release(&mut self, id: BlockId) {
         let home = self.pool.home(id);
         if self.pool.release(id) {
+            self.changes.free(id);
             self.pages.free(id, home);
         }
     }

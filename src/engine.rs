@@ -14,6 +14,8 @@
 //! * [`recorder`] is a listener that writes a file.
 
 mod accumulate;
+pub mod backend;
+mod copies;
 mod core;
 mod decide;
 mod error;

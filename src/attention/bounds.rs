@@ -113,7 +113,7 @@ fn widen(bounds: &mut [f32], key: &[f32]) {
 fn in_codes(lane: &HeadLane<'_>) -> usize {
     match lane.k {
         Pages::Coded(pages) => pages.iter().map(CodedRows::coded_rows).sum(),
-        Pages::F32(_) | Pages::F16(_) => 0,
+        Pages::F32(_) | Pages::F16(_) | Pages::Placed(_) => 0,
     }
 }
 

@@ -4,7 +4,7 @@ use half::f16;
 use thiserror::Error;
 
 use crate::device::{Isa, Stored};
-use crate::event::Position;
+use crate::event::{BlockId, Position};
 use crate::quant::CodedRows;
 
 use super::rope::Rope;
@@ -181,6 +181,8 @@ pub enum Pages<'a> {
     F16(&'a [&'a [f16]]),
     /// In codes, all or the leading rows; decoded a block at a time.
     Coded(&'a [CodedRows<'a>]),
+    /// In a GPU's memory, by the block's id ([`super::gpu::PageCopies`]); no processor reads them.
+    Placed(&'a [BlockId]),
 }
 
 impl<'a> Pages<'a> {
@@ -190,6 +192,7 @@ impl<'a> Pages<'a> {
             Self::F32(pages) => pages.len(),
             Self::F16(pages) => pages.len(),
             Self::Coded(pages) => pages.len(),
+            Self::Placed(blocks) => blocks.len(),
         }
     }
 
@@ -204,6 +207,7 @@ impl<'a> Pages<'a> {
             Self::F32(pages) => Rows::F32(&pages[index][..len]),
             Self::F16(pages) => Rows::F16(&pages[index][..len]),
             Self::Coded(pages) => Rows::Coded(pages[index].cut(0, len / pages[index].row())),
+            Self::Placed(_) => unreachable!("the backend reads the pages of its own device"),
         }
     }
 
@@ -212,7 +216,7 @@ impl<'a> Pages<'a> {
         match *self {
             Self::F32(pages) => pages.get(index).and_then(|page| page.get(..len)).map(Stored::F32),
             Self::F16(pages) => pages.get(index).and_then(|page| page.get(..len)).map(Stored::F16),
-            Self::Coded(_) => None,
+            Self::Coded(_) | Self::Placed(_) => None,
         }
         .unwrap_or(Stored::NONE)
     }

@@ -93,7 +93,7 @@ impl Rope {
     }
 
     /// Cosines, then sines.
-    fn fill(&self, turns: &mut [f32], index: usize) {
+    pub(super) fn fill(&self, turns: &mut [f32], index: usize) {
         let (cos, sin) = turns.split_at_mut(self.frequencies.len());
         for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.frequencies) {
             let (s, c) = (index as f64 * frequency).sin_cos();

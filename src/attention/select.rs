@@ -76,6 +76,12 @@ impl LaneSelection {
         &self.weights[head * self.slots.len()..][..self.slots.len()]
     }
 
+    /// A choice made elsewhere: the union, its weights `[head of the group][slot of the union]`, how many slots the heads
+    /// asked for, and what each of them dropped.
+    pub(super) fn take(&mut self, slots: Vec<u32>, weights: Vec<f32>, asked: usize, dropped: &[f32]) {
+        (self.slots, self.weights, self.asked, self.dropped) = (slots, weights, asked, dropped.into());
+    }
+
     pub(super) fn all_weights(&self) -> &[f32] {
         &self.weights
     }

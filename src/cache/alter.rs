@@ -59,6 +59,7 @@ impl Cache {
             });
         }
         let head_dim = self.config.shape.head_dim;
+        self.changes.write(seq, layer, head, slot..slot + 1);
         let values = &mut self.pages.values[home as usize];
         for (part, arena, row) in [(Part::K, &mut self.pages.keys, new.k), (Part::V, values, new.v)] {
             let Some(row) = row else { continue };

@@ -96,6 +96,7 @@ impl Cache {
                 self.tally.recoded(layer, recoded);
                 values.move_rows(blocks, *first, kept, &lane.moves);
                 let view = table.lane(head);
+                self.changes.write(seq, layer, head, first * width..view.slots.len());
                 for i in *first..view.block_count() {
                     let id = view.block(i);
                     self.pool.clear(id);

@@ -81,7 +81,8 @@ pub(crate) struct RunArgs {
     /// q4_1 or q4_0. Default: as the file has them.
     #[arg(long, value_name = "TYPE")]
     pub(crate) weights: Option<String>,
-    /// Where to run. This build knows the CPU; `auto` says what it chose.
+    /// Where to run: auto, cpu, cuda or cuda:N. `auto` is the first GPU where the build and the machine have one, else the
+    /// CPU; `--plain` and `kvista doctor` say why.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: String,
     /// The prompt. Default with the demo model: a story that hides a pass key.

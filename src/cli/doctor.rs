@@ -12,6 +12,7 @@ use super::facts::say;
 use super::json::print_facts;
 use crate::device::driver::{Driver, Gpu, Memory};
 use crate::device::memory;
+use crate::engine::backend;
 use crate::ui::number;
 
 /// Bytes per timed copy: long enough that starting it does not count.
@@ -23,10 +24,18 @@ const LIBRARIES: [&str; 4] = ["libcudart.so.13", "libcublas.so.13", "libcublasLt
 #[derive(Serialize)]
 struct Findings {
     version: &'static str,
+    auto: Auto,
     cpu: Cpu,
     driver: Found<DriverFacts>,
     libraries: Vec<LibraryFacts>,
     toolkit: Found<String>,
+}
+
+/// What `--device auto` comes to.
+#[derive(Serialize)]
+struct Auto {
+    device: String,
+    why: String,
 }
 
 #[derive(Serialize)]
@@ -81,8 +90,10 @@ struct LibraryFacts {
 
 /// `kvista doctor`.
 pub(super) fn doctor(args: &ListArgs) -> Result<(), Failure> {
+    let (device, why) = backend::choose();
     let findings = Findings {
         version: env!("CARGO_PKG_VERSION"),
+        auto: Auto { device, why },
         cpu: cpu(),
         driver: driver(),
         libraries: LIBRARIES.map(|name| LibraryFacts { name, path: find_library(name) }).into(),
@@ -208,7 +219,7 @@ fn lines(findings: &Findings) -> Vec<String> {
     let Cpu { name, cores, features, free_bytes } = &findings.cpu;
     let free = free_bytes.map_or_else(String::new, |b| format!(", {} free", number::bytes(b).trim()));
     let mut lines = vec![
-        format!("kvista     {}, this build computes on the CPU", findings.version),
+        format!("kvista     {}, runs on {}: {}", findings.version, findings.auto.device, findings.auto.why),
         format!("cpu        {name}: {cores} cores, {}{free}", features.join(" ")),
     ];
     match &findings.driver {

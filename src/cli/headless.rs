@@ -37,7 +37,7 @@ enum Output {
 
 /// Runs to the end, or to the first interrupt; then the recording is finished.
 pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
-    let Setup { model, weights, settings, mut prompt } = setup::setup(args)?;
+    let Setup { model, weights, settings, mut prompt, chosen } = setup::setup(args)?;
     let format = match (args.json, args.plain) {
         (true, _) => Output::Json,
         (_, true) => Output::Plain,
@@ -73,8 +73,13 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
         None => None,
     };
     feed.begin(engine.info()).map_err(Failure::fault)?;
-    let mut printer =
-        Printer { out: io::stdout().lock(), format, text: TextStream::default(), line_is_ended: false };
+    let mut printer = Printer {
+        out: io::stdout().lock(),
+        format,
+        text: TextStream::default(),
+        line_is_ended: false,
+        chosen,
+    };
     printer.begin(&engine)?;
     let pace = args.pace.filter(|pace| *pace > 0.0);
     let run = loop {
@@ -185,6 +190,8 @@ struct Printer<'a> {
     text: TextStream,
     /// Nothing was written since an answer's end.
     line_is_ended: bool,
+    /// Why the run is on its device, if nobody named one.
+    chosen: Option<String>,
 }
 
 impl Printer<'_> {
@@ -194,8 +201,9 @@ impl Printer<'_> {
             let s = &info.settings;
             let read = if s.read.is_empty() { "none" } else { &s.read };
             let merge = if s.merge.is_empty() { String::new() } else { format!(", merge {}", s.merge) };
+            let why = self.chosen.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
             self.line(&format!(
-                "model {}, device {}, policy {}, read set {read}{merge}, prompt {} tokens",
+                "model {}, device {}{why}, policy {}, read set {read}{merge}, prompt {} tokens",
                 info.model.name, s.device, s.policy, info.prompt_tokens
             ))?;
             self.line(&format!("repeat: {}", info.command()))?;

@@ -8,7 +8,7 @@ use super::Failure;
 use super::args::RunArgs;
 use crate::cache::KvDtype;
 use crate::device;
-use crate::engine::{EngineError, Prompt};
+use crate::engine::{EngineError, Prompt, backend};
 use crate::event::Settings;
 use crate::model::hub::{self, Hub};
 use crate::model::{self, Model, Precision, Watch};
@@ -68,6 +68,8 @@ pub(crate) struct Setup {
     pub(crate) weights: Option<Precision>,
     pub(crate) settings: Settings,
     pub(crate) prompt: Prompt,
+    /// Why it runs on the device that it runs on, if nobody named one.
+    pub(crate) chosen: Option<String>,
 }
 
 /// What `kvista` without a verb runs.
@@ -79,9 +81,12 @@ pub(crate) fn demo() -> Result<Setup, Failure> {
 /// Checks what can be checked without the model, and reads the prompt.
 pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
     let model = ModelSource::of(args.model.as_deref());
-    let device = match args.device.as_str() {
-        "auto" | "cpu" => "cpu",
-        other => return Err(Failure::Input(format!("--device {other}: this build knows auto and cpu"))),
+    let (device, chosen) = match args.device.as_str() {
+        "auto" => {
+            let (device, why) = backend::choose();
+            (device, Some(why))
+        }
+        other => (backend::named(other).map_err(|error| failure(&error))?, None),
     };
     let prompt = prompt(args, &model)?;
     let read = match (&args.read, &args.kcache) {
@@ -97,7 +102,7 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
         )));
     }
     let settings = Settings {
-        device: device.into(),
+        device,
         policy: args.policy.clone(),
         read,
         merge: args.merge.clone().unwrap_or_default(),
@@ -121,7 +126,7 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
         shadow: args.shadow.unwrap_or(0),
     };
     let weights = args.weights.as_deref().map(precision).transpose()?;
-    Ok(Setup { model, weights, settings, prompt })
+    Ok(Setup { model, weights, settings, prompt, chosen })
 }
 
 /// What goes with a page type; one that is wrong is refused later, with the model at hand.

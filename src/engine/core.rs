@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::backend::Backend;
 use super::decide::Decided;
 use super::lanes::{Reading, Staging};
 use super::memory::LayerMemory;
@@ -11,13 +12,12 @@ use super::shadow::Shadow;
 use super::teacher::Teacher;
 use super::turns::{Talk, TurnStart};
 use super::{EngineError, Prompt};
-use crate::attention::cpu::CpuAttention;
 use crate::attention::{Attention, PageBounds, Rope, Ropes, Rotation, Shape};
 use crate::cache::{Cache, CacheConfig, CacheError, KvDtype, KvShape, RopeMode};
 use crate::event::{
     Finish, Head, Layer, LayerReads, LayerTraffic, Position, RunInfo, SeqId, Settings, Step, StepId, Tuning,
 };
-use crate::model::{Config, Model, Sampler};
+use crate::model::{Arithmetic, Config, Model, Sampler};
 use crate::policy::{self, Accumulators, Memory, Merging, Needs, Policy, QueryMoments, ReadSet, Site};
 use crate::probe::{Clock, PhaseTimer};
 
@@ -42,7 +42,9 @@ pub struct Engine {
     pub(super) read: Option<ReadSet>,
     pub(super) merge: Option<Merging>,
     pub(super) cache: Cache,
+    pub(super) backend: Backend,
     pub(super) attention: Box<dyn Attention>,
+    pub(super) arithmetic: Arithmetic,
     pub(super) ropes: Ropes,
     /// Everything up to where the newest answer begins.
     pub(super) prompt: Vec<u32>,
@@ -72,21 +74,35 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Prepares a run; nothing is computed yet.
+    /// Prepares a run on the device that the settings name; nothing is computed yet.
     ///
     /// # Errors
-    /// Settings that are wrong, or do not fit the model or the prompt: one clear line.
+    /// Settings that are wrong, or do not fit the model or the prompt, or a device that is not to be had: one clear line.
     pub fn new(model: Arc<Model>, settings: &Settings, prompt: &Prompt) -> Result<Self, EngineError> {
+        Self::on(Backend::of(settings)?, model, settings, prompt)
+    }
+
+    /// The same on a given device, whatever the settings call it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn on(
+        backend: Backend,
+        model: Arc<Model>,
+        settings: &Settings,
+        prompt: &Prompt,
+    ) -> Result<Self, EngineError> {
         let plan = Plan::new(&model, settings, prompt)?;
         let (needs, rope) = (
             kept(&plan.policy, plan.merge.as_ref()),
             rope_mode(&plan.policy, plan.read.as_ref(), plan.dtype),
         );
-        Self::keeping(model, plan, needs, rope)
+        Self::keeping(backend, model, plan, needs, rope)
     }
 
     /// A run that keeps of attention what is named here, and keys so.
     pub(super) fn keeping(
+        backend: Backend,
         model: Arc<Model>,
         plan: Plan,
         needs: Needs,
@@ -107,6 +123,10 @@ impl Engine {
         })?;
         let shape = Shape::new(config.heads, kv_heads, config.head_dim)
             .map_err(|e| EngineError::Setting(e.to_string()))?;
+        let mut attention = backend.attention(shape, s)?;
+        if attention.copies().is_some() {
+            cache.follow();
+        }
         let site = |seed, lane: usize| Site {
             seed,
             layer: (lane / kv_heads) as Layer,
@@ -140,7 +160,9 @@ impl Engine {
             })
             .collect();
         Ok(Self {
-            attention: Box::new(CpuAttention::new(shape)),
+            attention,
+            arithmetic: backend.arithmetic(&model)?,
+            backend,
             ropes: config.ropes(plan.info.reach() as usize),
             timer: PhaseTimer::new(Clock::new(), layers),
             shadow: Shadow::new(&model, &plan.info)?,

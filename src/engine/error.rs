@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use crate::cache::CacheError;
+use crate::device::gpu::DeviceError;
 use crate::model;
 use crate::policy::SpecError;
 use crate::state::FoldError;
@@ -19,6 +20,9 @@ pub enum EngineError {
     /// The model refused.
     #[error(transparent)]
     Model(#[from] model::Error),
+    /// The GPU is not to be had, cannot do what was asked, or failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The cache refused; pool exhaustion is not among these, it ends the sequence.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -30,6 +34,11 @@ pub enum EngineError {
 impl EngineError {
     /// Whether the person can mend it (bad settings or input), as opposed to a fault of ours.
     pub fn is_input(&self) -> bool {
-        matches!(self, Self::Setting(_) | Self::Spec(_) | Self::Model(_) | Self::Cache(_))
+        match self {
+            Self::Setting(_) | Self::Spec(_) | Self::Cache(_) => true,
+            Self::Model(error) => error.is_bad_input(),
+            Self::Device(error) => !matches!(error, DeviceError::Call { .. }),
+            Self::Fold(_) => false,
+        }
     }
 }

@@ -11,7 +11,7 @@ use crate::event::{
     AttentionGroup, AttentionMap, Fed, Finish, Head, Layer, LayerTraffic, Origin, PHASES, Phase, Position,
     ProbeCost, Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
 };
-use crate::model::{Config, Qkv};
+use crate::model::{Config, Qkv, Stream};
 use crate::policy::{Kcache, ReadRule, ReadSet, When};
 use crate::probe::PhaseTimer;
 
@@ -35,7 +35,7 @@ impl Engine {
         let computed: usize = work.iter().map(|w| w.computed().len()).sum();
         if computed > 0 {
             let ids: Vec<u32> = work.iter().flat_map(|w| w.computed().iter().copied()).collect();
-            let mut x = self.model.decoder.embed(&ids)?;
+            let mut x = self.arithmetic.embed(&self.model.decoder, &ids)?;
             self.timer.lap(None, Phase::Embed);
             for layer in 0..self.model.decoder.config().layers {
                 x = self.layer(layer, x, work, &mut gathered)?;
@@ -70,6 +70,7 @@ impl Engine {
         parts.sort_by_key(|p| p.seq);
         self.staged_bytes += self.copies_bytes();
         self.cache.note_copies(Tier::Device, self.staged_bytes);
+        self.note_pages_of_host();
         self.timer.lap(None, Phase::Policy);
         let mut step = Step {
             step: self.step,
@@ -100,11 +101,11 @@ impl Engine {
     fn layer(
         &mut self,
         layer: usize,
-        x: Vec<f32>,
+        x: Stream,
         work: &[Work],
         gathered: &mut [Gathered],
-    ) -> Result<Vec<f32>, EngineError> {
-        let mut qkv = self.model.decoder.qkv(layer, &x)?;
+    ) -> Result<Stream, EngineError> {
+        let mut qkv = self.arithmetic.qkv(&self.model.decoder, layer, &x)?;
         self.observe_queries(layer, &qkv, work);
         self.rotate(layer, &mut qkv, work);
         let at = Some(layer as Layer);
@@ -121,19 +122,22 @@ impl Engine {
             let kv = row * kv_width..(row + rows) * kv_width;
             let seq = self.sequences[w.index].id;
             let (k, v) = (&qkv.k[kv.clone()], &qkv.v[kv]);
+            self.bring_copies(seq, layer as Layer)?;
             self.cache.write(seq, layer as Layer, w.first_computed(), k, v)?;
+            self.append_copies(layer as Layer, w, k, v)?;
             self.count_push(seq, layer, rows);
             self.follow_keys(layer, w);
             self.timer.lap(at, Phase::Append);
             let range = row * q_width..(row + rows) * q_width;
             self.attend(layer, w, &qkv.q[range.clone()], &mut out[range], gathered);
+            self.check_device()?;
             if self.cache.config().dtype.is_coded() {
                 self.cache.quantise(seq, layer as Layer)?;
                 self.timer.lap(at, Phase::Append);
             }
             row += rows;
         }
-        let x = self.model.decoder.mix(layer, x, &out)?;
+        let x = self.arithmetic.mix(&self.model.decoder, layer, x, &out)?;
         self.timer.lap(at, Phase::Mlp);
         Ok(x)
     }
@@ -186,7 +190,7 @@ impl Engine {
     ) {
         let at = Some(layer as Layer);
         let seq = self.sequences[w.index].id;
-        let pages = Lanes::of(&self.cache, seq, layer as Layer);
+        let pages = Lanes::read_by(&mut *self.attention, &self.cache, seq, layer as Layer);
         let lanes = pages.resident(reading(
             (&self.ropes, self.model.decoder.config()),
             &self.cache,
@@ -210,8 +214,9 @@ impl Engine {
             );
             self.staged_bytes = self.staged_bytes.max(staged);
             self.traffic[layer].add(&traffic);
-            self.timer.lap(at, Phase::VPull);
             let values: Vec<_> = self.staging.iter().map(Staging::rows).collect();
+            self.attention.stage(&values);
+            self.timer.lap(at, Phase::VPull);
             self.attention.weighted_sum_selected(&values, out);
             if kcache.renorm {
                 renormalise(out, self.attention.selection(), self.model.decoder.config().head_dim);
@@ -260,7 +265,7 @@ impl Engine {
         }
         let config = self.cache.config();
         let reading = reading((&self.ropes, self.model.decoder.config()), &self.cache, &self.policy, layer);
-        let pages = Lanes::of(&self.cache, seq, layer as Layer);
+        let pages = Lanes::read_by(&mut *self.attention, &self.cache, seq, layer as Layer);
         let staged = StagedPages::of(&self.staging, config.block_size as usize, config.shape.head_dim);
         let lanes = if values_on_host { staged.lanes(&pages, reading) } else { pages.resident(reading) };
         let time = if needs.rows() {
@@ -327,20 +332,20 @@ impl Engine {
     }
 
     /// Logits of the sequences that want them, and the tokens drawn from these.
-    fn draw(&mut self, x: &[f32], work: &[Work], gathered: &mut [Gathered]) -> Result<(), EngineError> {
+    fn draw(&mut self, x: &Stream, work: &[Work], gathered: &mut [Gathered]) -> Result<(), EngineError> {
         let hidden = self.model.decoder.config().hidden;
         let mut last_rows = Vec::new();
         let mut row = 0;
         for w in work {
             row += w.computed().len();
             if w.draws {
-                last_rows.extend_from_slice(&x[(row - 1) * hidden..row * hidden]);
+                last_rows.push(row - 1);
             }
         }
         if last_rows.is_empty() {
             return Ok(());
         }
-        let logits = self.model.decoder.logits(&last_rows)?;
+        let logits = self.arithmetic.logits(&self.model.decoder, &x.rows(&last_rows, hidden)?)?;
         self.timer.lap(None, Phase::Logits);
         let vocab = self.model.decoder.config().vocab;
         let drawing = work.iter().zip(gathered).filter(|(w, _)| w.draws);

@@ -6,9 +6,9 @@ use bytemuck::Pod;
 use half::f16;
 
 use super::memory::{BlockCopy, LayerMemory};
-use crate::attention::{self, HeadLane, Rotation, Rows, Scoring};
+use crate::attention::{self, Attention, HeadLane, Rotation, Rows, Scoring};
 use crate::cache::{self, Cache, LaneView, PageList};
-use crate::event::{Head, Layer, Position, SeqId};
+use crate::event::{BlockId, Head, Layer, Position, SeqId};
 use crate::policy::Infllm;
 use crate::quant::{CodedRows, StoredRows};
 
@@ -17,6 +17,8 @@ enum PageSlices<'a> {
     F32(Vec<&'a [f32]>),
     F16(Vec<&'a [f16]>),
     Coded(Vec<CodedRows<'a>>),
+    /// On the backend's device, by block.
+    Placed(Vec<BlockId>),
 }
 
 /// The pages of several heads, looked up side by side: a gang's blocks have ids in a row, and a long context has so many
@@ -91,6 +93,7 @@ impl<'a> PageSlices<'a> {
             Self::F32(pages) => attention::Pages::F32(pages),
             Self::F16(pages) => attention::Pages::F16(pages),
             Self::Coded(pages) => attention::Pages::Coded(pages),
+            Self::Placed(blocks) => attention::Pages::Placed(blocks),
         }
     }
 }
@@ -149,6 +152,24 @@ pub(super) struct Lanes<'a> {
 }
 
 impl<'a> Lanes<'a> {
+    /// As a backend reads them: the cache's own pages, or by their blocks where it keeps a copy. Values of the host are
+    /// not among those.
+    pub(super) fn read_by(attention: &mut dyn Attention, cache: &'a Cache, seq: SeqId, layer: Layer) -> Self {
+        if attention.copies().is_none() {
+            return Self::of(cache, seq, layer);
+        }
+        let table = cache.table(seq, layer);
+        let views: Vec<_> = (0..table.heads()).map(|h| table.lane(h)).collect();
+        let placed = |view: &LaneView<'a>| PageSlices::Placed(view.blocks().collect());
+        let keys = views.iter().map(placed).collect();
+        let values = if cache.config().v_on_host(layer) {
+            views.iter().map(|_| PageSlices::F32(Vec::new())).collect()
+        } else {
+            views.iter().map(placed).collect()
+        };
+        Self { views, keys, values }
+    }
+
     pub(super) fn of(cache: &'a Cache, seq: SeqId, layer: Layer) -> Self {
         let table = cache.table(seq, layer);
         let heads = 0..table.heads();

@@ -41,7 +41,7 @@ impl Engine {
     ) {
         let at = Some(layer as Layer);
         let seq = self.sequences[w.index].id;
-        let pages = Lanes::of(&self.cache, seq, layer as Layer);
+        let pages = Lanes::read_by(&mut *self.attention, &self.cache, seq, layer as Layer);
         let lanes = pages.resident(reading(
             (&self.ropes, self.model.decoder.config()),
             &self.cache,
@@ -62,7 +62,7 @@ impl Engine {
         self.accumulate_decode(layer, w);
         self.timer.lap(at, Phase::Policy);
 
-        let pages = Lanes::of(&self.cache, seq, layer as Layer);
+        let pages = Lanes::read_by(&mut *self.attention, &self.cache, seq, layer as Layer);
         let lanes = pages.resident(reading(
             (&self.ropes, self.model.decoder.config()),
             &self.cache,

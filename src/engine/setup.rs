@@ -1,5 +1,6 @@
 //! From settings to a run: what is checked before the first token.
 
+use super::backend;
 use super::turns::Talk;
 use super::{EngineError, Prompt};
 use crate::cache::{CacheError, KvDtype};
@@ -97,6 +98,7 @@ impl Plan {
             check_read(read, &policy, dtype, settings.block_size)?;
         }
         let merge = merge_rule(settings, card, &policy, dtype)?;
+        backend::check(settings, model.decoder.config(), read.as_ref())?;
 
         let Given { ids: prompt_ids, context_len: context_end, talk } = given;
         if prompt_ids.is_empty() {
@@ -234,9 +236,6 @@ fn merge_rule(
 }
 
 fn check_numbers(s: &Settings) -> Result<(), EngineError> {
-    if s.device != "cpu" {
-        return refuse(format!("--device {}: this build knows auto and cpu", s.device));
-    }
     if s.block_size == 0 || s.block_size > crate::cache::table::MAX_BLOCK_SIZE {
         return refuse(format!(
             "--block-size {}: use 1 to {} slots",

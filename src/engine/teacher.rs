@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::sequence::Work;
 use super::{Engine, EngineError};
 use crate::event::{Position, Stage};
-use crate::model::{self, Config, Drawn};
+use crate::model::{self, Config, Drawn, Stream};
 
 /// Rows of logits computed at once: a row of a large vocabulary is half a megabyte.
 const ROWS_AT_ONCE: usize = 64;
@@ -86,7 +86,7 @@ impl Engine {
 
     /// Judges a chunk of the prompt: what each row says of the token after it, which the prompt knows. The last layer's
     /// rows `x` are of all the step's work.
-    pub(super) fn judge(&mut self, x: &[f32], work: &[Work]) -> Result<(), EngineError> {
+    pub(super) fn judge(&mut self, x: &Stream, work: &[Work]) -> Result<(), EngineError> {
         // The first sequence's work comes first.
         let Some(w) = work.first().filter(|w| self.teacher.with_prompt && w.index == 0) else {
             return Ok(());
@@ -98,8 +98,8 @@ impl Engine {
         let end = (after + w.computed().len()).min(self.prompt.len());
         let Config { vocab, hidden, .. } = *self.model.decoder.config();
         for first in (after..end).step_by(ROWS_AT_ONCE) {
-            let rows = first - after..end.min(first + ROWS_AT_ONCE) - after;
-            let logits = self.model.decoder.logits(&x[rows.start * hidden..rows.end * hidden])?;
+            let rows: Vec<usize> = (first - after..end.min(first + ROWS_AT_ONCE) - after).collect();
+            let logits = self.arithmetic.logits(&self.model.decoder, &x.rows(&rows, hidden)?)?;
             for (position, logits) in (first..).zip(logits.chunks_exact(vocab)) {
                 let id = self.prompt[position];
                 self.teacher.told.push(Told {

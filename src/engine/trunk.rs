@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::backend::Backend;
 use super::core::{host_v_from_layer, kept, rope_mode};
 use super::setup::Plan;
 use super::{Engine, EngineError, Observe, Prompt};
@@ -114,7 +115,8 @@ impl Trunk {
         };
         let whole = Settings { policy: "full".into(), read: first.read.clone(), ..stem.settings.clone() };
         let plan = Plan::new(&model, &whole, prompt)?;
-        let mut engine = Engine::keeping(model, plan, needs, stem.rope)?;
+        let backend = Backend::of(&whole)?;
+        let mut engine = Engine::keeping(backend, model, plan, needs, stem.rope)?;
         engine.set_observe(Observe::Off);
         engine.teach(lesson);
         while !engine.is_decoding() {
@@ -136,9 +138,14 @@ impl Trunk {
         if branch.stem != self.stem || trunk.needs.shared(needs) != Some(trunk.needs) {
             return Err(unlike(settings));
         }
-        let mut engine = Engine::keeping(Arc::clone(&trunk.model), plan, needs, self.stem.rope)?;
+        let (backend, model) = (trunk.backend.clone(), Arc::clone(&trunk.model));
+        let mut engine = Engine::keeping(backend, model, plan, needs, self.stem.rope)?;
         engine.set_observe(Observe::Off);
         engine.cache = trunk.cache.clone();
+        if engine.attention.copies().is_some() {
+            // The branch's device has none of the trunk's pages.
+            engine.cache.follow();
+        }
         engine.step = trunk.step;
         engine.teacher = trunk.teacher.clone();
         for (own, grown) in engine.sequences.iter_mut().zip(&trunk.sequences) {

@@ -191,7 +191,7 @@ impl Engine {
             kept(&plan.policy, plan.merge.as_ref()),
             rope_mode(&plan.policy, plan.read.as_ref(), plan.dtype),
         );
-        Self::keeping(Arc::clone(&self.model), plan, needs, rope)
+        Self::keeping(self.backend.clone(), Arc::clone(&self.model), plan, needs, rope)
     }
 }
 

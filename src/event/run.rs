@@ -194,6 +194,9 @@ impl RunInfo {
         if !self.model.weights_asked.is_empty() {
             arg("weights", &self.model.weights_asked);
         }
+        if s.device != d.device {
+            arg("device", &s.device);
+        }
         if s.chat {
             arg("chat", "");
         }

@@ -4,6 +4,8 @@
 //! A row is one token: a batch of rows may be a chunk of one sequence or one token each of many. Nothing here looks at
 //! another row.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use rand::Rng;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -11,6 +13,7 @@ use rayon::prelude::*;
 
 use super::config::Activation;
 use super::matrix::{Linear, Matrix};
+use super::on_device::OnDevice;
 use super::tensors::{self, Projection};
 use super::weights::{self, Source};
 use super::{Config, Error, Result};
@@ -40,23 +43,33 @@ pub struct Decoder {
     final_norm: Vec<f32>,
     /// `[vocab][hidden]`.
     head: Matrix,
+    /// The copy of the weights on a device, if there is one.
+    placed: Mutex<Option<Arc<OnDevice>>>,
 }
 
 /// Projections that share an input are done together.
 #[derive(Debug)]
-struct Layer {
-    attention_norm: Vec<f32>,
-    qkv: Linear,
+pub(super) struct Layer {
+    pub(super) attention_norm: Vec<f32>,
+    pub(super) qkv: Linear,
     /// Of each head's queries and keys.
     qk_norms: Option<[Vec<f32>; 2]>,
-    output: Linear,
+    pub(super) output: Linear,
     /// Of what attention adds to the stream.
-    output_norm: Option<Vec<f32>>,
-    mlp_norm: Vec<f32>,
-    gate_up: Linear,
-    down: Linear,
+    pub(super) output_norm: Option<Vec<f32>>,
+    pub(super) mlp_norm: Vec<f32>,
+    pub(super) gate_up: Linear,
+    pub(super) down: Linear,
     /// Of what the feed-forward adds to the stream.
-    down_norm: Option<Vec<f32>>,
+    pub(super) down_norm: Option<Vec<f32>>,
+}
+
+impl Layer {
+    /// Bytes of its matrices.
+    pub(super) fn bytes(&self) -> u64 {
+        let projections = [&self.qkv, &self.output, &self.gate_up, &self.down];
+        projections.into_iter().flat_map(Linear::parts).map(Matrix::bytes).sum()
+    }
 }
 
 impl Decoder {
@@ -98,7 +111,7 @@ impl Decoder {
         let head = change(source.matrix(head, [vocab, hidden])?)?;
         let embedding =
             if config.tied { None } else { Some(source.matrix(weights::EMBEDDING, [vocab, hidden])?) };
-        Ok(Self { card, config, embedding, layers, final_norm, head })
+        Ok(Self { card, config, embedding, layers, final_norm, head, placed: Mutex::new(None) })
     }
 
     /// A decoder of the given shape with seeded random weights, for benchmarks and tests: uniform with the variance
@@ -176,10 +189,15 @@ impl Decoder {
     /// Faults of the tensor library, here and below.
     pub fn qkv(&self, layer: usize, x: &[f32]) -> Result<Qkv> {
         let weights = &self.layers[layer];
-        let fused = weights.qkv.product(&self.norm(x, &weights.attention_norm))?;
-        let Config { heads, kv_heads, head_dim, hidden, .. } = self.config;
+        Ok(self.split_qkv(layer, &weights.qkv.product(&self.norm(x, &weights.attention_norm))?))
+    }
+
+    /// What the projections of a layer made, rows of queries, keys and values side by side, as such.
+    pub(super) fn split_qkv(&self, layer: usize, fused: &[f32]) -> Qkv {
+        let weights = &self.layers[layer];
+        let Config { heads, kv_heads, head_dim, .. } = self.config;
         let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
-        let rows = x.len() / hidden;
+        let rows = fused.len() / (q_width + 2 * kv_width);
         let mut out = Qkv {
             q: Vec::with_capacity(rows * q_width),
             k: Vec::with_capacity(rows * kv_width),
@@ -196,7 +214,26 @@ impl Decoder {
             (out.q, out.k) = (self.norm(&out.q, q), self.norm(&out.k, k));
         }
         scale(&mut out.q, self.config.arch.query_scale);
-        Ok(out)
+        out
+    }
+
+    /// Layers, norm of the last stream `[hidden]`, and head.
+    pub(super) fn parts(&self) -> (&[Layer], &[f32], &Matrix) {
+        (&self.layers, &self.final_norm, &self.head)
+    }
+
+    /// The copy of the weights on a device; made when it is first asked for, and kept.
+    ///
+    /// # Errors
+    /// There is no room for it, or the device fails.
+    pub fn on_device(&self, device: &candle_core::Device) -> Result<Arc<OnDevice>> {
+        let mut placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(placed) = placed.as_ref().filter(|placed| placed.device().same_device(device)) {
+            return Ok(Arc::clone(placed));
+        }
+        // The other one is given up first: both may not fit.
+        *placed = None;
+        Ok(Arc::clone(placed.insert(Arc::new(OnDevice::place(self, device)?))))
     }
 
     /// The rest of a layer: its input `x` `[n][hidden]` plus the output projection of the heads' `attention`
@@ -223,12 +260,17 @@ impl Decoder {
         let normed = self.norm(x, &self.final_norm);
         let mut logits = vec![0.0; x.len() / self.config.hidden * self.config.vocab];
         self.head.product(&normed, &mut logits, self.config.vocab)?;
+        self.cap(&mut logits);
+        Ok(logits)
+    }
+
+    /// Bounds logits as the family does.
+    pub(super) fn cap(&self, logits: &mut [f32]) {
         if let Some(cap) = self.config.arch.logit_softcap {
-            for logit in &mut logits {
+            for logit in logits {
                 *logit = cap * (*logit / cap).tanh();
             }
         }
-        Ok(logits)
     }
 
     /// Rows over the root of their mean square, times the weight (RMS norm, arXiv 1910.07467).

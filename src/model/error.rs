@@ -110,8 +110,8 @@ pub enum Error {
     /// No token can be drawn: no logit is a finite number.
     #[error("no token can be drawn: none of the {0} logits is finite; the weights may be damaged")]
     NoFiniteLogit(usize),
-    /// The tensor library failed: a fault of this program, not of the input.
-    #[error("tensor arithmetic failed: {0}")]
+    /// The tensor library failed: a fault of this program or of a device, not of the input.
+    #[error("tensor arithmetic failed: {}", quoted(&.0.to_string(), MOST_REASON_CHARS))]
     Tensor(#[from] candle_core::Error),
 }
 
@@ -133,11 +133,24 @@ impl Error {
     pub const fn is_bad_input(&self) -> bool {
         !matches!(self, Self::Tensor(_))
     }
+
+    /// Whether a device had no room for what it was given.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Tensor(error) if error.to_string().to_lowercase().replace('_', " ").contains("out of memory"))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_device_is_told_from_a_fault() {
+        let tensor = |text: &str| Error::Tensor(candle_core::Error::Msg(text.into()));
+        let full = tensor("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")\n   0: a backtrace");
+        assert!(full.is_out_of_memory() && !full.to_string().contains('\n'), "{full}");
+        assert!(!tensor("shape mismatch").is_out_of_memory());
+    }
 
     #[test]
     fn what_a_file_says_stays_on_its_line() {

@@ -43,6 +43,15 @@ enum Data {
     Quantised(QMatMul, Arc<QTensor>),
 }
 
+/// The weights of a matrix, `[outputs][inputs]`.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Weights<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+    Quantised(&'a QTensor),
+}
+
 impl Matrix {
     /// Full-precision weights.
     ///
@@ -222,6 +231,21 @@ impl Matrix {
         }
     }
 
+    /// Outputs and inputs.
+    pub(super) const fn shape(&self) -> [usize; 2] {
+        [self.outputs, self.inputs]
+    }
+
+    /// The weights as they lie.
+    pub(super) fn weights(&self) -> Weights<'_> {
+        match &self.data {
+            Data::F32(elements) => Weights::F32(elements.as_slice()),
+            Data::F16(elements) => Weights::F16(elements.as_slice()),
+            Data::Bf16(elements) => Weights::Bf16(elements.as_slice()),
+            Data::Quantised(_, tensor) => Weights::Quantised(tensor),
+        }
+    }
+
     /// The weights, if they are read as they lie.
     fn stored(&self) -> Option<Stored<'_>> {
         match &self.data {
@@ -307,6 +331,16 @@ impl Linear {
         assert!(parts.iter().all(|part| part.inputs == parts[0].inputs), "parts share their input");
         assert!(bias.is_empty() || bias.len() == outputs, "a bias is as long as a row");
         Self { parts, bias, outputs }
+    }
+
+    /// Its parts in the order of the result.
+    pub(super) fn parts(&self) -> &[Matrix] {
+        &self.parts
+    }
+
+    /// Added to every row; may be empty.
+    pub(super) fn bias(&self) -> &[f32] {
+        &self.bias
     }
 
     /// Rows `x` `[n][inputs]` times the parts: `[n][outputs]`.

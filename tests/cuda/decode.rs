@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rand::Rng;
 
 use crate::host::{Buffer, Kernels, NULL, floats, kernels, same_bits, within};
-use crate::scene::{Cell, HOLE, LaneScene, Plan, SPLIT, Scene, pick, seeded, uniform};
+use crate::scene::{ALL_POSITIONS, Cell, HOLE, LaneScene, NO_CAP, Plan, SPLIT, Scene, pick, seeded, uniform};
 use crate::select::{marked, words};
 
 /// Relative to the sum of magnitudes: f32 arithmetic over up to 256 channels and 530 slots. The reference reads the same
@@ -113,6 +113,8 @@ impl Launch<'_> {
             blocks.into(),
             read_stride.into(),
             scale.into(),
+            ALL_POSITIONS.into(),
+            NO_CAP.into(),
         ];
         let grid = [most.div_ceil(SPLIT), kv_heads * group.div_ceil(*of_block), sequences];
         files.decode.run(name, grid, 128, &args, schedule);

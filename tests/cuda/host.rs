@@ -298,10 +298,23 @@ impl Buffer {
     /// # Panics
     /// Something was written beside it.
     pub(crate) fn bytes(&mut self) -> Vec<u8> {
+        self.check();
+        self.bytes_mut().to_vec()
+    }
+
+    /// Bytes of the array.
+    pub(crate) const fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Nothing was written beside it.
+    ///
+    /// # Panics
+    /// Something was.
+    pub(crate) fn check(&mut self) {
         let end = GUARD + self.bytes;
         let all = self.all();
         assert!(all[..GUARD].iter().chain(&all[end..]).all(|&b| b == CANARY), "a write beside the array");
-        all[GUARD..end].to_vec()
     }
 
     pub(crate) fn u32s(&mut self) -> Vec<u32> {

@@ -8,9 +8,13 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in the functions that tests share")]
 
 mod accumulate;
+mod attention;
 mod codes;
 mod crush;
 mod decode;
+mod device;
+mod emulated;
+mod engine;
 #[expect(dead_code, reason = "benches/kernels.rs measures with the rest")]
 mod gpu;
 mod host;

@@ -2,8 +2,8 @@
 
 use half::f16;
 
-use crate::host::{Buffer, floats, kernels, same_bits, within};
-use crate::scene::{Cell, Plan, Scene, pick, seeded, uniform};
+use crate::host::{Arg, Buffer, floats, kernels, same_bits, within};
+use crate::scene::{ALL_POSITIONS, Cell, NO_CAP, Plan, Scene, pick, seeded, uniform};
 
 /// Of a probability whose score is at most 8 in magnitude; in half precision its rounding comes on top.
 const BOUND: f64 = 4e-6;
@@ -45,8 +45,8 @@ fn a_tile_becomes_probabilities() {
                 args.push(halves.arg());
             }
             args.extend([positions.arg(), lanes.arg()]);
-            args.extend([heads, plan.kv_heads, columns, stride].map(crate::host::Arg::from));
-            args.push(scale.into());
+            args.extend([heads, plan.kv_heads, columns, stride].map(Arg::from));
+            args.extend([Arg::from(scale), ALL_POSITIONS.into(), NO_CAP.into()]);
             let name = if with_halves { "prefill_softmax_f16" } else { "prefill_softmax" };
             kernels.run(name, [queries, heads, 1], 256, &args, schedule);
             (tile.u32s(), halves.bytes())

@@ -9,6 +9,9 @@ use rand_chacha::ChaCha8Rng;
 use crate::host::Buffer;
 
 pub(crate) const HOLE: u32 = u32::MAX;
+/// The window of a layer without one, and the cap of scores without one.
+pub(crate) const ALL_POSITIONS: u32 = u32::MAX;
+pub(crate) const NO_CAP: f32 = 0.0;
 /// Slots per partial result, as in `base.cuh`.
 pub(crate) const SPLIT: usize = 256;
 const PAGE: usize = 32;

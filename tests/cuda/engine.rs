@@ -1,0 +1,229 @@
+//! The whole engine on the emulated device: pages, attention and rotation by the kernels' own source, products with weights
+//! by the tensor library. It must say what the processor says, to the letter. So must a GPU, where the tests run on one.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+use kvista::engine::backend::Backend;
+use kvista::engine::{Engine, EngineError, Observe, Prompt};
+use kvista::event::{Sampled, ScoreLevel, Settings, Step};
+use kvista::model::config::{Activation, Arch};
+use kvista::model::{Config, Decoder, Model, demo};
+use serde::Deserialize;
+
+use crate::device::backend;
+use crate::emulated::{self, Emulated};
+
+#[derive(Deserialize)]
+struct Golden {
+    prompt_text: String,
+    greedy_ids: Vec<u32>,
+}
+
+fn golden() -> (Arc<Model>, Golden) {
+    let golden = serde_json::from_str(include_str!("../../src/model/demo/golden.json")).unwrap();
+    (Arc::new(demo::load().unwrap()), golden)
+}
+
+fn on_gpu(model: &Arc<Model>, settings: &Settings, prompt: &Prompt) -> Engine {
+    let settings = Settings { device: "cuda:0".into(), ..settings.clone() };
+    Engine::on(backend(), Arc::clone(model), &settings, prompt).unwrap()
+}
+
+fn steps(mut engine: Engine) -> Vec<Step> {
+    let mut steps = Vec::new();
+    while let Some(step) = engine.step().unwrap() {
+        steps.push(step);
+    }
+    steps
+}
+
+fn drawn(steps: &[Step]) -> Vec<Sampled> {
+    steps.iter().flat_map(|step| step.seqs.iter().filter_map(|part| part.sampled.clone())).collect()
+}
+
+fn ids(steps: &[Step]) -> Vec<u32> {
+    drawn(steps).iter().map(|drawn| drawn.id).collect()
+}
+
+#[test]
+fn the_demo_model_gives_its_reference_ids() {
+    if !emulated::is_there() {
+        return;
+    }
+    let (model, golden) = golden();
+    let prompt = Prompt { text: golden.prompt_text.clone(), ..Prompt::default() };
+    let settings = Settings { max_tokens: 128, ignore_eos: true, chunk: 64, ..Settings::default() };
+    assert_eq!(ids(&steps(on_gpu(&model, &settings, &prompt))), golden.greedy_ids);
+}
+
+/// Runs a story on both, and compares all that a step tells but times.
+fn same(settings: &Settings, what: &str) {
+    same_with(&golden().0, settings, what);
+}
+
+fn same_with(model: &Arc<Model>, settings: &Settings, what: &str) {
+    let (_, golden) = golden();
+    let text: String = golden.prompt_text.chars().take(260).collect();
+    let prompt = Prompt { text, ..Prompt::default() };
+    let settings = Settings { max_tokens: 12, ignore_eos: true, chunk: 48, ..settings.clone() };
+    let own = steps(Engine::new(Arc::clone(model), &settings, &prompt).unwrap());
+    let gpu = steps(on_gpu(model, &settings, &prompt));
+    assert_eq!(ids(&gpu), ids(&own), "{what}");
+    // Whether CaM merges a row is drawn, by a chance that is off by a rounding.
+    let bound = if settings.merge.is_empty() { 2e-3 } else { 2e-2 };
+    for (gpu, own) in drawn(&gpu).iter().zip(drawn(&own)) {
+        assert!((gpu.logprob - own.logprob).abs() < bound, "{what}: {} {}", gpu.logprob, own.logprob);
+    }
+    for (gpu, own) in gpu.iter().zip(&own) {
+        for (gpu, own) in gpu.seqs.iter().zip(&own.seqs) {
+            assert_eq!(gpu.tables, own.tables, "{what}");
+            assert_eq!(gpu.resident, own.resident, "{what}");
+            assert_eq!(gpu.dropped.len(), own.dropped.len(), "{what}");
+            for (gpu, own) in gpu.dropped.iter().zip(&own.dropped) {
+                assert!((gpu - own).abs() < 1e-3, "{what}: {gpu} {own}");
+            }
+        }
+        let bytes = |step: &Step| -> Vec<(u64, u64)> {
+            step.traffic.iter().map(|t| (t.h2d_bytes, t.d2h_bytes)).collect()
+        };
+        assert_eq!(bytes(gpu), bytes(own), "{what}");
+        let pages: Vec<u64> = gpu
+            .tiers
+            .iter()
+            .zip(&own.tiers)
+            .map(|(gpu, own)| {
+                assert_eq!(
+                    (gpu.live_bytes, gpu.stranded_bytes),
+                    (own.live_bytes, own.stranded_bytes),
+                    "{what}"
+                );
+                assert_eq!(gpu.unfilled_bytes, own.unfilled_bytes, "{what}");
+                gpu.allocated_bytes() - gpu.copies_bytes
+            })
+            .collect();
+        // The host keeps what the device has too.
+        assert_eq!(gpu.tiers[0].copies_bytes, own.tiers[0].copies_bytes, "{what}");
+        assert_eq!((gpu.tiers[1].copies_bytes, own.tiers[1].copies_bytes), (pages[0], 0), "{what}");
+    }
+}
+
+/// Every kind of policy, read set and page type that a GPU takes: the tables, who is resident, what was moved and what is
+/// said are the processor's.
+#[test]
+fn every_kind_of_run_is_the_processors() {
+    if !emulated::is_there() {
+        return;
+    }
+    let plain = Settings { scores: ScoreLevel::Full, ..Settings::default() };
+    for (policy, read, merge, kv_dtype) in [
+        ("h2o:budget=40", "", "", "f32"),
+        ("snapkv:budget=40,window=8", "", "", "f16"),
+        ("streaming:budget=32", "", "", "f32"),
+        ("h2o:budget=40+adakv", "", "", "int8"),
+        ("full", "kcache:n=12,l=1", "", "f32"),
+        ("full", "kcache:n=12,l=0", "", "int8"),
+        ("h2o:budget=60", "quest:budget=24,page=4", "", "f16"),
+        ("h2o:budget=40", "", "cam:m=4", "f32"),
+    ] {
+        let settings = Settings {
+            policy: policy.into(),
+            read: read.into(),
+            merge: merge.into(),
+            kv_dtype: kv_dtype.into(),
+            ..plain.clone()
+        };
+        same(&settings, &format!("{policy} {read} {merge} {kv_dtype}"));
+    }
+    same(&Settings { batch: 2, temperature: 0.8, ..plain.clone() }, "a batch with a shared prefix");
+    same(&Settings { compact: 0.1, block_size: 4, policy: "h2o:budget=24".into(), ..plain }, "compaction");
+}
+
+/// What other families have beside: windows in some layers, capped scores, norms of queries and keys, another activation, a
+/// part of each head that turns.
+#[test]
+fn other_families_run_as_on_the_processor() {
+    if !emulated::is_there() {
+        return;
+    }
+    let demo = demo::load().unwrap();
+    let arch = Arch {
+        qk_norm: true,
+        post_norms: true,
+        norm_offset: 1.0,
+        activation: Activation::GeluTanh,
+        query_scale: 0.8,
+        score_softcap: Some(3.0),
+        logit_softcap: Some(20.0),
+        rotary_dim: Some(16),
+        windows: vec![20, 0, 7],
+        ..Arch::default()
+    };
+    let config = Config { layers: 3, heads: 6, kv_heads: 2, arch, ..demo.decoder.config().clone() };
+    let decoder = Decoder::random(config, 3).unwrap();
+    let model = Arc::new(Model::new(decoder, demo.tokenizer));
+    same_with(&model, &Settings::default(), "windows and caps");
+    let settings = Settings { policy: "h2o:budget=30".into(), kv_dtype: "f16".into(), ..Settings::default() };
+    same_with(&model, &settings, "windows, caps and a budget");
+}
+
+#[test]
+fn a_run_does_not_depend_on_being_watched() {
+    if !emulated::is_there() {
+        return;
+    }
+    let (model, _) = golden();
+    let prompt = Prompt { text: " One day".into(), ..Prompt::default() };
+    let settings = Settings { max_tokens: 12, policy: "h2o:budget=16".into(), ..Settings::default() };
+    let run = |observe| {
+        let mut engine = on_gpu(&model, &settings, &prompt);
+        engine.set_observe(observe);
+        ids(&steps(engine))
+    };
+    let rows = run(Observe::Rows);
+    assert_eq!(rows.len(), 12);
+    assert_eq!(rows, run(Observe::Off));
+}
+
+#[test]
+fn a_lost_device_ends_the_run_with_one_line() {
+    if !emulated::is_there() {
+        return;
+    }
+    let (model, golden) = golden();
+    let prompt = Prompt { text: golden.prompt_text, ..Prompt::default() };
+    let settings = Settings { device: "cuda:0".into(), max_tokens: 4, chunk: 48, ..Settings::default() };
+    for lives in [0, 20, 80, 150] {
+        let backend = Backend::gpu(Emulated::mortal(lives), Device::Cpu);
+        let mut engine = Engine::on(backend, Arc::clone(&model), &settings, &prompt).unwrap();
+        let error = loop {
+            match engine.step() {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("{lives} launches are not enough for this run"),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, EngineError::Device(_)) && !error.is_input(), "{error}");
+        assert!(error.to_string().contains("the device is lost") && !error.to_string().contains('\n'));
+    }
+}
+
+#[test]
+fn what_no_kernel_does_is_refused_before_the_run() {
+    let (model, _) = golden();
+    let prompt = Prompt { text: " One day".into(), ..Prompt::default() };
+    for (settings, says) in [
+        (Settings { kv_dtype: "nuq4".into(), ..Settings::default() }, "pages of nuq4"),
+        (
+            Settings { read: "infllm:local=16,init=0,block=16,topk=1,cache=2".into(), ..Settings::default() },
+            "beyond a window",
+        ),
+    ] {
+        let settings = Settings { device: "cuda".into(), ..settings };
+        let backend = Backend::gpu(Emulated::new(0), Device::Cpu);
+        let error = Engine::on(backend, Arc::clone(&model), &settings, &prompt).err().expect("a refusal");
+        assert!(error.is_input(), "{error}");
+        let error = error.to_string();
+        assert!(error.contains(says) && !error.contains('\n'), "{error}");
+    }
+}
