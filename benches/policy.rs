@@ -14,7 +14,7 @@
 //! `KVISTA_BENCH_ENGINE=1` a last column says what one layer's policy phase takes in the engine with a quarter resident:
 //! gathering what the rule reads, deciding and evicting.
 //!
-//! Every number is processor time (Linux), but for that column, the median by the wall's clock.
+//! Every number is processor time, but for that column, the median by the wall's clock.
 //!
 //! Criterion's filter picks rows: `cargo bench --bench policy -- kvcrush`.
 
@@ -34,6 +34,7 @@ use kvista::policy::{
     Accumulators, HeadInputs, Kind, Moment, Policy, QueryMoments, Site, TokenClass, Verdict, When,
     parse_policy,
 };
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 const CONTEXT: usize = 4_096;
 const LAYERS: usize = 12;
@@ -48,20 +49,16 @@ const ENGINE_STEPS: usize = 48;
 
 /// What this thread has computed so far. The wall's clock would count whoever else the machine works for.
 fn computed() -> Duration {
-    // The kernel brings the count up to date when the thread gives way, else at the next tick.
-    std::thread::yield_now();
-    let told = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux tells");
-    Duration::from_nanos(
-        told.split(' ').next().and_then(|ns| ns.parse().ok()).expect("its first field is a number"),
-    )
+    duration(clock_gettime(ClockId::ThreadCPUTime))
 }
 
-/// What all threads of this process have computed so far, in steps of 10 ms.
+/// What all threads of this process have computed so far.
 fn computed_by_all() -> Duration {
-    let told = std::fs::read_to_string("/proc/self/stat").expect("Linux tells");
-    // Behind the name in brackets the fields are numbers; of them the 12th and 13th are user and system time.
-    let fields = told.rsplit(')').next().expect("there is a name").split_whitespace().skip(11).take(2);
-    fields.map(|ticks| Duration::from_millis(10 * ticks.parse::<u64>().expect("a number"))).sum()
+    duration(clock_gettime(ClockId::ProcessCPUTime))
+}
+
+fn duration(time: Timespec) -> Duration {
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Numbers that look random: exponentially distributed, mean 1.

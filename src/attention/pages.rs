@@ -7,6 +7,8 @@ use crate::event::Position;
 
 /// What of a lane a tile reads. Monomorphised, so that reading everything costs nothing to ask.
 pub(super) trait Reads {
+    /// Whether every head reads every slot.
+    const ALL: bool = false;
     /// Whether any query head reads a slot.
     fn any(&self, slot: usize) -> bool;
     /// Whether a query head of the group reads it.
@@ -17,6 +19,8 @@ pub(super) trait Reads {
 pub(super) struct Everything;
 
 impl Reads for Everything {
+    const ALL: bool = true;
+
     fn any(&self, _slot: usize) -> bool {
         true
     }

@@ -22,14 +22,13 @@ pub struct LaneSelection {
     /// Sum over the heads of the slots that each asked for.
     asked: usize,
     dropped: Vec<f32>,
-    /// One head's choice, and per slot of the lane its place in the union.
     scratch: Scratch,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Scratch {
+    /// Each head's choice.
     chosen: Vec<Vec<u32>>,
-    places: Vec<u32>,
     keys: Vec<u64>,
 }
 
@@ -116,31 +115,31 @@ impl LaneSelection {
     /// Brings together what `choose` gives for each head and row of `[head of the group][slot]`: ascending slots.
     fn gather(&mut self, rows: &[f32], slots: usize, mut choose: impl FnMut(usize, &[f32], &mut Vec<u32>)) {
         let group = rows.len().checked_div(slots).unwrap_or(0);
-        let Scratch { chosen, places, .. } = &mut self.scratch;
+        let chosen = &mut self.scratch.chosen;
         chosen.resize_with(group, Vec::new);
         self.dropped.clear();
         self.asked = 0;
-        places.clear();
-        places.resize(slots, 0);
+        self.slots.clear();
         for (head, (row, chosen)) in rows.chunks_exact(slots.max(1)).zip(&mut *chosen).enumerate() {
             choose(head, row, chosen);
             self.asked += chosen.len();
             self.dropped.push(mass_outside(row, chosen));
-            for &slot in &*chosen {
-                places[slot as usize] = 1;
-            }
+            self.slots.extend_from_slice(chosen);
         }
-        self.slots.clear();
-        for (slot, place) in places.iter_mut().enumerate().filter(|(_, place)| **place == 1) {
-            *place = self.slots.len() as u32;
-            self.slots.push(slot as u32);
+        if group > 1 {
+            // One ascending run per head, which a stable sort merges.
+            self.slots.sort();
+            self.slots.dedup();
         }
         self.weights.clear();
         self.weights.resize(group * self.slots.len(), 0.0);
         let weights = self.weights.chunks_exact_mut(self.slots.len().max(1));
         for ((row, chosen), weights) in rows.chunks_exact(slots.max(1)).zip(chosen).zip(weights) {
-            for &slot in &*chosen {
-                weights[places[slot as usize] as usize] = row[slot as usize];
+            let mut asked = chosen.iter().peekable();
+            for (&slot, weight) in self.slots.iter().zip(weights) {
+                if asked.next_if(|&&asked| asked == slot).is_some() {
+                    *weight = row[slot as usize];
+                }
             }
         }
     }

@@ -162,10 +162,10 @@ impl Tile {
         }
     }
 
-    fn plain_products(
+    fn plain_products<R: Reads>(
         &self,
         lane: &HeadLane<'_>,
-        read: &impl Reads,
+        read: &R,
         first: usize,
         cells: &mut [&mut [f32]],
         scratch: &mut Vec<f32>,
@@ -191,6 +191,9 @@ impl Tile {
                     isa.dot_rows(&self.rows[r * d..][..d], keys, ahead, &mut row[at.clone()]);
                     ahead = Stored::NONE;
                 }
+            }
+            if R::ALL && rank - first_rank == table.len() {
+                continue;
             }
             for (slot, &position) in part.slots.clone().zip(table) {
                 let unread = |&(r, _): &(usize, _)| position == HOLE || !read.head(r % self.group, slot);
@@ -218,10 +221,10 @@ impl Tile {
 
     /// The same of some slots, added to what `sum` has.
     #[expect(clippy::too_many_arguments, reason = "what is read, where, by which weights, into what")]
-    pub(super) fn add_weighted(
+    pub(super) fn add_weighted<R: Reads>(
         &self,
         lane: &HeadLane<'_>,
-        read: &impl Reads,
+        read: &R,
         slots: Range<usize>,
         probs: &[f32],
         stride: usize,
@@ -238,12 +241,13 @@ impl Tile {
             let page = lane.v.page(part.block, part.end_row() * d).cut(part.row * d, part.end_row() * d);
             let values = stored(page, self.rows_of_cells(), scratch);
             let mut ahead = part.ahead(|block, rows| lane.v.ahead(block, rows * d));
-            for run in runs(part.slots.clone(), |slot| table[slot - start] != HOLE && read.any(slot)) {
+            let whole = R::ALL && live(table) == table.len();
+            for run in runs(part.slots.clone(), whole, |slot| table[slot - start] != HOLE && read.any(slot)) {
                 for run in cut_by_ranges(run) {
                     sum.enter(run.start);
                     for (r, sum) in sum.rows() {
                         let seen = run.start..run.end.min(self.visible[r / self.group]);
-                        for run in runs(seen, |slot| read.head(r % self.group, slot)) {
+                        for run in runs(seen, R::ALL, |slot| read.head(r % self.group, slot)) {
                             let weights = &probs[r * stride..][run.clone()];
                             let rows = values.cut((run.start - start) * d, (run.end - start) * d);
                             isa.add_rows(sum, weights, rows, ahead);
@@ -329,9 +333,17 @@ impl Iterator for Parts {
     }
 }
 
-/// The longest runs of slots for which something holds, in order.
-fn runs(mut slots: Range<usize>, holds: impl Fn(usize) -> bool) -> impl Iterator<Item = Range<usize>> {
+/// The longest runs of slots for which something holds, in order; where it holds for all of them, nobody is asked.
+fn runs(
+    mut slots: Range<usize>,
+    all: bool,
+    holds: impl Fn(usize) -> bool,
+) -> impl Iterator<Item = Range<usize>> {
     std::iter::from_fn(move || {
+        if all {
+            let run = std::mem::replace(&mut slots, 0..0);
+            return (!run.is_empty()).then_some(run);
+        }
         let start = slots.find(|&slot| holds(slot))?;
         let end = slots.find(|&slot| !holds(slot)).unwrap_or(slots.end);
         Some(start..end)
