@@ -32,7 +32,7 @@ use std::convert::Infallible;
 
 pub use alter::NewRows;
 pub use arena::{CodedPages, PageList, Pages};
-pub use changes::ChangedRows;
+pub use changes::{ChangedRows, PageOp};
 pub use config::{CacheConfig, CacheError, Exhausted, KvShape, MAX_BLOCKS, MAX_HEAD_DIM, RopeMode};
 pub use dtype::{DtypeError, KIVI_GROUP, KvDtype, Nuq};
 pub use replay::{Compacted, replay};
@@ -64,6 +64,8 @@ pub struct Cache {
     /// Bytes of copies per tier, as told by their maker: device, host.
     copies: [u64; 2],
     changes: Changes,
+    /// Whether the arenas have pages; where not, a backend alone has them.
+    has_pages: bool,
 }
 
 /// The pages of all tiers.
@@ -126,7 +128,26 @@ impl Cache {
             tally: Tally::new(config.shape, config.dtype),
             copies: [0; 2],
             changes: Changes::default(),
+            has_pages: true,
         })
+    }
+
+    /// An empty cache that says where every row lies and what that takes, and has no pages itself: a backend has them,
+    /// and does to them what [`take_page_ops`](Self::take_page_ops) tells. Exact pages only.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    ///
+    /// # Panics
+    /// Rows go into codes, or blocks may be sent to the host: then the cache itself has to read them.
+    pub fn without_pages(config: CacheConfig) -> Result<Self, CacheError> {
+        assert!(!config.dtype.is_coded() && !config.far_blocks, "exact pages that stay where they are");
+        Ok(Self { has_pages: false, changes: Changes::of_ops(), ..Self::new(config)? })
+    }
+
+    /// Whether rows can be read and written here.
+    pub const fn has_pages(&self) -> bool {
+        self.has_pages
     }
 
     /// How it was built.
@@ -228,6 +249,7 @@ impl Cache {
                 sequence.ops(layer, None).adopted = blocks;
             }
             sequence.written[usize::from(layer)] = adopted as Position;
+            sequence.rearranged[usize::from(layer)] += 1;
         }
         sequence.next = adopted as Position;
         if sequence.lossless {
@@ -291,6 +313,7 @@ impl Cache {
         let home = self.home(layer);
         let heads = self.config.shape.kv_heads;
         let width = self.config.block_size as usize;
+        let has_pages = self.has_pages;
         let sequence = self.sequences.get_mut(&seq).expect("the caller looked it up");
         let table = &mut sequence.tables[usize::from(layer)];
         let in_codes = sequence.calibration.as_ref().is_some_and(|calibration| calibration.is_done(layer));
@@ -298,7 +321,9 @@ impl Cache {
         let take = |key: Option<Head>| {
             let id = self.pool.take(key, home);
             for id in members(key, id, heads) {
-                self.pages.allocate(id, home, in_codes);
+                if has_pages {
+                    self.pages.allocate(id, home, in_codes);
+                }
                 if in_codes {
                     for part in [Part::K, Part::V] {
                         self.pool.code(id, part, 0..width);
@@ -390,6 +415,32 @@ impl Cache {
         Ok(())
     }
 
+    /// Notes that a backend wrote the rows of `n` positions reserved in this step, where pages are its alone.
+    ///
+    /// # Errors
+    /// They do not follow what was written.
+    pub fn note_written(&mut self, seq: SeqId, layer: Layer, first: Position, n: usize) -> Result<(), CacheError> {
+        self.check_layer(layer)?;
+        debug_assert!(!self.has_pages, "rows are written here");
+        let sequence = self.sequences.get_mut(&seq).ok_or(CacheError::NoSequence(seq))?;
+        let written = &mut sequence.written[usize::from(layer)];
+        let end = u64::from(first) + n as u64;
+        if first != *written || end > u64::from(sequence.next) {
+            return Err(CacheError::NotReserved { layer, first });
+        }
+        *written = end as Position;
+        Ok(())
+    }
+
+    /// How often slots of a (sequence, layer) changed other than by appends: whoever keeps a copy of its tables looks at
+    /// what was appended where this is as it was.
+    ///
+    /// # Panics
+    /// The sequence was never added, or the model has no such layer.
+    pub fn rearranged(&self, seq: SeqId, layer: Layer) -> u64 {
+        self.sequences[&seq].rearranged[usize::from(layer)]
+    }
+
     /// One decision of one layer: the victims' rows are lost, blocks without survivors are given back.
     ///
     /// # Errors
@@ -417,6 +468,7 @@ impl Cache {
         }
         let freed = table.release_empty();
         sequence.turns[usize::from(layer)] = Turn::Compact;
+        sequence.rearranged[usize::from(layer)] += 1;
         for &(key, id) in &freed {
             sequence.ops(layer, key).freed.push(id);
         }
@@ -434,7 +486,9 @@ impl Cache {
         let home = self.pool.home(id);
         if self.pool.release(id) {
             self.changes.free(id);
-            self.pages.free(id, home);
+            if self.has_pages {
+                self.pages.free(id, home);
+            }
         }
     }
 

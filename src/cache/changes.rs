@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use super::Cache;
-use super::table::LaneView;
+use super::table::{LaneView, RowMove};
 use crate::event::{BlockId, Head, Layer, SeqId};
 
 /// Rows of one KV head that were written since somebody last asked.
@@ -14,6 +14,29 @@ pub struct ChangedRows {
     pub head: Head,
     /// Slots of its lane as it is now.
     pub slots: Range<usize>,
+}
+
+/// Something done to pages that a backend alone has, in the order in which it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PageOp {
+    /// A page becomes what another is, before it is written to: that one is shared.
+    Copy {
+        /// The shared block.
+        from: BlockId,
+        /// The block that takes its place.
+        to: BlockId,
+    },
+    /// Rows of one KV head move together, order kept.
+    Move {
+        /// The blocks of the stretch that changes, in table order.
+        blocks: Vec<BlockId>,
+        /// Slots of the stretch whose rows move, ascending.
+        kept: Vec<u32>,
+        /// The slot that the first of them moves to; the others follow. None moves up.
+        first: u32,
+    },
+    /// A block was given back. It may be in use again by now.
+    Free(BlockId),
 }
 
 /// Rows of a block. Slots of a lane are counted anew when a block before them goes, blocks keep their names.
@@ -30,9 +53,29 @@ pub(super) struct Changes {
     followed: bool,
     rows: BTreeMap<(SeqId, Layer), Vec<Written>>,
     freed: Vec<BlockId>,
+    /// Kept where pages are a backend's alone.
+    ops: Option<Vec<PageOp>>,
 }
 
 impl Changes {
+    pub(super) fn of_ops() -> Self {
+        Self { ops: Some(Vec::new()), ..Self::default() }
+    }
+
+    pub(super) fn copy(&mut self, from: BlockId, to: BlockId) {
+        self.ops.get_or_insert_default().push(PageOp::Copy { from, to });
+    }
+
+    /// Rows of a lane whose blocks, in table order, were `blocks`, moved together.
+    pub(super) fn rearrange(&mut self, blocks: &[BlockId], moves: &[RowMove], width: usize) {
+        let Some(hole) = moves.first().map(|run| run.to) else { return };
+        let before = hole as usize / width;
+        let skipped = (before * width) as u32;
+        let kept = moves.iter().flat_map(|run| run.from - skipped..run.from - skipped + run.len).collect();
+        let blocks = blocks[before..].to_vec();
+        self.ops.get_or_insert_default().push(PageOp::Move { blocks, kept, first: hole - skipped });
+    }
+
     pub(super) fn write(
         &mut self,
         (seq, layer, head): (SeqId, Layer, Head),
@@ -52,6 +95,9 @@ impl Changes {
     pub(super) fn free(&mut self, id: BlockId) {
         if self.followed {
             self.freed.push(id);
+        }
+        if let Some(ops) = &mut self.ops {
+            ops.push(PageOp::Free(id));
         }
     }
 
@@ -99,6 +145,11 @@ impl Cache {
         changed
     }
 
+    /// What was done to pages since the last call, where they are a backend's alone.
+    pub fn take_page_ops(&mut self) -> Vec<PageOp> {
+        self.changes.ops.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
     /// Blocks that were given back since the last call; some may be in use again.
     pub fn take_freed(&mut self) -> Vec<BlockId> {
         std::mem::take(&mut self.changes.freed)
@@ -136,7 +187,11 @@ mod tests {
     type Copies = HashMap<BlockId, Vec<[f32; 2]>>;
 
     fn row(cache: &Cache, layer: Layer, head: Head, slot: usize) -> [f32; 2] {
-        let Pages::F32(list) = cache.pages(0, layer, head).0 else { panic!("pages of f32") };
+        row_of(cache, 0, layer, head, slot)
+    }
+
+    fn row_of(cache: &Cache, seq: SeqId, layer: Layer, head: Head, slot: usize) -> [f32; 2] {
+        let Pages::F32(list) = cache.pages(seq, layer, head).0 else { panic!("pages of f32") };
         list.row(slot).try_into().unwrap()
     }
 
@@ -209,6 +264,103 @@ mod tests {
             for layer in 0..2 {
                 bring(&mut cache, &mut copies, layer);
                 check(&cache, &copies, layer);
+            }
+        }
+    }
+
+    /// What a backend does to pages that it alone has.
+    fn carry_out(cache: &mut Cache, pages: &mut Copies) {
+        for op in cache.take_page_ops() {
+            match op {
+                PageOp::Copy { from, to } => {
+                    let page = pages[&from].clone();
+                    pages.insert(to, page);
+                }
+                PageOp::Move { blocks, kept, first } => {
+                    let place = |slot: u32| (blocks[slot as usize / 3], slot as usize % 3);
+                    for (to, from) in (first..).zip(kept) {
+                        assert!(to < from);
+                        let ((from, a), (to, b)) = (place(from), place(to));
+                        let row = pages[&from][a];
+                        pages.get_mut(&to).unwrap()[b] = row;
+                    }
+                }
+                PageOp::Free(id) => drop(pages.remove(&id)),
+            }
+        }
+    }
+
+    proptest! {
+        /// Two sequences with a shared prefix, appends, losses of some heads or all, compactions: a backend that has the
+        /// pages alone and does as it is told holds every live row that a cache with pages holds.
+        #[test]
+        fn pages_can_be_elsewhere(steps in prop::collection::vec((1usize..7, any::<u64>(), any::<bool>()), 1..12), shared in 0usize..9) {
+            let mut own = cache();
+            let mut without = Cache::without_pages(*own.config()).unwrap();
+            without.add(0);
+            let mut pages = Copies::new();
+            let tokens: Vec<u32> = (0..shared as u32).collect();
+            let mut next = [0; 2];
+            for (i, (n, lost, alike)) in steps.into_iter().enumerate() {
+                let seq = u32::from(i > 0 && lost % 2 > 0);
+                let n = if i == 0 { n.max(shared) } else { n };
+                if seq == 1 && next[1] == 0 {
+                    for cache in [&mut own, &mut without] {
+                        cache.add(1);
+                        next[1] = cache.share_prefix(1, &tokens) as Position;
+                    }
+                }
+                let first = next[seq as usize];
+                let rows: Vec<f32> = (0..n * 4).map(|j| (i * 100 + j) as f32).collect();
+                own.reserve(seq, first, n).unwrap();
+                without.reserve(seq, first, n).unwrap();
+                for layer in 0..2 {
+                    own.write(seq, layer, first, &rows, &rows).unwrap();
+                    without.note_written(seq, layer, first, n).unwrap();
+                    for head in 0..HEADS {
+                        let lane = without.table(seq, layer).lane(head);
+                        for slot in lane.slots.len() - n..lane.slots.len() {
+                            let page = pages.entry(lane.block(slot / 3)).or_insert_with(|| vec![[f32::NAN; 2]; 3]);
+                            page[slot % 3] = row_of(&own, seq, layer, head, slot);
+                        }
+                    }
+                }
+                next[seq as usize] += n as Position;
+                if i == 0 {
+                    own.offer_prefix(0, &tokens);
+                    without.offer_prefix(0, &tokens);
+                }
+                for layer in 0..2 {
+                    let of = |head: Head| -> Vec<Position> {
+                        let lane = own.table(seq, layer).lane(head);
+                        let bit = |p: Position| lost >> ((p as usize * 5 + usize::from(head) * usize::from(!alike) * 7) % 64) & 1;
+                        lane.slots.iter().copied().filter(|&p| p != Position::MAX && bit(p) == 1).collect()
+                    };
+                    let victims: Vec<Vec<Position>> = (0..HEADS).map(of).collect();
+                    let sets: Vec<&[Position]> = victims.iter().map(Vec::as_slice).collect();
+                    for cache in [&mut own, &mut without] {
+                        cache.evict(seq, layer, &Victims::PerHead(&sets)).unwrap();
+                        if lost % 3 > 0 {
+                            cache.compact(seq, layer).unwrap();
+                        }
+                    }
+                }
+                prop_assert_eq!(own.take_ops(seq), without.take_ops(seq));
+                carry_out(&mut without, &mut pages);
+                prop_assert_eq!(own.usage(), without.usage());
+                prop_assert_eq!(without.held_bytes(), [0, 0]);
+                for (seq, layer) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    if seq == 1 && next[1] == 0 {
+                        continue;
+                    }
+                    for head in 0..HEADS {
+                        let lane = without.table(seq, layer).lane(head);
+                        prop_assert_eq!(lane.slots, own.table(seq, layer).lane(head).slots);
+                        for (slot, _) in lane.slots.iter().enumerate().filter(|(_, p)| **p != Position::MAX) {
+                            prop_assert_eq!(pages[&lane.block(slot / 3)][slot % 3], row_of(&own, seq, layer, head, slot));
+                        }
+                    }
+                }
             }
         }
     }

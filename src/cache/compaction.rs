@@ -59,8 +59,12 @@ impl Cache {
         let home = self.home(layer);
         let to = self.pool.take(key, home);
         for (from, to) in members(key, from, heads).zip(members(key, to, heads)) {
-            self.pages.keys.copy_page(from, to);
-            self.pages.values[home as usize].copy_page(from, to);
+            if self.has_pages {
+                self.pages.keys.copy_page(from, to);
+                self.pages.values[home as usize].copy_page(from, to);
+            } else {
+                self.changes.copy(from, to);
+            }
             self.release(from);
         }
         let sequence = self.sequences.get_mut(&seq).expect("the caller looked it up");
@@ -75,6 +79,7 @@ impl Cache {
         let heads = self.config.shape.kv_heads;
         let sequence = self.sequences.get_mut(&seq).expect("the caller looked it up");
         sequence.turns[usize::from(layer)] = Turn::Done;
+        sequence.rearranged[usize::from(layer)] += 1;
         let table = &mut sequence.tables[usize::from(layer)];
         // Per KV head: its blocks, the first that compaction touches, and the slots from there on that are kept.
         let before: Vec<(Vec<BlockId>, usize, Vec<usize>)> = (0..heads)
@@ -92,11 +97,15 @@ impl Cache {
             for head in lane.head.map_or(0..heads, |h| h..h + 1) {
                 let (blocks, first, kept) = &before[usize::from(head)];
                 let values = &mut self.pages.values[home as usize];
-                let recoded = self.pages.keys.move_rows(blocks, *first, kept, &lane.moves);
-                self.tally.recoded(layer, recoded);
-                values.move_rows(blocks, *first, kept, &lane.moves);
                 let view = table.lane(head);
-                self.changes.write((seq, layer, head), view, first * width..view.slots.len());
+                if self.has_pages {
+                    let recoded = self.pages.keys.move_rows(blocks, *first, kept, &lane.moves);
+                    self.tally.recoded(layer, recoded);
+                    values.move_rows(blocks, *first, kept, &lane.moves);
+                    self.changes.write((seq, layer, head), view, first * width..view.slots.len());
+                } else {
+                    self.changes.rearrange(blocks, &lane.moves, width);
+                }
                 for i in *first..view.block_count() {
                     let id = view.block(i);
                     self.pool.clear(id);

@@ -27,6 +27,8 @@ pub(super) struct Sequence {
     pub(super) next: Position,
     /// Per layer, one past the last position whose rows are there.
     pub(super) written: Vec<Position>,
+    /// Per layer, how often slots changed other than by appends.
+    pub(super) rearranged: Vec<u64>,
     pub(super) chain: Chain,
     /// Nothing was evicted, nothing read in part, nothing put into codes: its pages can be shared.
     pub(super) lossless: bool,
@@ -45,6 +47,7 @@ impl Sequence {
             next: 0,
             turns: vec![Turn::Append; layers],
             written: vec![0; layers],
+            rearranged: vec![0; layers],
             chain: Chain::default(),
             lossless: !config.dtype.is_coded(),
             calibration: Calibration::of(config),

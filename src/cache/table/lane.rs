@@ -41,6 +41,11 @@ impl<'a> LaneView<'a> {
         self.entries[i].wrapping_add(self.offset)
     }
 
+    /// The blocks in table order as the table keeps them: of a gang, head 0's.
+    pub const fn entries(&self) -> &'a [BlockId] {
+        self.entries
+    }
+
     /// The blocks in table order.
     pub fn blocks(&self) -> impl ExactSizeIterator<Item = BlockId> + DoubleEndedIterator + use<'a> {
         let offset = self.offset;
