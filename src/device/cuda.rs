@@ -82,8 +82,10 @@ pub struct Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // Kernels may still be reading it. A device that is lost reads no more, so what this says does not matter.
-        let _ = self.on.stream.context().synchronize();
+        // Kernels may still be reading it. The first call may only tell of an earlier failure, and not wait; a device that
+        // fails again is lost and reads no more.
+        let context = self.on.stream.context();
+        let _ = context.synchronize().or_else(|_| context.synchronize());
         // SAFETY: the address came from `cuMemHostAlloc`, is freed once, and nothing that was asked for uses it any more.
         // Nothing can be done about memory that cannot be given back.
         let _ = unsafe { result::free_host(self.host as *mut c_void) };

@@ -21,6 +21,15 @@ pub(crate) fn backend() -> Backend {
     Backend::gpu(Emulated::new(0), candle_core::Device::Cpu)
 }
 
+/// Where the tensor library has what the device reads.
+pub(crate) fn tensors() -> candle_core::Device {
+    #[cfg(feature = "cuda")]
+    if is_real() {
+        return kvista::device::cuda::Cuda::open(0).unwrap().tensors();
+    }
+    candle_core::Device::Cpu
+}
+
 #[cfg(not(feature = "cuda"))]
 pub(crate) type Device = Emulated;
 
