@@ -1,35 +1,55 @@
 //! An NVIDIA GPU through the driver, beside the tensor library on the same context and the same stream: what either starts
-//! comes in one order, so nothing has to wait for the other.
+//! comes in one order, so nothing has to wait for the other. Copies may go into a second stream.
 //!
-//! Source of names and rules: NVIDIA CUDA driver API and cuBLAS; cudarc and candle have them in Rust.
+//! Source of names and rules: NVIDIA CUDA driver API and cuBLAS; cudarc and candle have them in Rust. Arrays are addresses of
+//! one space for the device's memory and the host's page-locked memory ("Unified Addressing" there), in which `cuMemcpyAsync`
+//! tells by the addresses which way to copy.
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::Device;
 use candle_core::cuda_backend::cudarc::cublas::CudaBlas;
 use candle_core::cuda_backend::cudarc::cublas::result::sgemm_strided_batched;
 use candle_core::cuda_backend::cudarc::cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
-use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUresult};
-use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaModule, CudaStream, DriverError, result};
+use candle_core::cuda_backend::cudarc::driver::sys::{
+    CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE, CUdevice_attribute, CUevent_flags, CUresult,
+    cuMemHostGetDevicePointer_v2, cuMemcpyAsync,
+};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaEvent, CudaFunction, CudaModule, CudaStream, DevicePtr, DevicePtrMut, DriverError, result,
+};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::op::BackpropOp;
+use candle_core::{CudaStorage, Device, Storage, Tensor};
 
-use super::gpu::{Array, DeviceError, Gpu, Launch, Products, Result};
+use super::gpu::{Array, DeviceError, Gpu, Launch, Products, Result, elements, elements_of};
 use super::kernels;
 
 /// Lowest compute capability that the kernels are compiled for.
 const LOWEST: (i32, i32) = (8, 0);
 
-/// One GPU. Clones are the same one.
+/// One GPU and one of its queues. Clones are the same one.
 #[derive(Clone)]
-pub struct Cuda(Arc<Opened>);
+pub struct Cuda {
+    on: Arc<Opened>,
+    /// Where what is asked of this handle goes.
+    queue: Queue,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Queue {
+    Compute,
+    Copies,
+}
 
 struct Opened {
     ordinal: usize,
     tensors: Device,
+    /// The tensor library's. Memory is taken and given back in its order.
     stream: Arc<CudaStream>,
+    copies: Arc<CudaStream>,
     blas: Arc<CudaBlas>,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: Mutex<HashMap<String, CudaFunction>>,
@@ -51,6 +71,30 @@ impl Drop for Piece {
     }
 }
 
+/// A piece of the host's memory, page-locked and mapped for the device.
+pub struct Pinned {
+    on: Arc<Opened>,
+    /// As the host has it.
+    host: usize,
+    /// As the device has it.
+    address: u64,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // Kernels may still be reading it. The first call may only tell of an earlier failure, and not wait; a device that
+        // fails again is lost and reads no more.
+        let context = self.on.stream.context();
+        let _ = context.synchronize().or_else(|_| context.synchronize());
+        // SAFETY: the address came from `cuMemHostAlloc`, is freed once, and nothing that was asked for uses it any more.
+        // Nothing can be done about memory that cannot be given back.
+        let _ = unsafe { result::free_host(self.host as *mut c_void) };
+    }
+}
+
+/// How far a queue had come.
+pub struct Mark(CudaEvent);
+
 /// GPUs that this process has opened: a context, its stream and what was loaded into it are made once.
 static OPENED: Mutex<Vec<Cuda>> = Mutex::new(Vec::new());
 
@@ -61,7 +105,7 @@ impl Cuda {
     /// There is no driver or no such GPU, or it is too old for the kernels.
     pub fn open(ordinal: usize) -> Result<Self> {
         let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cuda) = opened.iter().find(|cuda| cuda.0.ordinal == ordinal) {
+        if let Some(cuda) = opened.iter().find(|cuda| cuda.on.ordinal == ordinal) {
             return Ok(cuda.clone());
         }
         let absent = |error: &dyn std::fmt::Display| {
@@ -73,7 +117,8 @@ impl Cuda {
         };
         let tensors = Device::new_cuda_with_stream(ordinal).map_err(|error| absent(&error))?;
         let device = tensors.as_cuda_device().map_err(|error| absent(&error))?;
-        // SAFETY: there is one stream for everything, so no two of them have to be told of each other's work.
+        // SAFETY: the tensor library has one stream, so no two of them have to be told of each other's work. The queue of
+        // copies is told by marks.
         unsafe { device.disable_event_tracking() };
         let stream = device.cuda_stream();
         let attribute = |which| stream.context().attribute(which).map_err(|error| absent(&named(error)));
@@ -87,35 +132,73 @@ impl Cuda {
                 capability.0, capability.1, LOWEST.0, LOWEST.1
             )));
         }
+        let copies = stream.context().new_stream().map_err(|error| absent(&named(error)))?;
         let blas = device.cublas_handle();
-        let cuda = Self(Arc::new(Opened {
+        let on = Arc::new(Opened {
             ordinal,
             stream,
+            copies,
             blas,
             tensors: tensors.clone(),
             modules: Mutex::default(),
             functions: Mutex::default(),
-        }));
+        });
+        let cuda = Self { on, queue: Queue::Compute };
         opened.push(cuda.clone());
         Ok(cuda)
     }
 
     /// What the tensor library calls it.
     pub fn tensors(&self) -> Device {
-        self.0.tensors.clone()
+        self.on.tensors.clone()
     }
 
     /// Makes the device that of the calling thread.
     fn enter(&self) -> Result<()> {
-        self.0.stream.context().bind_to_thread().map_err(|error| failed("cuCtxSetCurrent", error))
+        self.on.stream.context().bind_to_thread().map_err(|error| failed("cuCtxSetCurrent", error))
+    }
+
+    /// The stream of this handle's queue.
+    fn stream(&self) -> &CudaStream {
+        match self.queue {
+            Queue::Compute => &self.on.stream,
+            Queue::Copies => &self.on.copies,
+        }
+    }
+
+    /// Copies between any two addresses, in a stream's order.
+    ///
+    /// # Safety
+    /// Both are of arrays of this device or of memory of the host that are so long, and do not overlap; memory of the host that
+    /// is not page-locked stays until the stream has been waited for, unless it is only read.
+    unsafe fn copied(&self, stream: &CudaStream, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.enter()?;
+        // SAFETY: as the caller says. Pageable memory has been read, or staged, when the driver returns.
+        unsafe { cuMemcpyAsync(to, from, bytes, stream.cu_stream()) }
+            .result()
+            .map_err(|error| failed("cuMemcpyAsync", error))
+    }
+
+    /// Why memory of the device cannot be taken.
+    fn no_room(&self, what: &'static str, bytes: usize, error: DriverError) -> DeviceError {
+        if error.0 != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return failed("cuMemAllocAsync", error);
+        }
+        let (free, total) = self.on.stream.context().mem_get_info().unwrap_or_default();
+        DeviceError::OutOfMemory {
+            what,
+            asked_bytes: bytes as u64,
+            free_bytes: free as u64,
+            total_bytes: total as u64,
+        }
     }
 
     fn function(&self, launch: &Launch<'_>) -> Result<CudaFunction> {
-        let mut functions = self.0.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut functions = self.on.functions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = functions.get(launch.kernel) {
             return Ok(function.clone());
         }
-        let mut modules = self.0.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut modules = self.on.modules.lock().unwrap_or_else(PoisonError::into_inner);
         let module = if let Some(module) = modules.get(launch.file) {
             Arc::clone(module)
         } else {
@@ -124,7 +207,7 @@ impl Cuda {
                 text: format!("this build carries no kernels/{}.cu", launch.file),
             })?;
             let module = self
-                .0
+                .on
                 .stream
                 .context()
                 .load_module(Ptx::from_binary(image.to_vec()))
@@ -148,24 +231,55 @@ fn failed(call: &str, error: DriverError) -> DeviceError {
     DeviceError::Call { call: call.into(), text: named(error) }
 }
 
+/// A tensor's storage is not where it should be.
+fn elsewhere(error: &dyn std::fmt::Display) -> DeviceError {
+    let text = error.to_string();
+    DeviceError::Limit(format!(
+        "a tensor of another device has no rows to copy ({})",
+        text.lines().next().unwrap_or_default()
+    ))
+}
+
 impl Gpu for Cuda {
     type Memory = Piece;
+    type Pinned = Pinned;
+    type Mark = Mark;
+
+    fn copies(&self) -> Self {
+        Self { on: Arc::clone(&self.on), queue: Queue::Copies }
+    }
+
+    fn mark(&self) -> Result<Mark> {
+        // Not one without times, which cudarc would make.
+        let event = self.stream().record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+        event.map(Mark).map_err(|error| failed("cuEventRecord", error))
+    }
+
+    fn after(&self, mark: &Mark) -> Result<()> {
+        self.stream().wait(&mark.0).map_err(|error| failed("cuStreamWaitEvent", error))
+    }
+
+    fn elapsed_ns(&self, from: &Mark, to: &Mark) -> Result<u64> {
+        let ms = from.0.elapsed_ms(&to.0).map_err(|error| failed("cuEventElapsedTime", error))?;
+        Ok((f64::from(ms).max(0.0) * 1e6) as u64)
+    }
 
     fn allocate(&self, what: &'static str, bytes: usize) -> Result<Piece> {
         self.enter()?;
         // SAFETY: the stream is alive as long as this device is.
-        match unsafe { result::malloc_async(self.0.stream.cu_stream(), bytes) } {
-            Ok(address) => Ok(Piece { on: Arc::clone(&self.0), address }),
-            Err(error) if error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let (free, total) = self.0.stream.context().mem_get_info().unwrap_or_default();
-                Err(DeviceError::OutOfMemory {
-                    what,
-                    asked_bytes: bytes as u64,
-                    free_bytes: free as u64,
-                    total_bytes: total as u64,
-                })
+        match unsafe { result::malloc_async(self.on.stream.cu_stream(), bytes) } {
+            Ok(address) => {
+                let piece = Piece { on: Arc::clone(&self.on), address };
+                if self.queue == Queue::Copies {
+                    // It may be memory that the other queue still reads and has given back.
+                    self.on
+                        .copies
+                        .join(&self.on.stream)
+                        .map_err(|error| failed("cuStreamWaitEvent", error))?;
+                }
+                Ok(piece)
             }
-            Err(error) => Err(failed("cuMemAllocAsync", error)),
+            Err(error) => Err(self.no_room(what, bytes, error)),
         }
     }
 
@@ -173,37 +287,54 @@ impl Gpu for Cuda {
         Array::at(memory.address)
     }
 
+    fn allocate_host(&self, what: &'static str, bytes: usize) -> Result<Pinned> {
+        self.enter()?;
+        // Not write-combined: the host reads it.
+        let flags = CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP;
+        // SAFETY: whatever is in it, it is taken for bytes.
+        let host = match unsafe { result::malloc_host(bytes.max(1), flags) } {
+            Ok(host) => host,
+            Err(error) if error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                return Err(DeviceError::host_memory(what, bytes));
+            }
+            Err(error) => return Err(failed("cuMemHostAlloc", error)),
+        };
+        // From here on it is given back.
+        let mut pinned = Pinned { on: Arc::clone(&self.on), host: host as usize, address: 0 };
+        // SAFETY: the memory was taken with the flag that maps it; the address is written before this returns.
+        unsafe { cuMemHostGetDevicePointer_v2(&raw mut pinned.address, host, 0) }
+            .result()
+            .map_err(|error| failed("cuMemHostGetDevicePointer", error))?;
+        Ok(pinned)
+    }
+
+    fn host_array(&self, pinned: &Pinned) -> Array {
+        Array::at(pinned.address)
+    }
+
     fn upload(&self, to: Array, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.enter()?;
-        // SAFETY: the array is a part of an allocation of this device that has room for them, as the caller says. The bytes
-        // are pageable memory, which the driver has read before it returns.
-        unsafe { result::memcpy_htod_async(to.address(), bytes, self.0.stream.cu_stream()) }
-            .map_err(|error| failed("cuMemcpyHtoDAsync", error))
+        // SAFETY: the array is part of memory that has room for them, as the caller says.
+        unsafe { self.copied(self.stream(), bytes.as_ptr() as u64, to.address(), bytes.len()) }
     }
 
     fn download(&self, from: Array, to: &mut [u8]) -> Result<()> {
         if to.is_empty() {
             return Ok(());
         }
-        self.enter()?;
         // SAFETY: as for an upload; the bytes are not touched before the stream has been waited for.
-        unsafe { result::memcpy_dtoh_async(to, from.address(), self.0.stream.cu_stream()) }
-            .map_err(|error| failed("cuMemcpyDtoHAsync", error))?;
-        self.0.stream.synchronize().map_err(|error| failed("cuStreamSynchronize", error))
+        unsafe { self.copied(self.stream(), from.address(), to.as_mut_ptr() as u64, to.len()) }?;
+        self.wait()
     }
 
     fn copy(&self, from: Array, to: Array, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
-        self.enter()?;
-        // SAFETY: both arrays are parts of allocations of this device that are so long, as the caller says, and not of the
-        // same one.
-        unsafe { result::memcpy_dtod_async(to.address(), from.address(), bytes, self.0.stream.cu_stream()) }
-            .map_err(|error| failed("cuMemcpyDtoDAsync", error))
+        // SAFETY: both arrays are parts of memory that is so long, as the caller says, and not of the same piece.
+        unsafe { self.copied(self.stream(), from.address(), to.address(), bytes) }
     }
 
     fn clear(&self, at: Array, bytes: usize) -> Result<()> {
@@ -211,13 +342,14 @@ impl Gpu for Cuda {
             return Ok(());
         }
         self.enter()?;
-        // SAFETY: the array is a part of an allocation of this device that is so long, as the caller says.
-        unsafe { result::memset_d8_async(at.address(), 0, bytes, self.0.stream.cu_stream()) }
+        // SAFETY: the array is part of memory that is so long, as the caller says. Mapped memory of the host is set like the
+        // device's own.
+        unsafe { result::memset_d8_async(at.address(), 0, bytes, self.stream().cu_stream()) }
             .map_err(|error| failed("cuMemsetD8Async", error))
     }
 
     fn wait(&self) -> Result<()> {
-        self.0.stream.synchronize().map_err(|error| failed("cuStreamSynchronize", error))
+        self.stream().synchronize().map_err(|error| failed("cuStreamSynchronize", error))
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
@@ -236,7 +368,7 @@ impl Gpu for Cuda {
                 (x, y, z),
                 (launch.block, 1, 1),
                 0,
-                self.0.stream.cu_stream(),
+                self.stream().cu_stream(),
                 &mut cells,
             )
         }
@@ -244,6 +376,9 @@ impl Gpu for Cuda {
     }
 
     fn multiply(&self, products: &Products) -> Result<()> {
+        if self.queue == Queue::Copies {
+            return Err(DeviceError::Limit("the queue of copies does no matrix products".into()));
+        }
         let Products { count, m, n, k, a, b, transposed, out } = *products;
         if count == 0 || m == 0 || n == 0 {
             return Ok(());
@@ -256,7 +391,7 @@ impl Gpu for Cuda {
         // before this returns, since the handle takes them from the host.
         unsafe {
             sgemm_strided_batched(
-                *self.0.blas.handle(),
+                *self.on.blas.handle(),
                 op,
                 CUBLAS_OP_N,
                 n as i32,
@@ -280,5 +415,39 @@ impl Gpu for Cuda {
             call: "cublasSgemmStridedBatched".into(),
             text: format!("{error:?}"),
         })
+    }
+
+    fn read_tensor(&self, tensor: &Tensor, to: Array) -> Result<()> {
+        let (start, end) = elements_of(tensor)?;
+        if start == end {
+            return Ok(());
+        }
+        let (storage, _) = tensor.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else {
+            return Err(elsewhere(&"it is the host's"));
+        };
+        if !tensor.device().same_device(&self.on.tensors) {
+            return Err(elsewhere(&"it is another GPU's"));
+        }
+        let slice = storage.as_cuda_slice::<f32>().map_err(|error| elsewhere(&error))?;
+        let (address, _reads) = slice.device_ptr(&self.on.stream);
+        // SAFETY: the layout's elements lie within the storage, the array has room for them, as the caller says. The tensor
+        // library gives the storage back in the same stream's order.
+        unsafe { self.copied(&self.on.stream, address + 4 * start as u64, to.address(), 4 * (end - start)) }
+    }
+
+    fn tensor(&self, from: Array, rows: usize, columns: usize) -> Result<Tensor> {
+        let elements = elements(rows, columns)?;
+        let device = self.on.tensors.as_cuda_device().map_err(|error| elsewhere(&error))?;
+        self.enter()?;
+        // SAFETY: every element is written below before anything in the stream's order reads it.
+        let allocated = unsafe { self.on.stream.alloc::<f32>(elements) };
+        let mut slice = allocated.map_err(|error| self.no_room("a tensor", 4 * elements, error))?;
+        let (address, writes) = slice.device_ptr_mut(&self.on.stream);
+        // SAFETY: the slice is so long, and so is the array, as the caller says.
+        unsafe { self.copied(&self.on.stream, from.address(), address, 4 * elements) }?;
+        drop(writes);
+        let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));
+        Ok(Tensor::from_storage(storage, (rows, columns), BackpropOp::none(), false))
     }
 }

@@ -1,7 +1,22 @@
-//! A GPU as kvista uses it: memory, copies, kernels by name, matrix products. All of it happens in the order in which it
-//! was asked for; only a download and [`Gpu::wait`] wait.
+//! A GPU as kvista uses it: memory, copies, kernels by name, matrix products.
+//!
+//! # Two queues
+//!
+//! A handle asks of one queue, and what is asked of a queue happens in that order. The first handle is of the queue that
+//! computes, where the tensor library's own work goes too; [`Gpu::copies`] gives one of a second queue, whose work goes on
+//! beside it. Between the two there is no order but that of marks: [`Gpu::mark`] in the one, [`Gpu::after`] in the other. The
+//! host waits only in a download, in [`Gpu::wait`] and [`Gpu::elapsed_ns`], and where memory of its own is given back.
+//!
+//! The device's memory comes and goes in the order of the queue that computes:
+//! - the queue of copies uses it only behind a mark of the other one that was made since it was taken (taking it through a
+//!   handle of the queue of copies does that);
+//! - what the queue of copies still uses is given back only once the queue that computes is behind a mark of that use, or the
+//!   host has waited for it.
 
+use candle_core::Tensor;
 use thiserror::Error;
+
+use super::memory::free_bytes;
 
 /// Why the device cannot go on: one line.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -24,6 +39,20 @@ pub enum DeviceError {
         /// Bytes in all.
         total_bytes: u64,
     },
+    /// The host's memory does not suffice: page-locked memory cannot be swapped out.
+    #[error(
+        "the host cannot lock {asked_bytes} bytes of memory for {what}{}: use a smaller context (--blocks) or batch, or \
+         --device cpu",
+        free_of_host(*free_bytes)
+    )]
+    HostMemory {
+        /// What they were for.
+        what: &'static str,
+        /// Bytes asked for.
+        asked_bytes: u64,
+        /// Bytes that were free then, where the system tells.
+        free_bytes: Option<u64>,
+    },
     /// A call failed: the device is lost, or kvista asked for something wrong.
     #[error("the GPU failed in {call}: {text}; nvidia-smi and the kernel's log may tell more")]
     Call {
@@ -35,6 +64,17 @@ pub enum DeviceError {
     /// Something that the kernels cannot take.
     #[error("on a GPU, {0}")]
     Limit(String),
+}
+
+impl DeviceError {
+    /// The host has no page-locked memory to give; what is free is asked for.
+    pub fn host_memory(what: &'static str, bytes: usize) -> Self {
+        Self::HostMemory { what, asked_bytes: bytes as u64, free_bytes: free_bytes() }
+    }
+}
+
+fn free_of_host(free_bytes: Option<u64>) -> String {
+    free_bytes.map_or_else(String::new, |bytes| format!(" ({bytes} bytes are free)"))
 }
 
 /// What every fallible call of a device returns.
@@ -151,53 +191,143 @@ pub struct Matrices {
     pub stride: usize,
 }
 
-/// A device that computes. Memory is given back when it is dropped, after what was asked for before.
+/// A device that computes, and one of its two queues ([module](self)); clones are of the same queue.
+///
+/// Arrays may be parts of the device's memory or of page-locked memory of the host, in every call alike.
 pub trait Gpu: Clone + Send + 'static {
-    /// A piece of its memory, aligned to 256 bytes.
+    /// A piece of the device's memory, aligned to 256 bytes; given back when dropped.
     type Memory: Send;
 
-    /// Takes memory, whatever is in it. `what` is for the message where there is none.
+    /// A piece of page-locked memory of the host that kernels reach; given back when dropped, once both queues are idle.
+    type Pinned: Send;
+
+    /// How far a queue had come: what was asked of it until then.
+    type Mark: Send;
+
+    /// The same device, asking of the queue of copies.
+    #[must_use]
+    fn copies(&self) -> Self;
+
+    /// Marks what was asked of this queue until now.
     ///
     /// # Errors
     /// [`DeviceError`], here and below.
+    fn mark(&self) -> Result<Self::Mark>;
+
+    /// What is asked of this queue from now on happens only behind a mark of either queue. The host does not wait.
+    fn after(&self, mark: &Self::Mark) -> Result<()>;
+
+    /// Time of the device from one mark to a later one, in ns; 0 where it is not later. Waits for both.
+    fn elapsed_ns(&self, from: &Self::Mark, to: &Self::Mark) -> Result<u64>;
+
+    /// Takes memory, whatever is in it. `what` is for the message where there is none.
     fn allocate(&self, what: &'static str, bytes: usize) -> Result<Self::Memory>;
 
     /// Where a piece of memory begins.
     fn array(&self, memory: &Self::Memory) -> Array;
 
-    /// Copies bytes to the device. They may be changed once this returns.
+    /// Takes page-locked memory of the host, whatever is in it. It belongs to no queue's order. `what` is for the message where
+    /// there is none.
+    fn allocate_host(&self, what: &'static str, bytes: usize) -> Result<Self::Pinned>;
+
+    /// Where a piece of the host's memory begins for kernels and copies.
+    fn host_array(&self, pinned: &Self::Pinned) -> Array;
+
+    /// Copies bytes to an array. They may be changed once this returns.
     fn upload(&self, to: Array, bytes: &[u8]) -> Result<()>;
 
-    /// Copies bytes from the device, and waits for them.
+    /// Copies bytes from an array, and waits for them.
     fn download(&self, from: Array, to: &mut [u8]) -> Result<()>;
 
-    /// Copies bytes within the device, from one piece of memory to another.
+    /// Copies bytes from one piece of memory to another.
     fn copy(&self, from: Array, to: Array, bytes: usize) -> Result<()>;
 
     /// Makes bytes 0.
     fn clear(&self, at: Array, bytes: usize) -> Result<()>;
 
-    /// Waits for all that was asked for.
+    /// Waits for all that was asked of this queue.
     fn wait(&self) -> Result<()>;
 
     /// Starts a kernel.
     fn launch(&self, launch: &Launch<'_>) -> Result<()>;
 
-    /// Starts matrix products.
+    /// Starts matrix products; the queue of copies does none.
     fn multiply(&self, products: &Products) -> Result<()>;
+
+    /// Copies a tensor's elements, contiguous f32 of this device, to an array. Whichever handle is asked, the queue that
+    /// computes does it, which also made them.
+    fn read_tensor(&self, tensor: &Tensor, to: Array) -> Result<()>;
+
+    /// A new tensor `[rows][columns]` of f32 with a copy of an array's elements, at least one. Whichever handle is asked, the
+    /// queue that computes does it, which also reads them.
+    fn tensor(&self, from: Array, rows: usize, columns: usize) -> Result<Tensor>;
 }
 
-/// An array that grows with what is put into it, and is used again.
+/// Of a tensor that [`Gpu::read_tensor`] takes, where in its storage its elements begin and end.
+///
+/// # Errors
+/// It is none of f32, or does not lie in one piece.
+pub fn elements_of(tensor: &Tensor) -> Result<(usize, usize)> {
+    let refused =
+        |what: String| DeviceError::Limit(format!("rows come from tensors of f32 in one piece, not {what}"));
+    if tensor.dtype() != candle_core::DType::F32 {
+        return Err(refused(format!("of {}", tensor.dtype().as_str())));
+    }
+    let spread = || refused(format!("with strides {:?} for shape {:?}", tensor.stride(), tensor.dims()));
+    tensor.layout().contiguous_offsets().ok_or_else(spread)
+}
+
+/// Elements of a tensor that [`Gpu::tensor`] makes.
+///
+/// # Errors
+/// There are none, or more bytes of them than can be.
+pub fn elements(rows: usize, columns: usize) -> Result<usize> {
+    let elements = rows.checked_mul(columns).filter(|&n| n > 0 && n <= isize::MAX as usize / 4);
+    elements
+        .ok_or_else(|| DeviceError::Limit(format!("a tensor of {rows} x {columns} elements cannot be made")))
+}
+
+/// An array that grows with what is put into it, and is used again. The handle it is used with is of the queue that computes,
+/// unless what is in it never grows.
 pub struct Room<G: Gpu> {
     what: &'static str,
-    memory: Option<G::Memory>,
+    on_host: bool,
+    memory: Option<Held<G>>,
     bytes: usize,
+}
+
+/// Memory of either kind.
+enum Held<G: Gpu> {
+    Device(G::Memory),
+    Host(G::Pinned),
+}
+
+impl<G: Gpu> Held<G> {
+    fn array(&self, gpu: &G) -> Array {
+        match self {
+            Self::Device(memory) => gpu.array(memory),
+            Self::Host(pinned) => gpu.host_array(pinned),
+        }
+    }
 }
 
 impl<G: Gpu> Room<G> {
     /// No memory yet; `what` it is for.
     pub const fn new(what: &'static str) -> Self {
-        Self { what, memory: None, bytes: 0 }
+        Self { what, on_host: false, memory: None, bytes: 0 }
+    }
+
+    /// The same in page-locked memory of the host. Each time that it grows, the host waits for the device.
+    pub const fn on_host(what: &'static str) -> Self {
+        Self { what, on_host: true, memory: None, bytes: 0 }
+    }
+
+    fn taken(&self, gpu: &G, bytes: usize) -> Result<Held<G>> {
+        if self.on_host {
+            gpu.allocate_host(self.what, bytes).map(Held::Host)
+        } else {
+            gpu.allocate(self.what, bytes).map(Held::Device)
+        }
     }
 
     /// At least `bytes`; what was in it is lost where it has to grow.
@@ -211,10 +341,10 @@ impl<G: Gpu> Room<G> {
             self.bytes = 0;
             // Contexts grow a token at a time: not a new piece for each.
             let roomy = bytes.max(256).saturating_add(bytes / 4).next_multiple_of(256);
-            self.memory = Some(gpu.allocate(self.what, roomy)?);
+            self.memory = Some(self.taken(gpu, roomy)?);
             self.bytes = roomy;
         }
-        Ok(self.memory.as_ref().map_or(Array::NONE, |memory| gpu.array(memory)))
+        Ok(self.array(gpu))
     }
 
     /// At least `bytes`, the first `kept` of which stay what they are.
@@ -222,11 +352,9 @@ impl<G: Gpu> Room<G> {
     /// # Errors
     /// There is no more memory.
     pub fn grown(&mut self, gpu: &G, kept: usize, bytes: usize) -> Result<Array> {
-        if self.bytes < bytes
-            && let Some(old) = self.memory.take()
-        {
-            let new = gpu.allocate(self.what, bytes)?;
-            gpu.copy(gpu.array(&old), gpu.array(&new), kept.min(self.bytes))?;
+        if self.bytes < bytes && self.memory.is_some() {
+            let new = self.taken(gpu, bytes)?;
+            gpu.copy(self.array(gpu), new.array(gpu), kept.min(self.bytes))?;
             (self.memory, self.bytes) = (Some(new), bytes);
         }
         self.of(gpu, bytes)
@@ -244,6 +372,6 @@ impl<G: Gpu> Room<G> {
 
     /// Where it begins; nothing while there is nothing in it.
     pub fn array(&self, gpu: &G) -> Array {
-        self.memory.as_ref().map_or(Array::NONE, |memory| gpu.array(memory))
+        self.memory.as_ref().map_or(Array::NONE, |memory| memory.array(gpu))
     }
 }

@@ -21,6 +21,15 @@ pub(crate) fn backend() -> Backend {
     Backend::gpu(Emulated::new(0), candle_core::Device::Cpu)
 }
 
+/// Where the tensor library has what the device reads.
+pub(crate) fn tensors() -> candle_core::Device {
+    #[cfg(feature = "cuda")]
+    if is_real() {
+        return kvista::device::cuda::Cuda::open(0).unwrap().tensors();
+    }
+    candle_core::Device::Cpu
+}
+
 #[cfg(not(feature = "cuda"))]
 pub(crate) type Device = Emulated;
 
@@ -35,11 +44,12 @@ pub(crate) use real::{Device, device};
 
 #[cfg(feature = "cuda")]
 mod real {
-    use kvista::device::cuda::{Cuda, Piece as OfCuda};
+    use candle_core::Tensor;
+    use kvista::device::cuda::{Cuda, Mark as MarkOfCuda, Piece as OfCuda, Pinned as PinnedOfCuda};
     use kvista::device::gpu::{Array, Gpu, Launch, Products, Result};
 
     use super::{Emulated, is_real};
-    use crate::emulated::Piece as OfEmulated;
+    use crate::emulated::{Mark as MarkOfEmulated, Piece as OfEmulated, Pinned as PinnedOfEmulated};
 
     #[derive(Clone)]
     pub(crate) enum Device {
@@ -50,6 +60,16 @@ mod real {
     pub(crate) enum Piece {
         Emulated(OfEmulated),
         Cuda(OfCuda),
+    }
+
+    pub(crate) enum Pinned {
+        Emulated(PinnedOfEmulated),
+        Cuda(PinnedOfCuda),
+    }
+
+    pub(crate) enum Mark {
+        Emulated(MarkOfEmulated),
+        Cuda(MarkOfCuda),
     }
 
     pub(crate) fn device(schedule: u32) -> Device {
@@ -70,6 +90,38 @@ mod real {
 
     impl Gpu for Device {
         type Memory = Piece;
+        type Pinned = Pinned;
+        type Mark = Mark;
+
+        fn copies(&self) -> Self {
+            match self {
+                Self::Emulated(gpu) => Self::Emulated(gpu.copies()),
+                Self::Cuda(gpu) => Self::Cuda(gpu.copies()),
+            }
+        }
+
+        fn mark(&self) -> Result<Mark> {
+            match self {
+                Self::Emulated(gpu) => gpu.mark().map(Mark::Emulated),
+                Self::Cuda(gpu) => gpu.mark().map(Mark::Cuda),
+            }
+        }
+
+        fn after(&self, mark: &Mark) -> Result<()> {
+            match (self, mark) {
+                (Self::Emulated(gpu), Mark::Emulated(mark)) => gpu.after(mark),
+                (Self::Cuda(gpu), Mark::Cuda(mark)) => gpu.after(mark),
+                _ => panic!("a mark of another device"),
+            }
+        }
+
+        fn elapsed_ns(&self, from: &Mark, to: &Mark) -> Result<u64> {
+            match (self, from, to) {
+                (Self::Emulated(gpu), Mark::Emulated(from), Mark::Emulated(to)) => gpu.elapsed_ns(from, to),
+                (Self::Cuda(gpu), Mark::Cuda(from), Mark::Cuda(to)) => gpu.elapsed_ns(from, to),
+                _ => panic!("marks of another device"),
+            }
+        }
 
         fn allocate(&self, what: &'static str, bytes: usize) -> Result<Piece> {
             match self {
@@ -82,6 +134,21 @@ mod real {
             match (self, memory) {
                 (Self::Emulated(gpu), Piece::Emulated(memory)) => gpu.array(memory),
                 (Self::Cuda(gpu), Piece::Cuda(memory)) => gpu.array(memory),
+                _ => panic!("memory of another device"),
+            }
+        }
+
+        fn allocate_host(&self, what: &'static str, bytes: usize) -> Result<Pinned> {
+            match self {
+                Self::Emulated(gpu) => gpu.allocate_host(what, bytes).map(Pinned::Emulated),
+                Self::Cuda(gpu) => gpu.allocate_host(what, bytes).map(Pinned::Cuda),
+            }
+        }
+
+        fn host_array(&self, pinned: &Pinned) -> Array {
+            match (self, pinned) {
+                (Self::Emulated(gpu), Pinned::Emulated(pinned)) => gpu.host_array(pinned),
+                (Self::Cuda(gpu), Pinned::Cuda(pinned)) => gpu.host_array(pinned),
                 _ => panic!("memory of another device"),
             }
         }
@@ -112,6 +179,14 @@ mod real {
 
         fn multiply(&self, products: &Products) -> Result<()> {
             on!(self, gpu => gpu.multiply(products))
+        }
+
+        fn read_tensor(&self, tensor: &Tensor, to: Array) -> Result<()> {
+            on!(self, gpu => gpu.read_tensor(tensor, to))
+        }
+
+        fn tensor(&self, from: Array, rows: usize, columns: usize) -> Result<Tensor> {
+            on!(self, gpu => gpu.tensor(from, rows, columns))
         }
     }
 }

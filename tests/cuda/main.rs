@@ -21,6 +21,7 @@ mod host;
 mod moves;
 mod pages;
 mod prefill;
+mod queues;
 mod scene;
 mod select;
 mod shim;
