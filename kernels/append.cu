@@ -2,10 +2,12 @@
 // `src/attention/rope.rs`, with its roundings), and the queries' rotation.
 //
 // append_{f32,f16,bf16,int8}: grid (ceil(tokens / 8), kv_heads, 2), block 256: a warp per row, z = 0 for K and 1 for V.
-//   keys, values [token][kv_head][head_dim] f32; slots [token] in the lane of sequence sequences [token]; angles [token]
-//   index `turns` [index][2 * half]: cosines, then sines; the first 2 * half elements turn. turns null: keys stay as they
-//   are. int4 and int2 pages are appended to with append_f32 and `exact` 1: by the lane's table of exact pages.
-// rope_rows: grid (ceil(tokens / 8), heads), block 256. rows [token][head][head_dim] in place.
+//   keys, values [token][kv_head][head_dim] f32, of one sequence or several: slots [token] in the lanes of sequence
+//   sequences [token]. Where the heads' slots differ, each row is a token of its own: kv_heads 1, and `sequences` names
+//   lanes. angles [token] index `turns` [index][2 * half]: cosines, then sines; the first 2 * half elements turn. turns
+//   null: keys stay as they are. int4 and int2 pages are appended to with append_f32 and `exact` 1: by the lane's table of
+//   exact pages.
+// rope_rows: grid (ceil(tokens / 8), heads), block 256. rows [token][head][head_dim] in place, of any sequences.
 // head_dim at most 256.
 // Registers: at most 64, no spills.
 #include "affine.cuh"

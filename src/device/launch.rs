@@ -8,7 +8,7 @@ mod select;
 
 pub use decode::{Cell, Decode};
 pub use prefill::{Accumulate, Softmax};
-pub use rows::{Append, GatherPages, RopeRows};
+pub use rows::{Append, CompactRows, GatherPages, GatherRows, RopeRows};
 pub use select::{SelectTop, Union, Weighted};
 
 use super::gpu::{Arg, DeviceError, Result};

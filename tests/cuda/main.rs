@@ -18,6 +18,7 @@ mod engine;
 #[expect(dead_code, reason = "benches/kernels.rs measures with the rest")]
 mod gpu;
 mod host;
+mod launches;
 mod moves;
 mod pages;
 mod prefill;
