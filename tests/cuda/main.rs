@@ -15,6 +15,7 @@ mod decode;
 mod device;
 mod emulated;
 mod engine;
+mod fill;
 #[expect(dead_code, reason = "benches/kernels.rs measures with the rest")]
 mod gpu;
 mod host;
