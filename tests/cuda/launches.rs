@@ -92,7 +92,9 @@ fn probabilities(rng: &mut ChaCha8Rng, scene: &Scene, stride: usize) -> Vec<f32>
             *p = if lane.sees(lane.query, slot) { rng.random_range(0.0f32..1.0).powi(8) } else { 0.0 };
         }
         let sum: f32 = numbers.iter().sum();
-        numbers.iter_mut().for_each(|p| *p /= sum.max(f32::MIN_POSITIVE));
+        for p in numbers {
+            *p /= sum.max(f32::MIN_POSITIVE);
+        }
     }
     rows
 }

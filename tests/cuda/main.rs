@@ -20,6 +20,7 @@ mod fill;
 mod gpu;
 mod host;
 mod launches;
+mod measured;
 mod moves;
 mod pages;
 mod prefill;
