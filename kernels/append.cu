@@ -2,18 +2,18 @@
 // `src/attention/rope.rs`, with its roundings), and the queries' rotation.
 //
 // append_{f32,f16,bf16,int8}: grid (ceil(tokens / 8), kv_heads, 2), block 256: a warp per row, z = 0 for K and 1 for V.
-//   keys, values [token][kv_head][head_dim] f32; slots [token] in the lane of sequence sequences [token]; angles [token]
-//   index `turns` [index][2 * half]: cosines, then sines; the first 2 * half elements turn. turns null: keys stay as they
-//   are. int4 and int2 pages are appended to with append_f32 and `exact` 1: by the lane's table of exact pages.
-// rope_rows: grid (ceil(tokens / 8), heads), block 256. rows [token][head][head_dim] in place.
+//   keys, values [token][kv_head][head_dim] f32, of one sequence or several: slots [token] in the lanes of sequence
+//   sequences [token]. Where the heads' slots differ, each row is a token of its own: kv_heads 1, and `sequences` names
+//   lanes. angles [token] index `turns` [index][2 * half]: cosines, then sines; the first 2 * half elements turn. turns
+//   null: keys stay as they are. int4 and int2 pages are appended to with append_f32 and `exact` 1: by the lane's table of
+//   exact pages.
+// rope_rows: grid (ceil(tokens / 8), heads), block 256. rows [token][head][head_dim] in place, of any sequences.
 // head_dim at most 256.
 // Registers: at most 64, no spills.
-#include "affine.cuh"
-#include "cells.cuh"
+#include "store.cuh"
 
 constexpr int APPEND_THREADS = 256;
 constexpr int APPEND_WARPS = APPEND_THREADS / 32;
-constexpr int PER_LANE = 8;
 
 // Element `e` of a row, turned.
 KV_DEVICE float turned(const float* row, const float* turns, int half, int e) {
@@ -22,28 +22,6 @@ KV_DEVICE float turned(const float* row, const float* turns, int half, int e) {
   const float a = row[pair], b = row[pair + half], cos = turns[pair], sin = turns[half + pair];
   return e < half ? __fsub_rn(__fmul_rn(a, cos), __fmul_rn(b, sin)) : __fadd_rn(__fmul_rn(b, cos), __fmul_rn(a, sin));
 }
-
-struct StoreF32 {
-  static constexpr bool affine = false;
-  KV_DEVICE static size_t row_bytes(int head_dim) { return F32::row_bytes(head_dim); }
-  KV_DEVICE static void put(byte* row, int e, float x) { reinterpret_cast<float*>(row)[e] = x; }
-};
-struct StoreF16 {
-  static constexpr bool affine = false;
-  KV_DEVICE static size_t row_bytes(int head_dim) { return F16::row_bytes(head_dim); }
-  KV_DEVICE static void put(byte* row, int e, float x) { reinterpret_cast<__half*>(row)[e] = __float2half_rn(x); }
-};
-struct StoreBF16 {
-  static constexpr bool affine = false;
-  KV_DEVICE static size_t row_bytes(int head_dim) { return BF16::row_bytes(head_dim); }
-  KV_DEVICE static void put(byte* row, int e, float x) {
-    reinterpret_cast<__nv_bfloat16*>(row)[e] = __float2bfloat16_rn(x);
-  }
-};
-struct StoreInt8 {
-  static constexpr bool affine = true;
-  KV_DEVICE static size_t row_bytes(int head_dim) { return Int8::row_bytes(head_dim); }
-};
 
 template <class Store>
 KV_DEVICE void append(byte* k, byte* v, const float* keys, const float* values, const float* turns,
@@ -61,35 +39,12 @@ KV_DEVICE void append(byte* k, byte* v, const float* keys, const float* values, 
   const float* turn =
       is_key && turns != nullptr ? turns + static_cast<size_t>(angles[token]) * 2 * half : nullptr;
   float x[PER_LANE];
-  Extent extent = no_extent();
 #pragma unroll
   for (int j = 0; j < PER_LANE; ++j) {
     const int e = j * 32 + in_warp;
-    x[j] = 0.0f;
-    if (e < head_dim) {
-      x[j] = turned(from, turn, half, e);
-      if constexpr (Store::affine) widen(extent, x[j]);
-    }
+    x[j] = e < head_dim ? turned(from, turn, half, e) : 0.0f;
   }
-  if constexpr (Store::affine) {
-    extent = Extent{warp_min(extent.min), warp_max(extent.max)};
-    const Affine affine = fit(extent, 255.0f);
-#pragma unroll
-    for (int j = 0; j < PER_LANE; ++j) {
-      const int e = j * 32 + in_warp;
-      if (e < head_dim) to[e] = static_cast<byte>(code_of(affine, x[j], 255.0f));
-    }
-    if (in_warp == 0) {
-      KV_ALIGNED(to + head_dim, 4);
-      *reinterpret_cast<unsigned*>(to + head_dim) = affine.scale | affine.zero << 16;
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < PER_LANE; ++j) {
-      const int e = j * 32 + in_warp;
-      if (e < head_dim) Store::put(to, e, x[j]);
-    }
-  }
+  store_row<Store>(to, x, head_dim);
 }
 
 #define KV_APPEND(name, Store)                                                                                       \

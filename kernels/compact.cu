@@ -1,8 +1,9 @@
 // Compaction: the survivors of a lane move together, order kept (design: evicting inside a page strands its slot).
 //
-// compact_rows: grid (kv_heads, 2), block 256; y = 0 for K and 1 for V. kept [kv_head][kept_stride]: slots, ascending;
-//   they move to the slots first [kv_head] and on, and none moves up. counts [kv_head]. Row bytes are multiples of 4.
-//   Keys of int4 and int2 share their page's scales: they are gathered, and go into codes again (gather.cu, quant.cu).
+// compact_rows: grid (kv_heads, 2, sequences), block 256; y = 0 for K and 1 for V, or 1 in y for K alone.
+//   kept [sequence][kv_head][kept_stride]: slots, ascending; they move to the slots first [sequence][kv_head] and on, and
+//   none moves up. counts [sequence][kv_head]. Row bytes are multiples of 4. Keys of int4 and int2 share their page's
+//   scales: they are gathered, and go into codes again (gather.cu, quant.cu).
 // Rows go tile by tile: a tile is read whole before it is written, and what it overwrites lies before all later tiles.
 // Registers: at most 64, no spills.
 #include "base.cuh"
@@ -43,15 +44,15 @@ extern "C" __global__ void __launch_bounds__(COMPACT_THREADS)
     compact_rows(byte* k, byte* v, const unsigned* kept, const unsigned* counts, const unsigned* first,
                  const unsigned* blocks, const unsigned* lanes, int block_size, int k_row_bytes, int v_row_bytes,
                  int kept_stride) {
-  const int kv_head = blockIdx.x;
+  const size_t of_lane = static_cast<size_t>(blockIdx.z) * gridDim.x + blockIdx.x;
   byte* slab = blockIdx.y == 0 ? k : v;
   const unsigned row_bytes = blockIdx.y == 0 ? k_row_bytes : v_row_bytes;
-  const Lane lane = lane_at(lanes, kv_head);
-  const unsigned* own = kept + static_cast<size_t>(kv_head) * kept_stride;
+  const Lane lane = lane_at(lanes, static_cast<int>(of_lane));
+  const unsigned* own = kept + of_lane * kept_stride;
   if (row_bytes % 16 == 0) {
-    move_together<uint4>(slab, own, counts[kv_head], first[kv_head], blocks, lane, block_size, row_bytes);
+    move_together<uint4>(slab, own, counts[of_lane], first[of_lane], blocks, lane, block_size, row_bytes);
   } else {
-    move_together<unsigned>(slab, own, counts[kv_head], first[kv_head], blocks, lane, block_size, row_bytes);
+    move_together<unsigned>(slab, own, counts[of_lane], first[of_lane], blocks, lane, block_size, row_bytes);
   }
 }
 KV_EXPORT(compact_rows)

@@ -1,14 +1,14 @@
 // Rows pulled together: V of a read set out of mapped pinned host memory (KCache, arXiv 2404.18057; zero-copy reads, one
 // launch for all rows instead of a copy each), and a lane's pages into one contiguous matrix for prefill's GEMMs.
 //
-// gather_rows: grid (ceil(most rows / 8), kv_heads), block 256: a warp per row.
-//   slots [kv_head][slot_stride], ascending, counts [kv_head]; staged [kv_head][row_stride rows]. `slab` may be the device
-//   address of mapped host memory. row_bytes is a multiple of 4; a multiple of 16 goes 16 bytes at a time, so that a warp
-//   asks the link for 512 consecutive bytes.
+// gather_rows: grid (ceil(most rows / 8), kv_heads, sequences), block 256: a warp per row.
+//   slots [sequence][kv_head][slot_stride], ascending, counts [sequence][kv_head], as select_union leaves both; staged
+//   [sequence][kv_head][row_stride rows]. `slab` may be the device address of mapped host memory. row_bytes is a multiple
+//   of 4; a multiple of 16 goes 16 bytes at a time, so that a warp asks the link for 512 consecutive bytes.
 // gather_pages_{f32,f16,bf16,int8,int4,int2}_{to_f32,to_f16}: grid (ceil(most slots / 8), kv_heads), block 256.
 //   out [kv_head][row_stride][head_dim], rows of holes all 0 so that no leftover reaches a product; `values` says that the
-//   slab holds V (int4 and int2 differ). Codes come out as the CPU codec decodes them, bit for bit. Only leading slots up to the lane's count are written.
-// Lanes of one sequence: `lanes` points at its first.
+//   slab holds V (int4 and int2 differ). Codes come out as the CPU codec decodes them, bit for bit. Only leading slots up
+//   to the lane's count are written. Lanes of one sequence: `lanes` points at its first.
 // Registers: at most 64, no spills.
 #include "rows.cuh"
 
@@ -28,11 +28,11 @@ extern "C" __global__ void __launch_bounds__(GATHER_THREADS)
     gather_rows(byte* staged, const byte* slab, const unsigned* slots, const unsigned* counts, const unsigned* blocks,
                 const unsigned* lanes, int block_size, int row_bytes, int slot_stride, int row_stride) {
   const unsigned i = blockIdx.x * GATHER_WARPS + threadIdx.x / 32;
-  const size_t kv_head = blockIdx.y;
-  if (i >= counts[kv_head]) return;
-  const Lane lane = lane_at(lanes, static_cast<int>(kv_head));
-  const unsigned row = row_of(blocks, lane.table, lane.add, slots[kv_head * slot_stride + i], block_size);
-  byte* to = staged + (kv_head * row_stride + i) * row_bytes;
+  const size_t of_lane = static_cast<size_t>(blockIdx.z) * gridDim.y + blockIdx.y;
+  if (i >= counts[of_lane]) return;
+  const Lane lane = lane_at(lanes, static_cast<int>(of_lane));
+  const unsigned row = row_of(blocks, lane.table, lane.add, slots[of_lane * slot_stride + i], block_size);
+  byte* to = staged + (of_lane * row_stride + i) * row_bytes;
   const byte* from = slab + static_cast<size_t>(row) * row_bytes;
   if (row_bytes % 16 == 0) {
     copy_row<uint4>(to, from, row_bytes);

@@ -2,13 +2,15 @@
 //! header states. Shapes and meanings are told there.
 
 mod decode;
+mod fill;
 mod prefill;
 mod rows;
 mod select;
 
 pub use decode::{Cell, Decode};
+pub use fill::FillRows;
 pub use prefill::{Accumulate, Softmax};
-pub use rows::{Append, GatherPages, RopeRows};
+pub use rows::{Append, CompactRows, GatherPages, GatherRows, RopeRows};
 pub use select::{SelectTop, Union, Weighted};
 
 use super::gpu::{Arg, DeviceError, Result};

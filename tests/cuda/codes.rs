@@ -146,6 +146,17 @@ fn values_go_into_the_codecs_bytes() {
     }
 }
 
+/// Cosines and sines of a rotation, `[index][2 * half]`, out of the rotation itself: it turns a unit vector to them.
+pub(crate) fn turns_of(rope: &Rope, half: usize, indices: usize) -> Vec<f32> {
+    let turned = |index| {
+        let mut unit = vec![0.0f32; 2 * half];
+        unit[..half].fill(1.0);
+        rope.apply(&mut unit, index);
+        unit
+    };
+    (0..indices).flat_map(turned).collect()
+}
+
 /// Appends to a scene of empty pages and reads them back.
 #[test]
 fn new_rows_land_rotated_in_their_slots() {
@@ -173,17 +184,7 @@ fn new_rows_land_rotated_in_their_slots() {
                 .collect();
             let keys = uniform(&mut rng, tokens.len() * kv_heads * d, 3.0);
             let values = uniform(&mut rng, tokens.len() * kv_heads * d, 3.0);
-            // The table of cosines and sines out of the rotation itself: it turns a unit vector to them.
-            let turns: Vec<f32> = (0..64)
-                .flat_map(|index| {
-                    let mut unit = vec![0.0f32; 2 * half];
-                    unit[..half].fill(1.0);
-                    if let Some(rope) = &rope {
-                        rope.apply(&mut unit, index);
-                    }
-                    unit
-                })
-                .collect();
+            let turns = rope.as_ref().map_or_else(|| vec![f32::NAN; 1], |rope| turns_of(rope, half, 64));
             let row_bytes = stored.row_bytes(d);
             let rows = scene.blocks.len().max(scene.k.len() / cell.row_bytes(d));
             let (k, v) = same_bits(|schedule| {
@@ -248,14 +249,7 @@ fn queries_are_rotated_as_on_the_processor() {
         let tokens = 9;
         let rows = uniform(&mut rng, tokens * heads * d, 2.0);
         let rope = Rope::with_frequencies((0..half).map(|i| 0.9f64.powi(i as i32)).collect(), 32);
-        let turns: Vec<f32> = (0..32)
-            .flat_map(|index| {
-                let mut unit = vec![0.0f32; 2 * half];
-                unit[..half].fill(1.0);
-                rope.apply(&mut unit, index);
-                unit
-            })
-            .collect();
+        let turns = turns_of(&rope, half, 32);
         let angles: Vec<u32> = (0..tokens as u32).map(|t| t * 5 % 32).collect();
         let got = same_bits(|schedule| {
             let (mut rows, mut turns) = (Buffer::of_f32(&rows), Buffer::of_f32(&turns));

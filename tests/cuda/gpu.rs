@@ -95,15 +95,58 @@ impl Memory {
         self.fill(bytes.as_ptr(), bytes.len());
     }
 
+    /// Its first bytes, once all that was started is done.
+    pub(crate) fn read(&self, bytes: usize) -> Vec<u8> {
+        let mut read = vec![0; bytes];
+        self.fetch(read.as_mut_ptr(), bytes);
+        read
+    }
+
     /// Copies all of another piece of the same size.
     pub(crate) fn copy(&self, from: &Self, bytes: usize) {
         call!(DRIVER.enter(), "cuMemcpyDtoD_v2", (u64, u64, usize), self.address, from.address, bytes);
+    }
+
+    /// Starts to make its first bytes 0.
+    pub(crate) fn clear(&self, bytes: usize) {
+        call!(DRIVER.enter(), "cuMemsetD8_v2", (u64, u8, usize), self.address, 0, bytes);
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
         call!(DRIVER.enter(), "cuMemFree_v2", (u64), self.address);
+    }
+}
+
+/// A moment on the device's clock, between what was started before and after.
+pub(crate) struct Event(usize);
+
+impl Event {
+    pub(crate) fn new() -> Self {
+        let mut event: Handle = ptr::null_mut();
+        call!(DRIVER.enter(), "cuEventCreate", (*mut Handle, c_uint), &raw mut event, 0);
+        Self(event as usize)
+    }
+
+    pub(crate) fn record(&self) {
+        let stream = ptr::null_mut();
+        call!(DRIVER.enter(), "cuEventRecord", (Handle, Handle), self.0 as Handle, stream);
+    }
+
+    /// Both must have come to pass.
+    pub(crate) fn seconds_since(&self, earlier: &Self) -> f64 {
+        let mut milliseconds = 0.0f32;
+        let (from, to) = (earlier.0 as Handle, self.0 as Handle);
+        let at = &raw mut milliseconds;
+        call!(DRIVER.enter(), "cuEventElapsedTime", (*mut f32, Handle, Handle), at, from, to);
+        f64::from(milliseconds) * 1e-3
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        call!(DRIVER.enter(), "cuEventDestroy_v2", (Handle), self.0 as Handle);
     }
 }
 

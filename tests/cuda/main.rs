@@ -15,9 +15,12 @@ mod decode;
 mod device;
 mod emulated;
 mod engine;
+mod fill;
 #[expect(dead_code, reason = "benches/kernels.rs measures with the rest")]
 mod gpu;
 mod host;
+mod launches;
+mod measured;
 mod moves;
 mod pages;
 mod prefill;

@@ -8,7 +8,7 @@ use crate::scene::{Cell, HOLE, LaneScene, Plan, Scene, pick, seeded};
 fn scene(seed: u64, slots: usize) -> Scene {
     let mut rng = seeded(seed);
     let cell = *pick(&mut rng, &[Cell::F32, Cell::F16, Cell::Int8]);
-    let plan = Plan { sequences: 1, slots, ..Plan::chance(&mut rng, cell) };
+    let plan = Plan { sequences: rng.random_range(1..=4), slots, ..Plan::chance(&mut rng, cell) };
     Scene::new(plan, &mut rng)
 }
 
@@ -18,7 +18,7 @@ fn chosen_rows_are_staged() {
     for seed in 0..12 {
         let scene = scene(100 + seed, 90);
         let mut rng = seeded(seed);
-        let Plan { cell, kv_heads, head_dim, block_size, .. } = scene.plan;
+        let Plan { cell, sequences, kv_heads, head_dim, block_size, .. } = scene.plan;
         let row_bytes = cell.row_bytes(head_dim);
         let chosen: Vec<Vec<usize>> = scene
             .lanes
@@ -28,14 +28,14 @@ fn chosen_rows_are_staged() {
             })
             .collect();
         let stride = chosen.iter().map(Vec::len).max().unwrap() + 1;
-        let mut slots = vec![u32::MAX; kv_heads * stride];
+        let mut slots = vec![u32::MAX; scene.lanes.len() * stride];
         for (h, chosen) in chosen.iter().enumerate() {
             for (i, &slot) in chosen.iter().enumerate() {
                 slots[h * stride + i] = slot as u32;
             }
         }
         let staged = same_bits(|schedule| {
-            let mut staged = Buffer::poisoned(kv_heads * stride * row_bytes);
+            let mut staged = Buffer::poisoned(scene.lanes.len() * stride * row_bytes);
             let mut slab = Buffer::of_bytes(&scene.v);
             let mut slots = Buffer::of_u32(&slots);
             let mut counts = Buffer::of_u32(&chosen.iter().map(|c| c.len() as u32).collect::<Vec<_>>());
@@ -53,7 +53,8 @@ fn chosen_rows_are_staged() {
                 stride.into(),
                 stride.into(),
             ];
-            kernels.run("gather_rows", [stride.div_ceil(8), kv_heads, 1], 256, &args, schedule);
+            let grid = [stride.div_ceil(8), kv_heads, sequences];
+            kernels.run("gather_rows", grid, 256, &args, schedule);
             staged.bytes()
         });
         for (h, chosen) in chosen.iter().enumerate() {
@@ -73,7 +74,7 @@ fn survivors_move_together() {
     for seed in 0..12 {
         // More than a tile of rows, so that tiles follow each other.
         let scene = scene(200 + seed, *pick(&mut seeded(seed), &[40, 200, 500]));
-        let Plan { cell, kv_heads, head_dim, block_size, .. } = scene.plan;
+        let Plan { cell, sequences, kv_heads, head_dim, block_size, .. } = scene.plan;
         let row_bytes = cell.row_bytes(head_dim);
         let first: Vec<usize> = scene
             .lanes
@@ -90,7 +91,7 @@ fn survivors_move_together() {
             .map(|(lane, &first)| (first..lane.slots()).filter(|&s| lane.positions[s] != HOLE).collect())
             .collect();
         let stride = scene.most_slots();
-        let mut slots = vec![u32::MAX; kv_heads * stride];
+        let mut slots = vec![u32::MAX; scene.lanes.len() * stride];
         for (h, kept) in kept.iter().enumerate() {
             for (i, &slot) in kept.iter().enumerate() {
                 slots[h * stride + i] = slot as u32;
@@ -116,7 +117,7 @@ fn survivors_move_together() {
                 row_bytes.into(),
                 stride.into(),
             ];
-            kernels.run("compact_rows", [kv_heads, 2, 1], 256, &args, schedule);
+            kernels.run("compact_rows", [kv_heads, 2, sequences], 256, &args, schedule);
             (k.bytes(), v.bytes())
         });
         let row_of = |slab: &[u8], row: usize| slab[row * row_bytes..(row + 1) * row_bytes].to_vec();

@@ -122,7 +122,7 @@ impl Plan {
         let block_sizes: &[usize] = if kivi { &[32] } else { &[1, 4, 16, 16, 24, 32, 64] };
         Self {
             cell,
-            sequences: rng.random_range(1..3),
+            sequences: rng.random_range(1..=4),
             kv_heads: rng.random_range(1..4),
             group: rng.random_range(1..10),
             head_dim: *pick(rng, head_dims),

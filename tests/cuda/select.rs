@@ -14,7 +14,7 @@ const CASES: u64 = 25;
 pub(crate) fn bare(rng: &mut ChaCha8Rng, slots: usize) -> Scene {
     let plan = Plan {
         cell: Cell::F32,
-        sequences: rng.random_range(1..3),
+        sequences: rng.random_range(1..=4),
         kv_heads: rng.random_range(1..4),
         group: rng.random_range(1..5),
         head_dim: 8,
@@ -50,7 +50,7 @@ fn rows(rng: &mut ChaCha8Rng, n: usize, signed: bool) -> Vec<f32> {
     (0..n).map(|_| draw(rng)).collect()
 }
 
-fn top(row: &[f32], lane: &LaneScene, n: usize, own: bool) -> Vec<u32> {
+pub(crate) fn top(row: &[f32], lane: &LaneScene, n: usize, own: bool) -> Vec<u32> {
     let mut order: Vec<usize> = (0..lane.slots()).filter(|&slot| lane.sees(lane.query, slot)).collect();
     let last = order.last().copied();
     order.sort_by_key(|&slot| (std::cmp::Reverse(row[slot].to_bits()), slot));

@@ -90,6 +90,7 @@ impl<G: Gpu> GpuAttention<G> {
         let positions = lanes.offset(4 * heads.kv_heads * LANE_WORDS);
         let top = SelectTop {
             heads,
+            sequences: 1,
             slots,
             marks,
             counts: asked,
@@ -185,13 +186,15 @@ impl<G: Gpu> GpuAttention<G> {
         let weighted = Weighted {
             cell,
             heads,
+            sequences: 1,
             rows: most,
             staged: rooms.staged.array(gpu),
             row_stride: most,
             weights: rooms.choice.filled(gpu, as_bytes(&weights))?,
             weight_stride: most,
             counts: rooms.counts.filled(gpu, word_bytes(&counts))?,
-            partial: rooms.partial.of(gpu, 4 * Weighted::partial_elements(heads, most))?,
+            dropped: Array::NONE,
+            partial: rooms.partial.of(gpu, 4 * Weighted::partial_elements(heads, 1, most))?,
             out: rooms.out.of(gpu, 4 * self.shape.width())?,
         };
         weighted.launch(gpu)?;

@@ -1,6 +1,6 @@
 //! Rows on their way: into pages, out of pages, turned.
 
-use super::super::gpu::{Array, Gpu, Launch, Result};
+use super::super::gpu::{Array, DeviceError, Gpu, Launch, Result};
 use super::{Cell, Heads, grid, words};
 
 /// Warps of a block, each with a row.
@@ -163,4 +163,134 @@ impl GatherPages {
         let kernel = format!("gather_pages_{}_to_f32", self.cell.name());
         gpu.launch(&Launch { file: "gather", kernel: &kernel, grid, block: 256, args: &args })
     }
+}
+
+/// Rows that were chosen, out of pages into one stretch per KV head: `gather_rows`.
+#[derive(Clone, Copy, Debug)]
+pub struct GatherRows {
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Sequences.
+    pub sequences: usize,
+    /// Bytes of a row, a multiple of 4.
+    pub row_bytes: usize,
+    /// Slots per block.
+    pub block_size: usize,
+    /// Most rows of a KV head.
+    pub rows: usize,
+    /// `[sequence][kv_head][row_stride]` rows; only those that were chosen are written.
+    pub staged: Array,
+    /// Rows from one KV head's first to the next's.
+    pub row_stride: usize,
+    /// The slab; it may lie in the host's memory, where the device reaches that.
+    pub slab: Array,
+    /// `[sequence][kv_head][slot_stride]`: the slots that were chosen.
+    pub slots: Array,
+    /// From one KV head's slots to the next's.
+    pub slot_stride: usize,
+    /// `[sequence][kv_head]`: how many.
+    pub counts: Array,
+    /// Block tables.
+    pub blocks: Array,
+    /// `[sequence][kv_head]`, eight words each.
+    pub lanes: Array,
+}
+
+impl GatherRows {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// Rows that are no whole number of words, sizes that are too large, or a device that fails.
+    pub fn launch(&self, gpu: &impl Gpu) -> Result<()> {
+        check_words(self.row_bytes)?;
+        if self.rows == 0 || self.sequences == 0 {
+            return Ok(());
+        }
+        let [block_size, row_bytes, slot_stride, row_stride] =
+            words([self.block_size, self.row_bytes, self.slot_stride, self.row_stride])?;
+        let args = [
+            self.staged.into(),
+            self.slab.into(),
+            self.slots.into(),
+            self.counts.into(),
+            self.blocks.into(),
+            self.lanes.into(),
+            block_size,
+            row_bytes,
+            slot_stride,
+            row_stride,
+        ];
+        let grid = grid([self.rows.div_ceil(ROWS), self.kv_heads, self.sequences])?;
+        gpu.launch(&Launch { file: "gather", kernel: "gather_rows", grid, block: 256, args: &args })
+    }
+}
+
+/// Survivors moved together within their lanes, order kept: `compact_rows`.
+#[derive(Clone, Copy, Debug)]
+pub struct CompactRows {
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Sequences.
+    pub sequences: usize,
+    /// Slots per block.
+    pub block_size: usize,
+    /// Slab of keys.
+    pub k: Array,
+    /// Slab of values by the same tables; none where they do not lie beside the keys.
+    pub v: Array,
+    /// Bytes of a key's row and of a value's, multiples of 4.
+    pub row_bytes: [usize; 2],
+    /// `[sequence][kv_head][kept_stride]`: the slots that move, ascending.
+    pub kept: Array,
+    /// From one KV head's slots to the next's.
+    pub kept_stride: usize,
+    /// `[sequence][kv_head]`: how many.
+    pub counts: Array,
+    /// `[sequence][kv_head]`: the slot that the first of them moves to; none of them moves up.
+    pub first: Array,
+    /// Block tables.
+    pub blocks: Array,
+    /// `[sequence][kv_head]`, eight words each.
+    pub lanes: Array,
+}
+
+impl CompactRows {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// Rows that are no whole number of words, sizes that are too large, or a device that fails.
+    pub fn launch(&self, gpu: &impl Gpu) -> Result<()> {
+        self.row_bytes.into_iter().try_for_each(check_words)?;
+        if self.sequences == 0 {
+            return Ok(());
+        }
+        let [block_size, k_row_bytes, v_row_bytes, kept_stride] =
+            words([self.block_size, self.row_bytes[0], self.row_bytes[1], self.kept_stride])?;
+        let args = [
+            self.k.into(),
+            self.v.into(),
+            self.kept.into(),
+            self.counts.into(),
+            self.first.into(),
+            self.blocks.into(),
+            self.lanes.into(),
+            block_size,
+            k_row_bytes,
+            v_row_bytes,
+            kept_stride,
+        ];
+        let slabs = if self.v == Array::NONE { 1 } else { 2 };
+        let grid = grid([self.kv_heads, slabs, self.sequences])?;
+        gpu.launch(&Launch { file: "compact", kernel: "compact_rows", grid, block: 256, args: &args })
+    }
+}
+
+/// Rows are moved word by word.
+fn check_words(row_bytes: usize) -> Result<()> {
+    if row_bytes.is_multiple_of(4) {
+        return Ok(());
+    }
+    Err(DeviceError::Limit(format!(
+        "rows of {row_bytes} bytes cannot be moved: they must be a multiple of 4"
+    )))
 }

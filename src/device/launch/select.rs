@@ -11,19 +11,21 @@ const WEIGHTED_HEADS: usize = 8;
 pub struct SelectTop {
     /// Heads and row length.
     pub heads: Heads,
+    /// Sequences.
+    pub sequences: usize,
     /// Most slots of a lane.
     pub slots: usize,
-    /// `[head][words(slots)]`.
+    /// `[sequence][head][words(slots)]`.
     pub marks: Array,
-    /// `[head]`: how many.
+    /// `[sequence][head]`: how many.
     pub counts: Array,
-    /// Probabilities `[head][row_stride]`.
+    /// Probabilities `[sequence][head][row_stride]`.
     pub rows: Array,
     /// From one row to the next.
     pub row_stride: usize,
     /// Of every slot.
     pub positions: Array,
-    /// Of one sequence.
+    /// `[sequence][kv_head]`, eight words each.
     pub lanes: Array,
     /// How many to choose.
     pub n: usize,
@@ -42,6 +44,9 @@ impl SelectTop {
     /// # Errors
     /// Sizes that are too large, or a device that fails.
     pub fn launch(&self, gpu: &impl Gpu) -> Result<()> {
+        if self.sequences == 0 {
+            return Ok(());
+        }
         let Heads { heads, kv_heads, .. } = self.heads;
         let [heads_, kv_heads, row_stride, word_stride, n] =
             words([heads, kv_heads, self.row_stride, Self::words(self.slots), self.n.min(self.slots)])?;
@@ -60,7 +65,7 @@ impl SelectTop {
             n,
             u32::from(self.own).into(),
         ];
-        let grid = grid([heads, 1, 1])?;
+        let grid = grid([heads, self.sequences, 1])?;
         gpu.launch(&Launch { file: "select", kernel: "select_top", grid, block: 512, args: &args })
     }
 }
@@ -70,13 +75,13 @@ impl SelectTop {
 pub struct Union {
     /// The choice.
     pub of: SelectTop,
-    /// `[kv_head][list_stride]`, ascending.
+    /// `[sequence][kv_head][list_stride]`, ascending.
     pub slots: Array,
-    /// `[kv_head]`: how many.
+    /// `[sequence][kv_head]`: how many.
     pub counts: Array,
-    /// `[head][list_stride]`, 0 where the head did not ask.
+    /// `[sequence][head][list_stride]`, 0 where the head did not ask.
     pub weights: Array,
-    /// `[head]`: the mass that it did not ask for.
+    /// `[sequence][head]`: the mass that it did not ask for.
     pub dropped: Array,
     /// Room for a list.
     pub list_stride: usize,
@@ -88,6 +93,9 @@ impl Union {
     /// # Errors
     /// Sizes that are too large, or a device that fails.
     pub fn launch(&self, gpu: &impl Gpu) -> Result<()> {
+        if self.of.sequences == 0 {
+            return Ok(());
+        }
         let Heads { heads, kv_heads, .. } = self.of.heads;
         let [heads, kv_heads_, row_stride, word_stride, list_stride] =
             words([heads, kv_heads, self.of.row_stride, SelectTop::words(self.of.slots), self.list_stride])?;
@@ -105,7 +113,7 @@ impl Union {
             word_stride,
             list_stride,
         ];
-        let grid = grid([kv_heads, 1, 1])?;
+        let grid = grid([kv_heads, self.of.sequences, 1])?;
         gpu.launch(&Launch { file: "select", kernel: "select_union", grid, block: 512, args: &args })
     }
 }
@@ -117,28 +125,33 @@ pub struct Weighted {
     pub cell: Cell,
     /// Heads and row length.
     pub heads: Heads,
+    /// Sequences.
+    pub sequences: usize,
     /// Most rows of a KV head.
     pub rows: usize,
-    /// `[kv_head][row_stride]` rows.
+    /// `[sequence][kv_head][row_stride]` rows.
     pub staged: Array,
     /// From one KV head's rows to the next's.
     pub row_stride: usize,
-    /// `[head][weight_stride]`.
+    /// `[sequence][head][weight_stride]`.
     pub weights: Array,
     /// From one head's weights to the next's.
     pub weight_stride: usize,
-    /// `[kv_head]`: how many rows.
+    /// `[sequence][kv_head]`: how many rows.
     pub counts: Array,
+    /// `[sequence][head]`: the mass that each head's weights leave out, which their sum is scaled up for; none for a sum as
+    /// it is.
+    pub dropped: Array,
     /// Scratch of [`partial_elements`](Self::partial_elements) f32.
     pub partial: Array,
-    /// `[head][head_dim]`.
+    /// `[sequence][head][head_dim]`.
     pub out: Array,
 }
 
 impl Weighted {
     /// Elements of scratch.
-    pub const fn partial_elements(heads: Heads, rows: usize) -> usize {
-        heads.heads * rows.div_ceil(SPLIT) * heads.head_dim
+    pub const fn partial_elements(heads: Heads, sequences: usize, rows: usize) -> usize {
+        sequences * heads.heads * rows.div_ceil(SPLIT) * heads.head_dim
     }
 
     /// Starts it.
@@ -147,6 +160,9 @@ impl Weighted {
     /// Rows of a length that the kernels do not take, or a device that fails.
     pub fn launch(&self, gpu: &impl Gpu) -> Result<()> {
         self.heads.check()?;
+        if self.sequences == 0 {
+            return Ok(());
+        }
         let Heads { heads, kv_heads, head_dim } = self.heads;
         let splits = self.rows.div_ceil(SPLIT);
         let [heads_, kv_heads_, head_dim_, splits_, row_stride, weight_stride] =
@@ -167,12 +183,20 @@ impl Weighted {
             let size = if head_dim > 128 { 256 } else { 128 };
             let kernel = format!("weighted_{}_d{size}", self.cell.name());
             let parts = self.heads.group().div_ceil(WEIGHTED_HEADS);
-            let grid = grid([splits, kv_heads * parts, 1])?;
+            let grid = grid([splits, kv_heads * parts, self.sequences])?;
             gpu.launch(&Launch { file: "weighted", kernel: &kernel, grid, block: 128, args: &args })?;
         }
-        let args =
-            [self.out.into(), self.partial.into(), self.counts.into(), heads_, kv_heads_, head_dim_, splits_];
-        let grid = grid([heads, 1, 1])?;
+        let args = [
+            self.out.into(),
+            self.partial.into(),
+            self.counts.into(),
+            self.dropped.into(),
+            heads_,
+            kv_heads_,
+            head_dim_,
+            splits_,
+        ];
+        let grid = grid([heads, self.sequences, 1])?;
         gpu.launch(&Launch { file: "weighted", kernel: "weighted_combine", grid, block: 256, args: &args })
     }
 }
