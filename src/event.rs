@@ -17,6 +17,7 @@ pub mod reads;
 pub mod run;
 pub mod shadow;
 pub mod step;
+pub mod traffic;
 pub mod units;
 
 pub use attention::{AttentionGroup, AttentionMap, Cells, HeadRow, ScoreLevel};
@@ -28,7 +29,8 @@ pub use reads::LayerReads;
 pub use run::{Has, ModelCard, RunInfo, Settings};
 pub use shadow::{Judged, LaneRegret, Shadow};
 pub use step::{
-    CodingError, Fed, Finish, LayerCoding, LayerTraffic, MAX_CHANNELS, Origin, PHASES, Phase, Piece,
-    ProbeCost, Sampled, SeqStep, Stage, Step, TableOps, Tier, TierUse, Tuning,
+    CodingError, Fed, Finish, LayerCoding, MAX_CHANNELS, Origin, PHASES, Phase, Piece, ProbeCost, Sampled,
+    SeqStep, Stage, Step, TableOps, Tier, TierUse, Tuning,
 };
+pub use traffic::LayerTraffic;
 pub use units::Provenance;

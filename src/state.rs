@@ -8,6 +8,7 @@
 //! recorded operations and victims to its own copies. The `resident` column of every step is checked against them.
 
 mod bounded;
+mod break_even;
 mod card;
 mod coding;
 mod crush;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use break_even::{BreakEven, RowRates};
 pub use card::{HeadFate, Reader, TokenCard};
 pub use coding::{ChannelError, CodedLayer, Coding};
 pub use crush::CrushPictures;

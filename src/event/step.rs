@@ -11,6 +11,7 @@ use super::ids::{BlockId, Head, Layer, Position, SeqId, StepId};
 use super::merge::Merge;
 use super::reads::LayerReads;
 use super::shadow::Shadow;
+use super::traffic::LayerTraffic;
 use super::units::Provenance;
 
 /// Where the time of a step goes. The order is the order of the arrays in a [`Step`] and of every picture.
@@ -341,48 +342,6 @@ impl TierUse {
     /// Allocated bytes.
     pub const fn allocated_bytes(&self) -> u64 {
         self.live_bytes + self.stranded_bytes + self.unfilled_bytes + self.copies_bytes
-    }
-}
-
-/// Rows moved between tiers for one layer in one step, all sequences together: V alone (KCache), or K and V of whole
-/// blocks (InfLLM), whose rows count once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerTraffic {
-    /// Decoder layer.
-    pub layer: Layer,
-    /// Bytes host to device (measured).
-    pub h2d_bytes: u64,
-    /// Bytes device to host (measured).
-    pub d2h_bytes: u64,
-    /// V rows pulled: the union of the query heads' picks per KV head (measured).
-    pub rows: u64,
-    /// V rows the query heads asked for, before the union (measured).
-    pub asked_rows: u64,
-    /// Pulled rows that the previous step had pulled too (measured).
-    pub reused_rows: u64,
-    /// Time of the copies (measured).
-    pub copy_ns: u64,
-    /// Time the bytes would take at the configured link speed (modelled).
-    pub link_ns: u64,
-    /// Link time not hidden behind compute (modelled; nothing is hidden on a CPU run, so it equals `link_ns`).
-    pub stall_ns: u64,
-}
-
-impl LayerTraffic {
-    /// Adds what else moved; the layer stays. A recording's sums end at the largest number.
-    pub fn add(&mut self, other: &Self) {
-        for (sum, more) in [
-            (&mut self.h2d_bytes, other.h2d_bytes),
-            (&mut self.d2h_bytes, other.d2h_bytes),
-            (&mut self.rows, other.rows),
-            (&mut self.asked_rows, other.asked_rows),
-            (&mut self.reused_rows, other.reused_rows),
-            (&mut self.copy_ns, other.copy_ns),
-            (&mut self.link_ns, other.link_ns),
-            (&mut self.stall_ns, other.stall_ns),
-        ] {
-            *sum = sum.saturating_add(more);
-        }
     }
 }
 

@@ -126,7 +126,7 @@ impl State {
     }
 
     /// The read set as the run began with it.
-    fn read_rule(&self) -> Option<crate::policy::ReadRule> {
+    pub(super) fn read_rule(&self) -> Option<crate::policy::ReadRule> {
         Some(crate::policy::parse_read(&self.run.settings.read).ok()?.rule())
     }
 

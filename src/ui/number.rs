@@ -11,6 +11,8 @@
 //! | [`rate`] | 7 | `1.23k/s` |
 //! | [`byte_rate`] | 10 | `12.3 MiB/s` |
 //! | [`decimal`] | 6 | ` 0.123` `-1.234` |
+//! | [`times`] | 6 | ` 12.3×` |
+//! | [`speed`] | 9 | `12.3 GB/s` |
 
 use crate::event::Provenance;
 
@@ -30,6 +32,10 @@ pub const RATE_WIDTH: usize = 7;
 pub const BYTE_RATE_WIDTH: usize = 10;
 /// Columns of [`decimal`].
 pub const DECIMAL_WIDTH: usize = 6;
+/// Columns of [`times`].
+pub const TIMES_WIDTH: usize = 6;
+/// Columns of [`speed`].
+pub const SPEED_WIDTH: usize = 9;
 
 /// A count with an SI suffix, three significant digits from 1000 on.
 pub fn count(value: u64) -> String {
@@ -124,6 +130,30 @@ pub fn decimal(value: f64, symbols: Symbols) -> String {
         }
     }
     format!("{value:>6.0e}")
+}
+
+/// How many times something else it is.
+pub fn times(ratio: f64, symbols: Symbols) -> String {
+    if !ratio.is_finite() || ratio < 0.0 {
+        return missing(TIMES_WIDTH, symbols);
+    }
+    let sign = symbols.pick("×", "x");
+    // A zero without a sign.
+    let ratio = ratio + 0.0;
+    if rounds_below(ratio, 10_000.0) { format!(" {}{sign}", digits(ratio)) } else { format!(">9999{sign}") }
+}
+
+/// Speed of a link or a memory, in its usual unit: 10^9 bytes per second.
+pub fn speed(gbps: f64, symbols: Symbols) -> String {
+    if !gbps.is_finite() || gbps < 0.0 {
+        return missing(SPEED_WIDTH, symbols);
+    }
+    let gbps = gbps + 0.0;
+    if rounds_below(gbps, 1000.0) {
+        format!("{} GB/s", digits(gbps))
+    } else {
+        format!("{} TB/s", digits((gbps / 1e3).min(9999.0)))
+    }
 }
 
 /// Stands where a figure is not known.
@@ -242,6 +272,13 @@ mod tests {
         assert_eq!(decimal(123.456, S), "123.46");
         assert_eq!(decimal(0.000_012, S), "  1e-5");
         assert_eq!(decimal(f64::INFINITY, S), "    +∞");
+        assert_eq!(times(11.67, S), " 11.7×");
+        assert_eq!(times(0.5, Symbols::Ascii), " 0.50x");
+        assert_eq!(times(9_999.9, S), ">9999×");
+        assert_eq!(times(-0.0, S), " 0.00×");
+        assert_eq!(times(f64::NAN, S), "     –");
+        assert_eq!(speed(1.966, S), "1.97 GB/s");
+        assert_eq!(speed(4_023.0, S), "4.02 TB/s");
         assert_eq!(marked("1.23 ms", Provenance::Modelled), "1.23 ms ~");
     }
 
@@ -256,6 +293,8 @@ mod tests {
                 prop_assert_eq!(rate(float, symbols).width(), RATE_WIDTH);
                 prop_assert_eq!(byte_rate(float, symbols).width(), BYTE_RATE_WIDTH);
                 prop_assert_eq!(decimal(float, symbols).width(), DECIMAL_WIDTH);
+                prop_assert_eq!(times(float, symbols).width(), TIMES_WIDTH);
+                prop_assert_eq!(speed(float, symbols).width(), SPEED_WIDTH);
             }
         }
 

@@ -137,6 +137,27 @@ fn without_a_read_set_the_flag_that_makes_one_is_named() {
 }
 
 #[test]
+fn what_pulling_pays_from_is_told_once_rows_were_pulled() {
+    let mut app = app(3);
+    press(&mut app, "5");
+    let prompt = words(&app, 80, 24);
+    assert!(prompt.contains("s* not known yet") && !prompt.contains("0.57x"), "{prompt}");
+    let mut app = self::app(STEPS);
+    press(&mut app, "5");
+    let shown = words(&app, 80, 24);
+    // N' of 4; a step sums 34 values in the time in which it pulls 8.
+    for figure in ["s* 21 tokens d", "context 12 d = 0.57x s* d", "overlap 0.0% ~"] {
+        assert!(shown.contains(figure), "{figure}: {shown}");
+    }
+    let at_200 = words(&app, 200, 60);
+    assert!(!at_200.contains("overlap ~") && at_200.contains("s* at --link 4 ~"), "{at_200}");
+    let Traffic { last, total, .. } = &mut state(&mut app).traffic;
+    last.iter_mut().chain(total).for_each(|t| t.stall_ns /= 4);
+    let at_200 = words(&app, 200, 60);
+    assert!(at_200.contains("overlap ~") && at_200.contains("75.6%"), "{at_200}");
+}
+
+#[test]
 fn quest_shows_pages_read_in_place_of_rows_moved() {
     let mut app = app(STEPS);
     settings(&mut app, |s| s.read = "quest:budget=8,page=4,dense=1".into());

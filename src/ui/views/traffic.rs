@@ -50,8 +50,15 @@ fn layers_pane(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
         nothing_moves(&mut Pen::new(buf, inner, scene.styles));
         return;
     }
-    let (facts, rest) = split_top(inner, u16::from(inner.height >= 6));
-    totals(&mut Pen::new(buf, facts, scene.styles), scene);
+    let lines = match inner.height {
+        0..=5 => 0,
+        6..=8 => 1,
+        _ => 2,
+    };
+    let (facts, rest) = split_top(inner, lines);
+    let mut pen = Pen::new(buf, facts, scene.styles);
+    totals(&mut pen, scene);
+    break_even(pen.newline(), scene);
     let used = layers::render(buf, rest, scene);
     not_read_below(buf, rest, used, scene);
 }
@@ -95,6 +102,30 @@ fn totals(pen: &mut Pen<'_, '_>, scene: &Scene<'_>) {
     }
     fact(pen, "copies", &number::duration(sum.copy_ns, symbols), Provenance::Measured);
     fact(pen, "link", &number::duration(sum.link_ns, symbols), Provenance::Modelled);
+}
+
+/// From which context pulling costs less than reading everything, the present context against that, and from what it was
+/// computed.
+fn break_even(pen: &mut Pen<'_, '_>, scene: &Scene<'_>) {
+    let (Some(state), Some(run)) = (scene.state(), scene.run()) else { return };
+    let symbols = scene.symbols();
+    let rows = |rows: f64| number::count(rows.round() as u64).trim().to_owned();
+    let Some(even) = state.row_rates().and_then(|rates| state.break_even(rates, 0..usize::MAX)) else {
+        pen.put("break-even context s* not known yet: a decode step that pulls rows tells", Role::Dim);
+        return;
+    };
+    let tokens = format!("{} tokens", rows(even.rows()));
+    fact(pen, "break-even s*", &tokens, Provenance::Derived);
+    fact(pen, "context", &rows(even.context_rows), Provenance::Derived);
+    let reached = format!("{} s*", number::times(even.reached(), symbols).trim());
+    pen.put(" = ", Role::Dim).figure(&reached, Provenance::Derived);
+    if let Some(overlap) = state.traffic.last_sum().overlap() {
+        fact(pen, "overlap", &number::percent(overlap, symbols), Provenance::Modelled);
+    }
+    fact(pen, "read", &number::speed(even.rates.read_gbps, symbols), Provenance::Derived);
+    fact(pen, "pull", &number::speed(even.rates.pull_gbps, symbols), Provenance::Derived);
+    fact(pen, "s* at --link", &rows(even.rows_at(run.settings.link_gbps)), Provenance::Modelled);
+    pen.dot().put("s* = N' (1 + read/pull), choosing not counted", Role::Dim);
 }
 
 /// Rows pulled per KV head over rows asked for per query head: 1 if the heads of a group agree, their number if they

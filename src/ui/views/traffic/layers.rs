@@ -5,6 +5,7 @@ use ratatui::layout::Rect;
 
 use super::union_factor;
 use crate::event::{LayerTraffic, Provenance, Stage, Tier};
+use crate::state::BreakEven;
 use crate::ui::draw::{Pen, Scene, pane, split_top};
 use crate::ui::number;
 use crate::ui::theme::{Role, tier_role};
@@ -26,8 +27,11 @@ enum Column {
     NotRead,
     Link,
     Stall,
+    Overlap,
     Copy,
     Pushed,
+    Even,
+    Reached,
     PulledInAll,
     PushedInAll,
     StallInAll,
@@ -36,8 +40,8 @@ enum Column {
 use Column as C;
 
 impl Column {
-    /// All columns in drawing order, with their widths. The first eight say what the shown step did.
-    const ALL: [(Self, u16); 13] = [
+    /// All columns in drawing order, with their widths. Those of the whole run come last.
+    const ALL: [(Self, u16); 16] = [
         (C::Pulled, 10),
         (C::Asked, 8),
         (C::Rows, 9),
@@ -46,25 +50,31 @@ impl Column {
         (C::NotRead, 9),
         (C::Link, 9),
         (C::Stall, 9),
+        (C::Overlap, 10),
         (C::Copy, 9),
         (C::Pushed, 10),
+        (C::Even, 7),
+        (C::Reached, 9),
         (C::PulledInAll, 10),
         (C::PushedInAll, 10),
         (C::StallInAll, 9),
     ];
 
     /// In the order in which they are given up where a screen is narrow.
-    const GIVEN_UP: [Self; 12] = [
+    const GIVEN_UP: [Self; 15] = [
         C::PushedInAll,
         C::Pushed,
         C::StallInAll,
         C::Copy,
         C::Link,
         C::Asked,
+        C::Overlap,
+        C::Even,
         C::PulledInAll,
         C::Union,
         C::Stall,
         C::Rows,
+        C::Reached,
         C::Reuse,
         C::NotRead,
     ];
@@ -85,18 +95,17 @@ impl Column {
             C::NotRead => marked("unread", Derived),
             C::Link => marked("link", Modelled),
             C::Stall | C::StallInAll => marked("stall", Modelled),
+            C::Overlap => marked("overlap", Modelled),
             C::Copy => marked("copy", Measured),
+            C::Even => marked("s*", Derived),
+            C::Reached => marked("ctx/s*", Derived),
         }
     }
 
-    fn figure(
-        self,
-        scene: &Scene<'_>,
-        last: &LayerTraffic,
-        all: &LayerTraffic,
-        not_read: Option<f32>,
-    ) -> String {
+    fn figure(self, scene: &Scene<'_>, line: &Line<'_>) -> String {
         let symbols = scene.symbols();
+        let Line { last, all, not_read, even } = *line;
+        let known = |figure: Option<String>| figure.unwrap_or_else(|| number::missing(1, symbols));
         match self {
             C::Pulled => number::bytes(last.h2d_bytes),
             C::Pushed => number::bytes(last.d2h_bytes),
@@ -104,30 +113,41 @@ impl Column {
             C::PushedInAll => number::bytes(all.d2h_bytes),
             C::Asked => number::count(last.asked_rows),
             C::Rows => number::count(last.rows),
-            C::Union => {
-                union_factor(scene, last).map_or_else(|| number::missing(1, symbols), |f| format!("{f:.2}"))
-            }
+            C::Union => known(union_factor(scene, last).map(|f| format!("{f:.2}"))),
             C::Reuse if last.rows == 0 => number::missing(1, symbols),
             C::Reuse => number::percent(last.reused_rows as f64 / last.rows as f64, symbols),
-            C::NotRead => not_read
-                .map_or_else(|| number::missing(1, symbols), |mass| number::percent(mass.into(), symbols)),
+            C::NotRead => known(not_read.map(|mass| number::percent(mass.into(), symbols))),
             C::Link => number::duration(last.link_ns, symbols),
             C::Stall => number::duration(last.stall_ns, symbols),
+            C::Overlap => known(last.overlap().map(|share| number::percent(share, symbols))),
             C::Copy => number::duration(last.copy_ns, symbols),
+            C::Even => known(even.map(|even| number::count(even.rows().round() as u64))),
+            C::Reached => known(even.map(|even| number::times(even.reached(), symbols))),
             C::StallInAll => number::duration(all.stall_ns, symbols),
         }
     }
 
-    const fn role(self) -> Role {
+    fn role(self, line: &Line<'_>) -> Role {
         match self {
             C::Pulled | C::PulledInAll => Role::Host,
+            C::Reached if line.even.is_some_and(|even| even.reached() < 1.0) => Role::Warn,
             _ => Role::Text,
         }
     }
 }
 
-fn columns(width: u16) -> Vec<(Column, u16)> {
+/// What a line is about: a layer, or all of them.
+struct Line<'a> {
+    last: &'a LayerTraffic,
+    all: &'a LayerTraffic,
+    not_read: Option<f32>,
+    even: Option<BreakEven>,
+}
+
+/// The columns that fit. `overlaps` says whether anything was ever hidden behind compute: else that column is all zero.
+fn columns(width: u16, overlaps: bool) -> Vec<(Column, u16)> {
     let mut columns = Column::ALL.to_vec();
+    columns.retain(|&(column, _)| overlaps || column != C::Overlap);
     for least in Column::GIVEN_UP {
         if columns.iter().map(|&(_, w)| w).sum::<u16>() + NAME + HOME <= width {
             break;
@@ -140,7 +160,10 @@ fn columns(width: u16) -> Vec<(Column, u16)> {
 /// The table; returns the lines it took.
 pub(super) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) -> u16 {
     let Some(state) = scene.state() else { return 0 };
-    let columns = columns(area.width);
+    let overlaps = state.traffic.total.iter().any(|t| t.stall_ns < t.link_ns);
+    let columns = columns(area.width, overlaps);
+    let rates = state.row_rates();
+    let even = |layers| rates.and_then(|rates| state.break_even(rates, layers));
     let (heading, rows) = split_top(area, if area.height >= 5 { 2 } else { u16::from(area.height >= 3) });
     titles(&mut Pen::new(buf, heading, scene.styles), &columns);
     let (last, all) = (&state.traffic.last, &state.traffic.total);
@@ -159,7 +182,13 @@ pub(super) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) -> u16 {
             continue;
         }
         pen.put(Tier::Host.name(), tier_role(Tier::Host)).column(NAME + HOME);
-        figures(&mut pen, scene, &columns, (&last[layer], &all[layer], not_read_by(scene, layer)));
+        let line = Line {
+            last: &last[layer],
+            all: &all[layer],
+            not_read: not_read_by(scene, layer),
+            even: even(layer..layer + 1),
+        };
+        figures(&mut pen, scene, &columns, &line);
         let room = pen.room().saturating_sub(2);
         if room >= 8 {
             pen.skip(2);
@@ -168,8 +197,13 @@ pub(super) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) -> u16 {
         pen.newline();
     }
     pen.skip(1).put("all", Role::Title).column(NAME + HOME);
-    let sums = (&state.traffic.last_sum(), &state.traffic.sum(), state.mass_dropped());
-    figures(&mut pen, scene, &columns, sums);
+    let line = Line {
+        last: &state.traffic.last_sum(),
+        all: &state.traffic.sum(),
+        not_read: state.mass_dropped(),
+        even: even(0..last.len()),
+    };
+    figures(&mut pen, scene, &columns, &line);
     heading.height + lines as u16 + 1
 }
 
@@ -178,7 +212,7 @@ fn titles(pen: &mut Pen<'_, '_>, columns: &[(Column, u16)]) {
         let of_step: u16 = columns.iter().filter(|(c, _)| !c.is_in_all()).map(|&(_, w)| w).sum();
         pen.column(NAME + HOME + 2).put("shown step", Role::Dim);
         if columns.iter().any(|(c, _)| c.is_in_all()) {
-            pen.column(NAME + HOME + of_step + 2).put("whole run", Role::Dim);
+            pen.column(NAME + HOME + of_step + 1).put("whole run", Role::Dim);
         }
         pen.newline();
     }
@@ -188,14 +222,9 @@ fn titles(pen: &mut Pen<'_, '_>, columns: &[(Column, u16)]) {
     }
 }
 
-fn figures(
-    pen: &mut Pen<'_, '_>,
-    scene: &Scene<'_>,
-    columns: &[(Column, u16)],
-    (last, all, not_read): (&LayerTraffic, &LayerTraffic, Option<f32>),
-) {
+fn figures(pen: &mut Pen<'_, '_>, scene: &Scene<'_>, columns: &[(Column, u16)], line: &Line<'_>) {
     for &(column, width) in columns {
-        pen.put(&right(&column.figure(scene, last, all, not_read), width), column.role());
+        pen.put(&right(&column.figure(scene, line), width), column.role(line));
     }
 }
 
@@ -257,11 +286,15 @@ mod tests {
 
     #[test]
     fn the_step_stays_as_the_screen_narrows() {
-        assert_eq!(columns(200).len(), Column::ALL.len());
-        let at_80: Vec<_> = columns(80).into_iter().map(|(column, _)| column).collect();
-        for column in [C::Pulled, C::Rows, C::Union, C::Reuse, C::NotRead, C::Stall] {
-            assert!(at_80.contains(&column), "{column:?} of {at_80:?}");
+        assert_eq!(columns(200, true).len(), Column::ALL.len());
+        let at = |width, overlaps| columns(width, overlaps).into_iter().map(|(c, _)| c).collect::<Vec<_>>();
+        for overlaps in [false, true] {
+            let at_80 = at(80, overlaps);
+            for column in [C::Pulled, C::Rows, C::Union, C::Reuse, C::NotRead, C::Stall, C::Reached] {
+                assert!(at_80.contains(&column), "{column:?} of {at_80:?}");
+            }
         }
-        assert_eq!(columns(0), [(C::Pulled, 10)]);
+        assert!(at(120, false).contains(&C::Even) && !at(200, false).contains(&C::Overlap));
+        assert_eq!(at(0, true), [C::Pulled]);
     }
 }
