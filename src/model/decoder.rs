@@ -53,7 +53,7 @@ pub(super) struct Layer {
     pub(super) attention_norm: Vec<f32>,
     pub(super) qkv: Linear,
     /// Of each head's queries and keys.
-    qk_norms: Option<[Vec<f32>; 2]>,
+    pub(super) qk_norms: Option<[Vec<f32>; 2]>,
     pub(super) output: Linear,
     /// Of what attention adds to the stream.
     pub(super) output_norm: Option<Vec<f32>>,

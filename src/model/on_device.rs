@@ -1,5 +1,5 @@
 //! The decoder's linear algebra with the weights on a device of the tensor library. The stream of a forward stays there from
-//! the first layer to the last; what attention takes in and gives out passes the host.
+//! the first layer to the last; what attention takes in and gives out stays there too, or passes the host.
 //!
 //! Weights keep the type they came in, and the activations of a product are rounded to it, as is usual on GPUs. A model of
 //! less than [`WIDENED_BYTES`] is widened to f32 instead: it is so small that its speed is not a matter of bytes, and then
@@ -32,6 +32,8 @@ pub struct OnDevice {
 struct PlacedLayer {
     attention_norm: Tensor,
     qkv: Vec<Product>,
+    /// Of each head's queries and keys.
+    qk_norms: Option<[Tensor; 2]>,
     output: Product,
     output_norm: Option<Tensor>,
     mlp_norm: Tensor,
@@ -133,6 +135,10 @@ impl OnDevice {
             Ok(PlacedLayer {
                 attention_norm: vector(&layer.attention_norm)?,
                 qkv: Product::parts(&layer.qkv, device, widened)?,
+                qk_norms: match &layer.qk_norms {
+                    Some([q, k]) => Some([vector(q)?, vector(k)?]),
+                    None => None,
+                },
                 output: Product::one(&layer.output, device, widened)?,
                 output_norm: optional(&layer.output_norm)?,
                 mlp_norm: vector(&layer.mlp_norm)?,
@@ -179,10 +185,35 @@ impl OnDevice {
         Ok(fused.flatten_all()?.to_vec1()?)
     }
 
-    fn mix(&self, layer: usize, x: &Tensor, attention: &[f32], config: &Config) -> Result<Tensor> {
+    /// Rows of queries, keys and values, each as a tensor of its own.
+    fn rows(&self, layer: usize, x: &Tensor, config: &Config) -> Result<DeviceRows> {
+        let Config { heads, kv_heads, head_dim, .. } = *config;
         let layer = &self.layers[layer];
-        let attention = self.start(attention, config.heads * config.head_dim)?;
-        let x = self.add(x, layer.output.of(&attention)?, layer.output_norm.as_ref())?;
+        let x = self.norm(x, &layer.attention_norm)?;
+        let [mut q, mut k, v] = if let [q, k, v] = &*layer.qkv {
+            [q.of(&x)?, k.of(&x)?, v.of(&x)?]
+        } else {
+            let fused = side_by_side(&layer.qkv, &x)?;
+            let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+            let part = |from, width| -> Result<Tensor> { Ok(fused.narrow(1, from, width)?.contiguous()?) };
+            [part(0, q_width)?, part(q_width, kv_width)?, part(q_width + kv_width, kv_width)?]
+        };
+        if let Some([of_q, of_k]) = &layer.qk_norms {
+            for (rows, weight) in [(&mut q, of_q), (&mut k, of_k)] {
+                let by_head = rows.reshape(((), head_dim))?;
+                *rows = self.norm(&by_head, weight)?.reshape(rows.shape())?;
+            }
+        }
+        let scale = f64::from(config.arch.query_scale);
+        if (scale - 1.0).abs() > 0.0 {
+            q = q.affine(scale, 0.0)?;
+        }
+        Ok(DeviceRows { q, k, v })
+    }
+
+    fn mix(&self, layer: usize, x: &Tensor, attention: &Tensor, config: &Config) -> Result<Tensor> {
+        let layer = &self.layers[layer];
+        let x = self.add(x, layer.output.of(attention)?, layer.output_norm.as_ref())?;
         let normed = self.norm(&x, &layer.mlp_norm)?;
         let (gate, up) = match &*layer.gate_up {
             [gate, up] => (gate.of(&normed)?, up.of(&normed)?),
@@ -203,6 +234,17 @@ impl OnDevice {
         let logits = self.head.of(&self.norm(x, &self.final_norm)?)?;
         Ok(logits.flatten_all()?.to_vec1()?)
     }
+}
+
+/// Queries, keys and values of a layer before rotation, where the weights are: of f32, contiguous, one row per token.
+#[derive(Debug)]
+pub struct DeviceRows {
+    /// `[n][heads * head_dim]`.
+    pub q: Tensor,
+    /// `[n][kv_heads * head_dim]`.
+    pub k: Tensor,
+    /// `[n][kv_heads * head_dim]`.
+    pub v: Tensor,
 }
 
 /// The rows that pass through the layers, where the weights are: `[n][hidden]`.
@@ -232,6 +274,8 @@ impl Stream {
         }
     }
 }
+
+const NO_DEVICE: &str = "rows stay on a device where there is one";
 
 /// Where a decoder's products are computed.
 #[derive(Clone, Debug, Default)]
@@ -271,11 +315,34 @@ impl Arithmetic {
     pub fn mix(&self, decoder: &Decoder, layer: usize, x: Stream, attention: &[f32]) -> Result<Stream> {
         match (self, x) {
             (Self::Device(weights), Stream::Device(x)) => {
-                Ok(Stream::Device(weights.mix(layer, &x, attention, decoder.config())?))
+                let config = decoder.config();
+                let attention = weights.start(attention, config.heads * config.head_dim)?;
+                Ok(Stream::Device(weights.mix(layer, &x, &attention, config)?))
             }
             (_, Stream::Host(x)) => Ok(Stream::Host(decoder.mix(layer, x, attention)?)),
             (Self::Host, Stream::Device(_)) => unreachable!("the stream began on the processor"),
         }
+    }
+
+    /// As [`qkv`](Self::qkv), the rows staying where the weights are.
+    ///
+    /// # Panics
+    /// That is the processor; so below.
+    pub fn rows(&self, decoder: &Decoder, layer: usize, x: &Stream) -> Result<DeviceRows> {
+        let (Self::Device(weights), Stream::Device(x)) = (self, x) else { unreachable!("{NO_DEVICE}") };
+        weights.rows(layer, x, decoder.config())
+    }
+
+    /// As [`mix`](Self::mix), attention's output being where the weights are: `[n][heads * head_dim]`.
+    pub fn mix_rows(
+        &self,
+        decoder: &Decoder,
+        layer: usize,
+        x: &Stream,
+        attention: &Tensor,
+    ) -> Result<Stream> {
+        let (Self::Device(weights), Stream::Device(x)) = (self, x) else { unreachable!("{NO_DEVICE}") };
+        Ok(Stream::Device(weights.mix(layer, x, attention, decoder.config())?))
     }
 
     /// As [`Decoder::logits`].
@@ -317,7 +384,15 @@ mod tests {
             let mut seen = Vec::new();
             for layer in 0..2 {
                 let qkv = arithmetic.qkv(decoder, layer, &x).unwrap();
-                x = arithmetic.mix(decoder, layer, x, &qkv.q).unwrap();
+                if let Arithmetic::Device(_) = arithmetic {
+                    let rows = arithmetic.rows(decoder, layer, &x).unwrap();
+                    for (tensor, row) in [(&rows.q, &qkv.q), (&rows.k, &qkv.k), (&rows.v, &qkv.v)] {
+                        near(&tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap(), row, bound);
+                    }
+                    x = arithmetic.mix_rows(decoder, layer, &x, &rows.q).unwrap();
+                } else {
+                    x = arithmetic.mix(decoder, layer, x, &qkv.q).unwrap();
+                }
                 seen.extend([qkv.q, qkv.k, qkv.v].concat());
             }
             let rows = x.rows(&[ids.len() - 1, 0], decoder.config().hidden).unwrap();
