@@ -179,6 +179,11 @@ pub trait Attention: Send {
         None
     }
 
+    /// This backend over pages that it has alone, where it can: rows do not pass the host then, and the cache has no pages.
+    fn resident(&mut self) -> Option<&mut dyn gpu::Resident> {
+        None
+    }
+
     /// Why a stage since the last call failed. What it left means nothing then.
     fn take_fault(&mut self) -> Option<DeviceError> {
         None

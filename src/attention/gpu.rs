@@ -1,8 +1,9 @@
 //! The GPU backend: the same stages with the kernels of `kernels/`, over pages in the device's memory.
 //!
-//! It reads a copy of the cache's pages, kept up to date through [`PageCopies`]; lanes name them by block
-//! ([`Pages::Placed`](super::Pages::Placed)). Values that live on the host come as the cache has them, and are copied for the
-//! call.
+//! Pages are in the device's memory alone where nobody on the host reads a row ([`Resident`]): a step's rows do not pass the
+//! host then, and all sequences of a batch share each launch. Else it reads a copy of the cache's pages, kept up to date
+//! through [`PageCopies`], one sequence at a time; lanes name pages by block ([`Pages::Placed`](super::Pages::Placed)), and
+//! values that live on the host come as the cache has them and are copied for the call.
 //!
 //! # Where it differs from the processor's
 //!
@@ -16,6 +17,8 @@
 mod decode;
 mod pages;
 mod prefill;
+mod resident;
+mod standing;
 mod tables;
 
 use std::cell::{OnceCell, RefCell};
@@ -31,8 +34,10 @@ use crate::device::launch::{Bend, Cell, Heads};
 use crate::event::BlockId;
 
 pub use pages::{NewTokens, PageCopies, Stretch};
+pub use resident::{Choice, LaneTable, LayerRows, Part, Pull, PullTime, Resident, StepRows, TopRows};
 
 use pages::Pool;
+use resident::Batch;
 use tables::Turns;
 
 /// Attention on a GPU.
@@ -42,6 +47,7 @@ pub struct GpuAttention<G: Gpu> {
     pool: Pool<G>,
     rooms: Rooms<G>,
     turns: Turns<G>,
+    batch: Batch<G>,
     /// What the latest scores are of.
     scored: Scored,
     /// The latest rows, once somebody asks.
@@ -133,9 +139,10 @@ impl<G: Gpu> GpuAttention<G> {
     pub fn new(gpu: G, shape: Shape, cell: Cell, block_size: usize, most_pages: usize) -> Self {
         let kv_heads = shape.kv_heads();
         Self {
+            batch: Batch::new(&gpu),
             gpu,
             shape,
-            pool: Pool::new(cell, shape.head_dim(), block_size, most_pages),
+            pool: Pool::new(cell, [kv_heads, shape.head_dim()], block_size, most_pages),
             rooms: Rooms::new(),
             turns: Turns::new(),
             scored: Scored { slots: vec![0; kv_heads], ..Scored::default() },
@@ -182,6 +189,14 @@ impl<G: Gpu> GpuAttention<G> {
             has_output: false,
         };
         self.staged = false;
+    }
+
+    /// Makes ready for sums of columns, where they are wanted.
+    fn begin_sums(&mut self, lanes: &[HeadLane<'_>], wants: Wants) {
+        for (sums, lane) in self.column_sums.iter_mut().zip(lanes) {
+            sums.clear();
+            sums.resize(if wants.column_sums { lane.slots.len() } else { 0 }, 0.0);
+        }
     }
 
     /// Rows of 0.
@@ -320,11 +335,8 @@ impl<G: Gpu> Attention for GpuAttention<G> {
         assert!(queries.rows.len().is_multiple_of(self.shape.width()), "queries are [token][head][head_dim]");
         assert_eq!(out.len(), queries.rows.len(), "the output is as long as the queries");
         self.begin(lanes);
+        self.begin_sums(lanes, wants);
         out.fill(0.0);
-        for (sums, lane) in self.column_sums.iter_mut().zip(lanes) {
-            sums.clear();
-            sums.resize(if wants.column_sums { lane.slots.len() } else { 0 }, 0.0);
-        }
         let mut time = PrefillTime::default();
         self.attempt(|this| this.prefill_chunk(queries, lanes, wants, sinks, out, &mut time));
         time
@@ -356,6 +368,10 @@ impl<G: Gpu> Attention for GpuAttention<G> {
     }
 
     fn copies(&mut self) -> Option<&mut dyn PageCopies> {
+        Some(self)
+    }
+
+    fn resident(&mut self) -> Option<&mut dyn Resident> {
         Some(self)
     }
 

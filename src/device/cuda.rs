@@ -132,7 +132,10 @@ impl Cuda {
                 capability.0, capability.1, LOWEST.0, LOWEST.1
             )));
         }
-        let copies = stream.context().new_stream().map_err(|error| absent(&named(error)))?;
+        // Rows that are pulled are few and waited for: their kernels go first where there is room for a block.
+        let copies = result::stream::get_priority_range()
+            .and_then(|(_, highest)| stream.context().new_stream_with_priority(highest))
+            .map_err(|error| absent(&named(error)))?;
         let blas = device.cublas_handle();
         let on = Arc::new(Opened {
             ordinal,

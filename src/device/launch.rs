@@ -3,12 +3,14 @@
 
 mod decode;
 mod fill;
+mod patch;
 mod prefill;
 mod rows;
 mod select;
 
 pub use decode::{Cell, Decode};
 pub use fill::FillRows;
+pub use patch::PatchWords;
 pub use prefill::{Accumulate, Softmax};
 pub use rows::{Append, CompactRows, GatherPages, GatherRows, RopeRows};
 pub use select::{SelectTop, Union, Weighted};

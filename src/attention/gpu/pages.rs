@@ -1,7 +1,5 @@
 //! The pages in a GPU's memory: where each block lies, and how rows come there.
 
-use std::collections::HashSet;
-
 use super::super::lane::Rows;
 use super::{as_bytes, word_bytes};
 use crate::device::gpu::{Array, DeviceError, Gpu, Result, Room};
@@ -47,79 +45,124 @@ pub trait PageCopies {
     fn free(&mut self, blocks: &[BlockId]);
 }
 
-/// Where a block lies.
+/// Where the two pages of a block lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Home {
+    /// Both on the device.
+    Device,
+    /// The keys on the device; of the values there is no copy.
+    KeysAlone,
+    /// The keys on the device, the values in memory of the host that kernels reach.
+    ValuesOnHost,
+}
+
+/// A block's place in the slabs of its home.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    /// Whether its values lie beside its keys.
-    pub(super) has_values: bool,
-    /// Page of the slab.
+    pub(super) home: Home,
     pub(super) page: u32,
 }
 
-/// Pages of one kind: with their values, or keys alone.
+const NONE: u32 = u32::MAX;
+
+/// Pages of one home. Block ids come in frames of one per KV head, and a frame's pages follow each other here too.
 struct Slabs<G: Gpu> {
     keys: Room<G>,
     values: Option<Room<G>>,
-    /// Pages that there is memory for, and those that were ever used.
+    /// Frames that there is memory for, and those that were ever used.
     capacity: usize,
     used: usize,
     free: Vec<u32>,
+    /// By frame of ids: where it lies, and how many of its blocks are here.
+    frames: Vec<(u32, u32)>,
 }
 
 /// All pages.
 pub(super) struct Pool<G: Gpu> {
     cell: Cell,
     head_dim: usize,
+    kv_heads: usize,
     block_size: usize,
-    /// Pages that the cache will use, if it uses all.
+    /// Frames that the cache will use, if it uses all.
     most: usize,
-    with_values: Slabs<G>,
-    keys_alone: Slabs<G>,
-    places: Vec<Option<Place>>,
+    /// By [`Home`].
+    slabs: [Slabs<G>; 3],
+    homes: Vec<Option<Home>>,
     words: Room<G>,
     rows: [Room<G>; 2],
 }
 
 impl<G: Gpu> Slabs<G> {
-    const fn new(with_values: bool) -> Self {
-        Self {
-            keys: Room::new("keys"),
-            values: if with_values { Some(Room::new("values")) } else { None },
-            capacity: 0,
-            used: 0,
-            free: Vec::new(),
-        }
+    const fn new(values: Option<Room<G>>) -> Self {
+        Self { keys: Room::new("keys"), values, capacity: 0, used: 0, free: Vec::new(), frames: Vec::new() }
     }
 
-    fn take(&mut self, gpu: &G, page_bytes: usize, most: usize) -> Result<u32> {
-        /// Memory taken at first.
-        const FEWEST_BYTES: usize = 1 << 20;
-        if let Some(page) = self.free.pop() {
-            return Ok(page);
-        }
-        if self.used == self.capacity {
-            let roomy = (2 * self.capacity).max(FEWEST_BYTES.div_ceil(page_bytes));
-            let capacity = roomy.min(most).max(self.used + 1);
+    /// Sees to memory for so many frames.
+    fn grow(&mut self, gpu: &G, frame_bytes: usize, capacity: usize) -> Result<()> {
+        if capacity > self.capacity {
             for room in [Some(&mut self.keys), self.values.as_mut()].into_iter().flatten() {
-                room.grown(gpu, self.used * page_bytes, capacity * page_bytes)?;
+                room.grown(gpu, self.used * frame_bytes, capacity * frame_bytes)?;
             }
             self.capacity = capacity;
         }
-        self.used += 1;
-        Ok(self.used as u32 - 1)
+        Ok(())
+    }
+
+    /// The place of a frame, of which one more block is here from now on.
+    fn take(&mut self, gpu: &G, frame: usize, frame_bytes: usize, most: usize) -> Result<u32> {
+        /// Memory taken at first.
+        const FEWEST_BYTES: usize = 1 << 20;
+        if self.frames.len() <= frame {
+            self.frames.resize(frame + 1, (NONE, 0));
+        }
+        if self.frames[frame].0 == NONE {
+            let place = if let Some(place) = self.free.pop() {
+                place
+            } else {
+                if self.used == self.capacity {
+                    let roomy = (2 * self.capacity).max(FEWEST_BYTES.div_ceil(frame_bytes));
+                    self.grow(gpu, frame_bytes, roomy.min(most).max(self.used + 1))?;
+                }
+                self.used += 1;
+                self.used as u32 - 1
+            };
+            self.frames[frame].0 = place;
+        }
+        let (place, blocks) = &mut self.frames[frame];
+        *blocks += 1;
+        Ok(*place)
+    }
+
+    /// One block less of a frame is here.
+    fn give_back(&mut self, frame: usize) {
+        let (place, blocks) = &mut self.frames[frame];
+        *blocks -= 1;
+        if *blocks == 0 {
+            self.free.push(std::mem::replace(place, NONE));
+        }
     }
 }
 
 impl<G: Gpu> Pool<G> {
-    pub(super) const fn new(cell: Cell, head_dim: usize, block_size: usize, most: usize) -> Self {
+    pub(super) fn new(
+        cell: Cell,
+        [kv_heads, head_dim]: [usize; 2],
+        block_size: usize,
+        most_pages: usize,
+    ) -> Self {
+        let slabs = [
+            Slabs::new(Some(Room::new("values"))),
+            Slabs::new(None),
+            Slabs::new(Some(Room::on_host("values"))),
+        ];
         Self {
             cell,
             head_dim,
+            kv_heads,
             block_size,
-            most,
-            with_values: Slabs::new(true),
-            keys_alone: Slabs::new(false),
-            places: Vec::new(),
+            most: most_pages.div_ceil(kv_heads),
+            slabs,
+            homes: Vec::new(),
             words: Room::new("block tables"),
             rows: [Room::new("new keys"), Room::new("new values")],
         }
@@ -129,60 +172,67 @@ impl<G: Gpu> Pool<G> {
         self.cell
     }
 
-    pub(super) fn place(&self, block: BlockId) -> Option<Place> {
-        self.places.get(block as usize).copied().flatten()
+    pub(super) const fn block_size(&self) -> usize {
+        self.block_size
     }
 
-    /// Slabs of keys and values in which such pages lie.
-    pub(super) fn slabs(&self, gpu: &G, has_values: bool) -> [Array; 2] {
-        let slabs = if has_values { &self.with_values } else { &self.keys_alone };
+    pub(super) fn place(&self, block: BlockId) -> Option<Place> {
+        let home = self.homes.get(block as usize).copied().flatten()?;
+        let (frame, head) = (block as usize / self.kv_heads, block as usize % self.kv_heads);
+        let page = self.slabs[home as usize].frames[frame].0 * self.kv_heads as u32 + head as u32;
+        Some(Place { home, page })
+    }
+
+    /// Slabs of keys and values of a home; the second is no array where it has none.
+    pub(super) fn slabs(&self, gpu: &G, home: Home) -> [Array; 2] {
+        let slabs = &self.slabs[home as usize];
         [slabs.keys.array(gpu), slabs.values.as_ref().map_or(Array::NONE, |room| room.array(gpu))]
     }
 
-    const fn page_bytes(&self) -> usize {
+    pub(super) const fn page_bytes(&self) -> usize {
         self.block_size * self.cell.row_bytes(self.head_dim)
     }
 
-    /// The place of a block that is written to.
-    fn put_place(&mut self, gpu: &G, block: BlockId, has_values: bool) -> Result<u32> {
+    /// Memory for so many more frames of a home, at once.
+    pub(super) fn reserve(&mut self, gpu: &G, home: Home, frames: usize) -> Result<()> {
+        let frame_bytes = self.page_bytes() * self.kv_heads;
+        let slabs = &mut self.slabs[home as usize];
+        slabs.grow(gpu, frame_bytes, slabs.used + frames.saturating_sub(slabs.free.len()))
+    }
+
+    /// The page of a block that is written to.
+    pub(super) fn put_place(&mut self, gpu: &G, block: BlockId, home: Home) -> Result<u32> {
         let id = block as usize;
-        if self.places.len() <= id {
-            self.places.resize(id + 1, None);
+        if self.homes.len() <= id {
+            self.homes.resize(id + 1, None);
         }
-        match self.places[id] {
-            Some(place) if place.has_values == has_values => return Ok(place.page),
-            // A layer of the other kind has the block now.
-            Some(_) => self.free(&[block]),
-            None => {}
+        if self.homes[id] != Some(home) {
+            // A layer of another kind had the block.
+            self.free(&[block]);
+            let frame_bytes = self.page_bytes() * self.kv_heads;
+            self.slabs[home as usize].take(gpu, id / self.kv_heads, frame_bytes, self.most)?;
+            self.homes[id] = Some(home);
         }
-        let (page_bytes, most) = (self.page_bytes(), self.most);
-        let slabs = if has_values { &mut self.with_values } else { &mut self.keys_alone };
-        let page = slabs.take(gpu, page_bytes, most)?;
-        self.places[id] = Some(Place { has_values, page });
-        Ok(page)
+        Ok(self.place(block).map_or(NONE, |place| place.page))
     }
 
     pub(super) fn free(&mut self, blocks: &[BlockId]) {
-        // Named twice, a block is still free once.
-        let blocks: HashSet<BlockId> = blocks.iter().copied().collect();
-        let mut freed: Vec<Place> = blocks
-            .into_iter()
-            .filter_map(|block| self.places.get_mut(block as usize).and_then(Option::take))
-            .collect();
-        // In an order that does not change from run to run.
-        freed.sort_unstable_by_key(|place| std::cmp::Reverse(place.page));
-        for Place { has_values, page } in freed {
-            if has_values { &mut self.with_values } else { &mut self.keys_alone }.free.push(page);
+        for &block in blocks {
+            // Named twice, a block is still free once.
+            if let Some(home) = self.homes.get_mut(block as usize).and_then(Option::take) {
+                self.slabs[home as usize].give_back(block as usize / self.kv_heads);
+            }
         }
     }
 
     pub(super) fn append(&mut self, gpu: &G, tokens: NewTokens<'_>) -> Result<()> {
         let NewTokens { keys, values, places } = tokens;
+        let home = home(values.is_some());
         let mut lanes = NewRows::default();
         for (_, blocks) in places {
             lanes.begin_lane();
             for &block in blocks {
-                lanes.tables.push(self.put_place(gpu, block, values.is_some())?);
+                lanes.tables.push(self.put_place(gpu, block, home)?);
             }
         }
         for token in 0..keys.len() / self.head_dim / places.len() {
@@ -211,7 +261,7 @@ impl<G: Gpu> Pool<G> {
             Some(values) => new_values.filled(gpu, as_bytes(values))?,
             None => Array::NONE,
         };
-        let [k, v] = self.slabs(gpu, !keys_only);
+        let [k, v] = self.slabs(gpu, home(!keys_only));
         let (cell, block_size) = (self.cell, self.block_size);
         let append = Append {
             cell,
@@ -234,14 +284,15 @@ impl<G: Gpu> Pool<G> {
     pub(super) fn put(&mut self, gpu: &G, stretches: &[Stretch<'_>]) -> Result<()> {
         let Some(first) = stretches.first() else { return Ok(()) };
         let has_values = first.values.is_some();
+        let home = home(has_values);
         if self.cell == Cell::Int8 {
-            return self.put_codes(gpu, stretches, has_values);
+            return self.put_codes(gpu, stretches, home);
         }
         // Widened, and narrowed again on the way: that changes no bit, and all of them go in one launch.
         let (mut lanes, mut keys, mut values) = (NewRows::default(), Vec::new(), Vec::new());
         for (i, stretch) in stretches.iter().enumerate() {
             lanes.begin_lane();
-            lanes.tables.push(self.put_place(gpu, stretch.block, has_values)?);
+            lanes.tables.push(self.put_place(gpu, stretch.block, home)?);
             (0..stretch.keys.len() / self.head_dim).for_each(|row| lanes.push(i, stretch.row + row));
             let mut scratch = Vec::new();
             keys.extend_from_slice(stretch.keys.widen(&mut scratch));
@@ -253,13 +304,13 @@ impl<G: Gpu> Pool<G> {
     }
 
     /// Codes as they are: making them anew of what they decode to would change them.
-    fn put_codes(&mut self, gpu: &G, stretches: &[Stretch<'_>], has_values: bool) -> Result<()> {
+    fn put_codes(&mut self, gpu: &G, stretches: &[Stretch<'_>], home: Home) -> Result<()> {
         let row_bytes = self.cell.row_bytes(self.head_dim);
         let mut bytes = Vec::new();
         for &Stretch { block, row, keys, values } in stretches {
-            let page = self.put_place(gpu, block, has_values)? as usize;
+            let page = self.put_place(gpu, block, home)? as usize;
             let at = (page * self.block_size + row) * row_bytes;
-            let [k, v] = self.slabs(gpu, has_values);
+            let [k, v] = self.slabs(gpu, home);
             for (slab, rows) in [(k, Some(keys)), (v, values)] {
                 let Some(rows) = rows else { continue };
                 bytes.clear();
@@ -269,6 +320,11 @@ impl<G: Gpu> Pool<G> {
         }
         Ok(())
     }
+}
+
+/// The home of a block that is copied with its values, or without.
+const fn home(has_values: bool) -> Home {
+    if has_values { Home::Device } else { Home::KeysAlone }
 }
 
 /// Where rows go: lanes, and of each row the lane and the slot in it.

@@ -9,6 +9,7 @@ use super::tables::Part;
 use super::{GpuAttention, as_bytes, bend, heads, word_bytes};
 use crate::device::gpu::{Array, Gpu, Matrices, Products, Result};
 use crate::device::launch::{Accumulate, Heads, LANE_QUERY, LANE_WORDS, Softmax};
+use crate::event::Position;
 
 /// Most bytes of a tile of scores.
 const TILE_BYTES: usize = 256 << 20;
@@ -24,6 +25,23 @@ struct Tile {
     columns: usize,
 }
 
+/// A chunk of queries and what they see, all on the device.
+pub(super) struct Chunk<M> {
+    /// `[token][head][head_dim]`, rotated; so is the output.
+    pub(super) queries: Array,
+    pub(super) outputs: Array,
+    pub(super) first: Position,
+    pub(super) tokens: usize,
+    /// `[kv_head][stride][head_dim]`.
+    pub(super) keys: Array,
+    pub(super) values: Array,
+    pub(super) stride: usize,
+    /// Where the values are made by another queue, when they are there.
+    pub(super) values_made: Option<M>,
+    pub(super) lanes: Array,
+    pub(super) positions: Array,
+}
+
 impl<G: Gpu> GpuAttention<G> {
     pub(super) fn prefill_chunk(
         &mut self,
@@ -35,11 +53,8 @@ impl<G: Gpu> GpuAttention<G> {
         time: &mut PrefillTime,
     ) -> Result<()> {
         let start = Instant::now();
-        let shape = heads(self.shape);
-        let Heads { heads, kv_heads, head_dim: d } = shape;
-        let (width, columns) = (self.shape.width(), self.scored.row_stride);
-        let tokens = queries.rows.len() / width;
-        if tokens == 0 || columns == 0 {
+        let tokens = queries.rows.len() / self.shape.width();
+        if tokens == 0 || self.scored.row_stride == 0 {
             return Ok(());
         }
         let stride = Self::matrix_stride(lanes);
@@ -47,78 +62,113 @@ impl<G: Gpu> GpuAttention<G> {
         // The tables that stay on the device are those of the keys; positions are the same.
         let keys = self.matrix(lanes, Part::Keys, queries.first, stride)?;
         let lane_words = self.rooms.words.array(&self.gpu);
-        let positions = lane_words.offset(4 * kv_heads * LANE_WORDS);
         let rows = self.turned_queries(queries.rows, queries.first, lanes);
-        let (gpu, rooms) = (self.gpu.clone(), &mut self.rooms);
-        let rows = rooms.queries.filled(&gpu, as_bytes(&rows))?;
-        let outputs = rooms.out.of(&gpu, 4 * tokens * width)?;
-        let per_tile = (TILE_BYTES / (4 * heads * columns)).clamp(1, tokens);
-        let array = rooms.tile.of(&gpu, 4 * heads * per_tile * columns)?;
+        let chunk = Chunk {
+            queries: self.rooms.queries.filled(&self.gpu, as_bytes(&rows))?,
+            outputs: self.rooms.out.of(&self.gpu, size_of_val(out))?,
+            first: queries.first,
+            tokens,
+            keys,
+            values,
+            stride,
+            values_made: None,
+            lanes: lane_words,
+            positions: lane_words.offset(4 * self.shape.kv_heads() * LANE_WORDS),
+        };
+        let sums_ns = self.attend_chunk(&chunk, lanes, wants, sinks)?;
+        self.gpu.download(chunk.outputs, bytemuck::cast_slice_mut(out))?;
+        time.probe_ns = sums_ns;
+        // One number for both products: they run behind each other on the device, and are waited for together.
+        time.score_ns = start.elapsed().as_nanos() as u64 - sums_ns;
+        Ok(())
+    }
+
+    /// Attends, and hands out what is wanted; how long the host was busy with that.
+    pub(super) fn attend_chunk(
+        &mut self,
+        chunk: &Chunk<G::Mark>,
+        lanes: &[HeadLane<'_>],
+        wants: Wants,
+        sinks: &mut [&mut dyn RowSink],
+    ) -> Result<u64> {
+        let shape = heads(self.shape);
+        let Heads { heads, kv_heads, head_dim: d } = shape;
+        let (group, width, columns) = (shape.group(), self.shape.width(), self.scored.row_stride);
+        let gpu = self.gpu.clone();
+        let per_tile = (TILE_BYTES / (4 * heads * columns)).clamp(1, chunk.tokens);
+        let array = self.rooms.tile.of(&gpu, 4 * heads * per_tile * columns)?;
         let reach = lanes.iter().flat_map(|lane| lane.slots).filter(|&&p| p != HOLE).max();
         let position_stride = reach.map_or(0, |&last| last as usize + 1);
-        let sums = rooms.sums.of(&gpu, 4 * kv_heads * position_stride)?;
+        let sums = self.rooms.sums.of(&gpu, 4 * kv_heads * position_stride)?;
         if wants.column_sums {
             gpu.clear(sums, 4 * kv_heads * position_stride)?;
         }
-        let mut probed = 0;
-        for first in (0..tokens).step_by(per_tile) {
-            let tile = Tile { first, queries: per_tile.min(tokens - first), array, columns };
+        let mut probed_ns = 0;
+        for first in (0..chunk.tokens).step_by(per_tile) {
+            let tile = Tile { first, queries: per_tile.min(chunk.tokens - first), array, columns };
             if first > 0 {
-                let position = queries.first.saturating_add(first as u32);
+                let position = chunk.first.saturating_add(first as u32);
                 for h in 0..kv_heads {
                     gpu.upload(
-                        lane_words.offset(4 * (LANE_WORDS * h + LANE_QUERY)),
+                        chunk.lanes.offset(4 * (LANE_WORDS * h + LANE_QUERY)),
                         word_bytes(&[position]),
                     )?;
                 }
             }
-            let part =
-                |array: Array, h: usize| array.offset(4 * (tile.first * width + h * (heads / kv_heads) * d));
             let cells = tile.queries * columns;
+            // Of a KV head: rows of its query heads in an array of all tokens, its keys or values, its part of the tile.
+            let rows = |array: Array, h: usize| Matrices {
+                array: array.offset(4 * (tile.first * width + h * group * d)),
+                row_stride: width,
+                stride: d,
+            };
+            let context = |array: Array, h: usize| Matrices {
+                array: array.offset(4 * h * chunk.stride * d),
+                row_stride: d,
+                stride: 0,
+            };
+            let of_tile = |h: usize| Matrices {
+                array: array.offset(4 * h * group * cells),
+                row_stride: columns,
+                stride: cells,
+            };
             for h in 0..kv_heads {
-                let scores = Matrices {
-                    array: array.offset(4 * h * (heads / kv_heads) * cells),
-                    row_stride: columns,
-                    stride: cells,
-                };
                 gpu.multiply(&Products {
-                    count: heads / kv_heads,
+                    count: group,
                     m: tile.queries,
                     n: columns,
                     k: d,
-                    a: Matrices { array: part(rows, h), row_stride: width, stride: d },
-                    b: Matrices { array: keys.offset(4 * h * stride * d), row_stride: d, stride: 0 },
+                    a: rows(chunk.queries, h),
+                    b: context(chunk.keys, h),
                     transposed: true,
-                    out: scores,
+                    out: of_tile(h),
                 })?;
             }
             let softmax = Softmax {
                 heads: shape,
                 queries: tile.queries,
                 tile: array,
-                positions,
-                lanes: lane_words,
+                positions: chunk.positions,
+                lanes: chunk.lanes,
                 columns,
                 row_stride: columns,
                 scale: self.shape.scale(),
                 bend: bend(lanes),
             };
             softmax.launch(&gpu)?;
+            if let Some(made) = chunk.values_made.as_ref().filter(|_| first == 0) {
+                gpu.after(made)?;
+            }
             for h in 0..kv_heads {
-                let probabilities = Matrices {
-                    array: array.offset(4 * h * (heads / kv_heads) * cells),
-                    row_stride: columns,
-                    stride: cells,
-                };
                 gpu.multiply(&Products {
-                    count: heads / kv_heads,
+                    count: group,
                     m: tile.queries,
                     n: d,
                     k: columns,
-                    a: probabilities,
-                    b: Matrices { array: values.offset(4 * h * stride * d), row_stride: d, stride: 0 },
+                    a: of_tile(h),
+                    b: context(chunk.values, h),
                     transposed: false,
-                    out: Matrices { array: part(outputs, h), row_stride: width, stride: d },
+                    out: rows(chunk.outputs, h),
                 })?;
             }
             if wants.column_sums {
@@ -130,29 +180,26 @@ impl<G: Gpu> GpuAttention<G> {
                     position_stride,
                     rows: array,
                     row_stride: columns,
-                    positions,
-                    lanes: lane_words,
+                    positions: chunk.positions,
+                    lanes: chunk.lanes,
                 };
                 accumulate.launch(&gpu)?;
             }
             if !sinks.is_empty() {
                 let began = Instant::now();
-                self.pour(tile, queries.first, lanes, sinks)?;
-                probed += began.elapsed().as_nanos() as u64;
+                self.pour(tile, chunk.first, lanes, sinks)?;
+                probed_ns += began.elapsed().as_nanos() as u64;
             }
-            if wants.last_row && first + tile.queries == tokens {
+            if wants.last_row && first + tile.queries == chunk.tokens {
                 self.keep_last_row(tile)?;
             }
         }
-        gpu.download(outputs, bytemuck::cast_slice_mut(out))?;
-        let done = Instant::now();
         if wants.column_sums {
+            let began = Instant::now();
             self.fetch_sums(lanes, sums, position_stride)?;
+            probed_ns += began.elapsed().as_nanos() as u64;
         }
-        time.probe_ns = probed + done.elapsed().as_nanos() as u64;
-        // One number for both products: they run behind each other on the device, and are waited for together.
-        time.score_ns = (done - start).as_nanos() as u64 - probed;
-        Ok(())
+        Ok(probed_ns)
     }
 
     /// Every query's mean row to the sinks.

@@ -2,7 +2,7 @@
 
 use super::super::lane::{HOLE, HeadLane, Pages, Rotation};
 use super::super::rope::Rope;
-use super::pages::stored;
+use super::pages::{Home, stored};
 use super::{GpuAttention, as_bytes, word_bytes};
 use crate::device::gpu::{Array, DeviceError, Gpu, Result, Room};
 use crate::device::launch::{Cell, GatherPages, LANE_WORDS, RopeRows};
@@ -84,7 +84,7 @@ impl<G: Gpu> GpuAttention<G> {
         let block_size = lanes[0].block_size;
         let cell = self.pool.cell();
         if let Pages::Placed(_) = part.of(&lanes[0]) {
-            let mut has_values = true;
+            let mut home = Home::Device;
             for (h, lane) in lanes.iter().enumerate() {
                 words.begin_table(h);
                 let Pages::Placed(blocks) = part.of(lane) else { return Err(mixed()) };
@@ -94,11 +94,11 @@ impl<G: Gpu> GpuAttention<G> {
                             "block {block} has no page: a fault of kvista's"
                         )));
                     };
-                    has_values &= place.has_values;
+                    home = place.home;
                     words.blocks.push(place.page);
                 }
             }
-            let [k, v] = self.pool.slabs(&self.gpu, has_values);
+            let [k, v] = self.pool.slabs(&self.gpu, home);
             return self.place(&words, [k, v], cell, block_size);
         }
         // Pages of the host: whole ones, side by side.
@@ -158,17 +158,37 @@ impl<G: Gpu> GpuAttention<G> {
         query: u32,
         stride: usize,
     ) -> Result<Array> {
-        let heads = super::heads(self.shape);
-        let d = heads.head_dim;
         let tables = self.load(lanes, part, query)?;
-        let bytes = 4 * heads.kv_heads * stride * d;
+        let gpu = self.gpu.clone();
+        let out = self.gather_matrix(&gpu, &tables, part, stride)?;
+        if part == Part::Keys {
+            self.turn(lanes, out, stride)?;
+        }
+        Ok(out)
+    }
+
+    /// Where such a matrix lies, and its bytes.
+    pub(super) fn matrix_room(&mut self, part: Part, stride: usize) -> Result<(Array, usize)> {
+        let bytes = 4 * self.shape.kv_heads() * stride * self.shape.head_dim();
         let room = match part {
             Part::Keys => &mut self.rooms.keys,
             Part::Values => &mut self.rooms.values,
         };
-        let out = room.of(&self.gpu, bytes)?;
+        Ok((room.of(&self.gpu, bytes)?, bytes))
+    }
+
+    /// The same as the rows lie in pages, in a queue of the device.
+    pub(super) fn gather_matrix(
+        &mut self,
+        queue: &G,
+        tables: &Tables,
+        part: Part,
+        stride: usize,
+    ) -> Result<Array> {
+        let heads = super::heads(self.shape);
+        let (out, bytes) = self.matrix_room(part, stride)?;
         // A probability of 0 times what happened to lie there is not 0 if that was no number.
-        self.gpu.clear(out, bytes)?;
+        queue.clear(out, bytes)?;
         let gather = GatherPages {
             cell: tables.cell,
             heads,
@@ -181,10 +201,7 @@ impl<G: Gpu> GpuAttention<G> {
             positions: tables.positions,
             lanes: tables.lanes,
         };
-        gather.launch(&self.gpu)?;
-        if part == Part::Keys {
-            self.turn(lanes, out, stride)?;
-        }
+        gather.launch(queue)?;
         Ok(out)
     }
 
@@ -255,7 +272,7 @@ impl<G: Gpu> Turns<G> {
     }
 
     /// The table of a rotation, for indices below `indices`.
-    fn of(&mut self, gpu: &G, rope: &Rope, indices: usize) -> Result<Array> {
+    pub(super) fn of(&mut self, gpu: &G, rope: &Rope, indices: usize) -> Result<Array> {
         /// Indices made at a time.
         const STEP: usize = 1024;
         let known = self

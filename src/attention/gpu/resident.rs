@@ -1,0 +1,606 @@
+//! Layers whose rows never pass the host: queries, keys and values come from the tensor library on the device, pages are
+//! the device's alone, and what is attended goes back to the tensor library. All sequences of a batch share each launch.
+//!
+//! Values of layers whose home is the host (KCache, arXiv 2404.18057) are written to memory of the host that kernels reach,
+//! and pulled from there, in the queue of copies: in a decode step the rows of one half of the batch come while the other
+//! half is scored, in a prefill a layer's values go and come while its scores are made.
+
+mod chunk;
+mod moves;
+mod pull;
+
+use std::ops::Range;
+
+use candle_core::Tensor;
+
+use super::pages::Home;
+use super::standing::{Placed, Standing, Words};
+use super::tables::Tables;
+use super::{GpuAttention, word_bytes};
+use crate::attention::{HeadLane, Rope, RowSink, Scoring, Wants};
+use crate::device::gpu::{Array, Gpu, Result, Room};
+use crate::device::launch::{Append, Bend, Decode, FillRows, LANE_WORDS, RopeRows};
+use crate::event::{BlockId, Layer, Position, SeqId};
+
+pub use pull::{Pull, PullTime};
+
+/// One lane of slots: of all KV heads while they agree, else of one.
+#[derive(Clone, Copy, Debug)]
+pub struct LaneTable<'a> {
+    /// Position per slot.
+    pub slots: &'a [Position],
+    /// Blocks in table order; of all KV heads, the first head's.
+    pub blocks: &'a [BlockId],
+}
+
+/// What a sequence brings to a layer. Its tables have the new rows already, as their last slots.
+#[derive(Clone, Debug)]
+pub struct Part<'a> {
+    /// The sequence.
+    pub sequence: SeqId,
+    /// How often its slots in this layer changed other than by appends.
+    pub rearranged: u64,
+    /// One, or one per KV head.
+    pub tables: Vec<LaneTable<'a>>,
+    /// Position of its first new row.
+    pub first: Position,
+    /// New rows.
+    pub tokens: usize,
+}
+
+impl Part<'_> {
+    fn table(&self, kv_head: usize) -> &LaneTable<'_> {
+        &self.tables[if self.tables.len() == 1 { 0 } else { kv_head }]
+    }
+}
+
+/// A read set by rows: the largest probabilities of each query head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopRows {
+    /// Rows per query head.
+    pub n: usize,
+    /// The query's own token is among them.
+    pub own: bool,
+    /// What was read is scaled up for what was not.
+    pub renorm: bool,
+}
+
+/// What all layers of a step have in common.
+#[derive(Clone, Debug)]
+pub struct StepRows {
+    /// Position of each new row, of all parts.
+    pub positions: Vec<Position>,
+    /// Of each row, the part.
+    pub parts: Vec<u32>,
+    /// Layers of the model.
+    pub layers: usize,
+    /// What decode steps read of layers whose values live on the host.
+    pub read: Option<TopRows>,
+    /// Whether the device is to be clocked.
+    pub clocked: bool,
+}
+
+/// A layer's new rows, before rotation, and how they are attended.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerRows<'a> {
+    /// Decoder layer.
+    pub layer: Layer,
+    /// `[row][heads * head_dim]`.
+    pub q: &'a Tensor,
+    /// `[row][kv_heads * head_dim]`.
+    pub k: &'a Tensor,
+    /// The same.
+    pub v: &'a Tensor,
+    /// The layer's rotation.
+    pub rope: &'a Rope,
+    /// What becomes of scores.
+    pub scoring: Scoring,
+    /// Whether values live on the host.
+    pub values_on_host: bool,
+}
+
+/// What the query heads of a (layer, part) chose to read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Choice {
+    /// Rows that the query heads asked for, before the union.
+    pub asked: u64,
+    /// Per KV head the slots of the union, ascending.
+    pub slots: Vec<Vec<u32>>,
+    /// Per query head the mass that was not read.
+    pub dropped: Vec<f32>,
+}
+
+/// Attention over pages that the device has alone.
+pub trait Resident {
+    /// Copies the pages of a block that is shared to another, which takes its home.
+    ///
+    /// # Errors
+    /// There is no more memory, or the device fails; so below.
+    fn copy_page(&mut self, from: BlockId, to: BlockId) -> Result<()>;
+
+    /// Moves rows of lanes together, order kept: of each its blocks, the slots that move, and the slot that the first of
+    /// them moves to. No two lanes have a block in common.
+    fn move_rows(&mut self, lanes: &[(&[BlockId], &[u32], u32)]) -> Result<()>;
+
+    /// Forgets blocks that were given back.
+    fn free(&mut self, blocks: &[BlockId]);
+
+    /// Begins a step.
+    fn begin_step(&mut self, step: StepRows) -> Result<()>;
+
+    /// Takes a layer's rows: queries and keys are rotated, keys and values written to their pages. The rows are those of
+    /// the parts, one after the other.
+    fn begin_layer(&mut self, rows: &LayerRows<'_>, parts: &[Part<'_>]) -> Result<()>;
+
+    /// Attends for some parts of one row each. `keeps_rows` where [`look_at`](Self::look_at) follows.
+    fn decode(&mut self, parts: Range<usize>, keeps_rows: bool) -> Result<()>;
+
+    /// Attends for a part of any number of rows, whose lanes these are; what is wanted is as of
+    /// [`Attention::prefill`](crate::attention::Attention::prefill).
+    fn prefill(
+        &mut self,
+        part: usize,
+        lanes: &[HeadLane<'_>],
+        wants: Wants,
+        sinks: &mut [&mut dyn RowSink],
+    ) -> Result<()>;
+
+    /// What the layer attended, `[row][heads * head_dim]`.
+    fn output(&mut self) -> Result<Tensor>;
+
+    /// Makes the probabilities and the selection of a part of the latest [`decode`](Self::decode) those that the backend
+    /// tells.
+    fn look_at(&mut self, part: usize) -> Result<()>;
+
+    /// What was chosen in the step's decode parts, `[layer][part]`; nothing for a layer that read everything.
+    fn choices(&mut self) -> Result<Vec<Vec<Choice>>>;
+
+    /// Where the step is clocked, notes how far the device has come.
+    fn mark(&mut self) -> Result<()>;
+
+    /// The times between the marks of the step, and waits for the last.
+    fn laps_ns(&mut self) -> Result<Vec<u64>>;
+
+    /// How long the copies of the step's layers took, where it is clocked.
+    fn pulls(&mut self) -> Result<Vec<PullTime>>;
+
+    /// How rows are pulled from the host.
+    fn set_pull(&mut self, pull: Pull);
+
+    /// Writes rows made of chance, of unit variance, to all new slots of the parts.
+    fn fill(&mut self, layer: Layer, parts: &[Part<'_>], values_on_host: bool, seed: u32) -> Result<()>;
+
+    /// Takes memory for so many more pages of a kind at once.
+    fn reserve(&mut self, pages: usize, values_on_host: bool) -> Result<()>;
+}
+
+/// What is kept for it.
+pub(super) struct Batch<G: Gpu> {
+    /// The queue of copies.
+    copies: G,
+    standing: Standing<G>,
+    step: StepRows,
+    now: Option<Now>,
+    rooms: BatchRooms<G>,
+    /// By parity of the layer, when the values that lie in its rooms have been written to the host.
+    pushed: [Option<G::Mark>; 2],
+    marks: Vec<G::Mark>,
+    pull: Pull,
+    /// Clocked pulls: layer, begin and end in the queue of copies, begin and end of the wait for them.
+    pulls: Vec<(Layer, [G::Mark; 4])>,
+    /// Per layer, the parts whose choices were made in this step.
+    chosen: Vec<Vec<Range<usize>>>,
+}
+
+struct BatchRooms<G: Gpu> {
+    /// By parity of the layer, as the new values.
+    words: [Room<G>; 2],
+    q_angles: Room<G>,
+    k_angles: Room<G>,
+    q: Room<G>,
+    k: Room<G>,
+    v: [Room<G>; 2],
+    out: Room<G>,
+    rows: Room<G>,
+    choices: Room<G>,
+    weights: Room<G>,
+    staged: Room<G>,
+}
+
+/// The layer under way.
+#[derive(Clone, Debug)]
+struct Now {
+    layer: Layer,
+    values_on_host: bool,
+    bend: Bend,
+    /// Of all parts.
+    tables: Tables,
+    parts: Vec<NowPart>,
+    q: Array,
+    out: Array,
+    /// Parts and row stride of the latest decode.
+    decoded: (Range<usize>, usize),
+}
+
+#[derive(Clone, Debug)]
+struct NowPart {
+    first_row: usize,
+    first: Position,
+    tokens: usize,
+    /// Slots per KV head.
+    slots: Vec<usize>,
+    /// Pages per KV head, where rows are copied one by one.
+    pages: Vec<Vec<u32>>,
+}
+
+impl<G: Gpu> Batch<G> {
+    pub(super) fn new(gpu: &G) -> Self {
+        Self {
+            copies: gpu.copies(),
+            standing: Standing::new(),
+            step: StepRows {
+                positions: Vec::new(),
+                parts: Vec::new(),
+                layers: 0,
+                read: None,
+                clocked: false,
+            },
+            now: None,
+            rooms: BatchRooms {
+                words: [Room::new("block tables"), Room::new("block tables")],
+                q_angles: Room::new("angles"),
+                k_angles: Room::new("angles"),
+                q: Room::new("queries"),
+                k: Room::new("new keys"),
+                v: [Room::new("new values"), Room::new("new values")],
+                out: Room::new("attention's output"),
+                rows: Room::new("probabilities"),
+                choices: Room::new("a selection"),
+                weights: Room::new("a selection"),
+                staged: Room::new("values pulled from the host"),
+            },
+            pushed: [None, None],
+            marks: Vec::new(),
+            pull: Pull::default(),
+            pulls: Vec::new(),
+            chosen: Vec::new(),
+        }
+    }
+
+    fn now(&self) -> &Now {
+        self.now.as_ref().expect("a layer is under way")
+    }
+}
+
+/// The home of pages that the device has alone.
+const fn home(values_on_host: bool) -> Home {
+    if values_on_host { Home::ValuesOnHost } else { Home::Device }
+}
+
+/// Words that a row takes to its place: lane and slot.
+fn places(parts: &[Part<'_>], kv_heads: usize) -> [Vec<u32>; 2] {
+    let (mut lane_of, mut slots) = (Vec::new(), Vec::new());
+    for (i, part) in parts.iter().enumerate() {
+        for token in 0..part.tokens {
+            for head in 0..kv_heads {
+                lane_of.push((i * kv_heads + head) as u32);
+                slots.push((part.table(head).slots.len() - part.tokens + token) as u32);
+            }
+        }
+    }
+    [lane_of, slots]
+}
+
+impl<G: Gpu> GpuAttention<G> {
+    /// Sees to pages for the blocks that new rows lie in.
+    fn place_new(&mut self, parts: &[Part<'_>], home: Home) -> Result<()> {
+        let (kv_heads, width) = (self.shape.kv_heads(), self.pool.block_size());
+        for part in parts {
+            for head in 0..kv_heads {
+                let table = part.table(head);
+                let first = (table.slots.len() - part.tokens) / width;
+                let add = if part.tables.len() == 1 { head as BlockId } else { 0 };
+                for &block in &table.blocks[first..] {
+                    self.pool.put_place(&self.gpu, block + add, home)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the blocks of a KV head's lane lie.
+    fn pages_of(&self, part: &Part<'_>, head: usize) -> Vec<u32> {
+        let add = if part.tables.len() == 1 { head as BlockId } else { 0 };
+        let places = part.table(head).blocks.iter().map(|&block| self.pool.place(block + add));
+        places.map(|place| place.map_or(0, |place| place.page)).collect()
+    }
+
+    /// Turns rows in place, all heads of a token by its position.
+    fn turn_rows(&mut self, rows: Array, count: usize, angles: Array, rope: &Rope) -> Result<()> {
+        let indices = self.batch.step.positions.iter().max().map_or(0, |&last| last as usize + 1);
+        let turns = self.turns.of(&self.gpu, rope, indices)?;
+        let (head_dim, half) = (self.shape.head_dim(), rope.frequencies().len());
+        RopeRows { rows: count, head_dim, half, array: rows, turns, angles }.launch(&self.gpu)
+    }
+
+    fn take_layer(&mut self, rows: &LayerRows<'_>, parts: &[Part<'_>]) -> Result<()> {
+        let layer = usize::from(rows.layer);
+        // What the queue of copies still reads is not written over.
+        if let Some(pushed) = self.batch.pushed[layer % 2].take() {
+            self.gpu.after(&pushed)?;
+        }
+        let home = home(rows.values_on_host);
+        self.place_new(parts, home)?;
+        let (heads, kv_heads, d) = (self.shape.heads(), self.shape.kv_heads(), self.shape.head_dim());
+        let n = self.batch.step.positions.len();
+        assert_eq!(parts.iter().map(|part| part.tokens).sum::<usize>(), n, "the rows of the step");
+        let (placed, words) = self.batch.standing.bring(&self.gpu, &self.pool, layer, parts, kv_heads)?;
+        let [q, k, out] = {
+            let rooms = &mut self.batch.rooms;
+            [(&mut rooms.q, heads), (&mut rooms.k, kv_heads), (&mut rooms.out, heads)]
+                .map(|(room, heads)| room.of(&self.gpu, 4 * n * heads * d))
+        };
+        let (q, k, out) = (q?, k?, out?);
+        self.gpu.read_tensor(rows.q, q)?;
+        self.gpu.read_tensor(rows.k, k)?;
+        let angles =
+            [&self.batch.rooms.q_angles, &self.batch.rooms.k_angles].map(|room| room.array(&self.gpu));
+        self.turn_rows(q, n * heads, angles[0], rows.rope)?;
+        self.turn_rows(k, n * kv_heads, angles[1], rows.rope)?;
+        let v = self.batch.rooms.v[layer % 2].of(&self.gpu, 4 * n * kv_heads * d)?;
+        self.gpu.read_tensor(rows.v, v)?;
+        let tables = self.append_rows(layer, parts, &words, placed, home, [k, v])?;
+        let mut first_row = 0;
+        let now_parts = parts
+            .iter()
+            .map(|part| {
+                let slots = (0..kv_heads).map(|head| part.table(head).slots.len()).collect();
+                let pages = if self.batch.pull == Pull::Gather || !rows.values_on_host {
+                    Vec::new()
+                } else {
+                    (0..kv_heads).map(|head| self.pages_of(part, head)).collect()
+                };
+                let own = NowPart { first_row, first: part.first, tokens: part.tokens, slots, pages };
+                first_row += part.tokens;
+                own
+            })
+            .collect();
+        self.batch.now = Some(Now {
+            layer: rows.layer,
+            values_on_host: rows.values_on_host,
+            bend: Bend { window: rows.scoring.window, cap: rows.scoring.softcap },
+            tables,
+            parts: now_parts,
+            q,
+            out,
+            decoded: (0..0, 0),
+        });
+        Ok(())
+    }
+
+    /// Writes new rows to their pages; values whose home is the host in the queue of copies.
+    fn append_rows(
+        &mut self,
+        layer: usize,
+        parts: &[Part<'_>],
+        words: &Words,
+        placed: Placed,
+        home: Home,
+        [keys, values]: [Array; 2],
+    ) -> Result<Tables> {
+        let kv_heads = self.shape.kv_heads();
+        let more = places(parts, kv_heads);
+        let rows = more[0].len();
+        let [lanes, lane_of] =
+            words.patch(&self.gpu, &mut self.batch.rooms.words[layer % 2], placed, &more.concat())?;
+        let slots = lane_of.offset(4 * rows);
+        let [k, v] = self.pool.slabs(&self.gpu, home);
+        let on_host = home == Home::ValuesOnHost;
+        let (cell, block_size) = (self.pool.cell(), self.pool.block_size());
+        let append = Append {
+            cell,
+            rows,
+            head_dim: self.shape.head_dim(),
+            block_size,
+            k,
+            v,
+            keys,
+            values,
+            lane_of,
+            slots,
+            blocks: placed.blocks,
+            lanes,
+            keys_only: on_host,
+        };
+        append.launch(&self.gpu)?;
+        if on_host {
+            let ready = self.gpu.mark()?;
+            let copies = &self.batch.copies;
+            copies.after(&ready)?;
+            // The launch for keys alone, with values for keys.
+            Append { k: v, keys: values, ..append }.launch(copies)?;
+            self.batch.pushed[layer % 2] = Some(copies.mark()?);
+        }
+        let Placed { positions, blocks } = placed;
+        Ok(Tables { lanes, positions, blocks, k, v, cell, block_size })
+    }
+
+    /// Probabilities of some parts of one row each, and their output where values lie on the device.
+    fn decode_rows(
+        &mut self,
+        parts: Range<usize>,
+        stride: usize,
+        rows: Array,
+        has_values: bool,
+    ) -> Result<()> {
+        let heads = super::heads(self.shape);
+        let now = self.batch.now().clone();
+        let (width, sequences) = (self.shape.width(), parts.len());
+        let first_row = now.parts[parts.start].first_row;
+        let (gpu, rooms) = (&self.gpu, &mut self.rooms);
+        let decode = Decode {
+            heads,
+            cell: now.tables.cell,
+            block_size: now.tables.block_size,
+            sequences,
+            slots: stride,
+            scale: self.shape.scale(),
+            bend: now.bend,
+            queries: now.q.offset(4 * first_row * width),
+            k: now.tables.k,
+            v: if has_values { now.tables.v } else { Array::NONE },
+            blocks: now.tables.blocks,
+            positions: now.tables.positions,
+            lanes: now.lanes(parts.start, heads.kv_heads),
+            read: Array::NONE,
+            read_stride: 0,
+            partial: rooms.partial.of(gpu, 4 * Decode::partial_elements(heads, sequences, stride))?,
+            max_sum: rooms.max_sum.of(gpu, 4 * Decode::max_sum_elements(heads, sequences, stride))?,
+            totals: rooms.totals.of(gpu, 8 * sequences * heads.heads)?,
+            out: if has_values { now.out.offset(4 * first_row * width) } else { Array::NONE },
+            rows,
+            row_stride: stride,
+        };
+        decode.launch(gpu)
+    }
+
+    fn decode_parts(&mut self, parts: Range<usize>, keeps_rows: bool) -> Result<()> {
+        let heads = self.shape.heads();
+        let now = self.batch.now();
+        assert!(now.parts[parts.clone()].iter().all(|part| part.tokens == 1), "parts of one row");
+        let stride = now.parts[parts.clone()].iter().map(NowPart::most).max().unwrap_or(0);
+        let reads = now.values_on_host;
+        let rows = if keeps_rows || reads {
+            self.batch.rooms.rows.of(&self.gpu, 4 * parts.len() * heads * stride)?
+        } else {
+            Array::NONE
+        };
+        if let Some(now) = &mut self.batch.now {
+            now.decoded = (parts.clone(), stride);
+        }
+        if reads {
+            self.decode_chosen(parts, stride, rows)
+        } else {
+            self.decode_rows(parts, stride, rows, true)
+        }
+    }
+}
+
+impl Now {
+    /// Words of the lanes from a part on.
+    fn lanes(&self, part: usize, kv_heads: usize) -> Array {
+        self.tables.lanes.offset(4 * LANE_WORDS * part * kv_heads)
+    }
+}
+
+impl<G: Gpu> Resident for GpuAttention<G> {
+    fn copy_page(&mut self, from: BlockId, to: BlockId) -> Result<()> {
+        self.copy_block(from, to)
+    }
+
+    fn move_rows(&mut self, lanes: &[(&[BlockId], &[u32], u32)]) -> Result<()> {
+        self.move_lanes(lanes)
+    }
+
+    fn free(&mut self, blocks: &[BlockId]) {
+        self.pool.free(blocks);
+    }
+
+    fn begin_step(&mut self, step: StepRows) -> Result<()> {
+        let (heads, kv_heads) = (self.shape.heads(), self.shape.kv_heads());
+        let angles = |heads: usize| -> Vec<u32> {
+            step.positions.iter().flat_map(|&position| std::iter::repeat_n(position, heads)).collect()
+        };
+        let rooms = &mut self.batch.rooms;
+        rooms.q_angles.filled(&self.gpu, word_bytes(&angles(heads)))?;
+        rooms.k_angles.filled(&self.gpu, word_bytes(&angles(kv_heads)))?;
+        self.batch.marks.clear();
+        self.batch.pulls.clear();
+        self.batch.chosen = vec![Vec::new(); step.layers];
+        self.batch.step = step;
+        Ok(())
+    }
+
+    fn begin_layer(&mut self, rows: &LayerRows<'_>, parts: &[Part<'_>]) -> Result<()> {
+        self.take_layer(rows, parts)
+    }
+
+    fn decode(&mut self, parts: Range<usize>, keeps_rows: bool) -> Result<()> {
+        self.decode_parts(parts, keeps_rows)
+    }
+
+    fn prefill(
+        &mut self,
+        part: usize,
+        lanes: &[HeadLane<'_>],
+        wants: Wants,
+        sinks: &mut [&mut dyn RowSink],
+    ) -> Result<()> {
+        self.prefill_part(part, lanes, wants, sinks)
+    }
+
+    fn output(&mut self) -> Result<Tensor> {
+        let out = self.batch.now().out;
+        self.gpu.tensor(out, self.batch.step.positions.len(), self.shape.width())
+    }
+
+    fn look_at(&mut self, part: usize) -> Result<()> {
+        self.fetch_part(part)
+    }
+
+    fn choices(&mut self) -> Result<Vec<Vec<Choice>>> {
+        self.fetch_choices()
+    }
+
+    fn mark(&mut self) -> Result<()> {
+        if self.batch.step.clocked {
+            self.batch.marks.push(self.gpu.mark()?);
+        }
+        Ok(())
+    }
+
+    fn laps_ns(&mut self) -> Result<Vec<u64>> {
+        let marks = std::mem::take(&mut self.batch.marks);
+        marks.windows(2).map(|pair| self.gpu.elapsed_ns(&pair[0], &pair[1])).collect()
+    }
+
+    fn pulls(&mut self) -> Result<Vec<PullTime>> {
+        self.pull_times()
+    }
+
+    fn set_pull(&mut self, pull: Pull) {
+        self.batch.pull = pull;
+    }
+
+    fn fill(&mut self, layer: Layer, parts: &[Part<'_>], values_on_host: bool, seed: u32) -> Result<()> {
+        let home = home(values_on_host);
+        self.place_new(parts, home)?;
+        let (layer, kv_heads) = (usize::from(layer), self.shape.kv_heads());
+        let (placed, words) = self.batch.standing.bring(&self.gpu, &self.pool, layer, parts, kv_heads)?;
+        let [lanes, _] = words.patch(&self.gpu, &mut self.batch.rooms.words[layer % 2], placed, &[])?;
+        let slots = parts.iter().flat_map(|part| &part.tables).map(|table| table.slots.len()).max();
+        let slabs = self.pool.slabs(&self.gpu, home);
+        for (part, slab) in slabs.into_iter().enumerate() {
+            let fill = FillRows {
+                cell: self.pool.cell(),
+                head_dim: self.shape.head_dim(),
+                kv_heads,
+                sequences: parts.len(),
+                block_size: self.pool.block_size(),
+                slots: slots.unwrap_or(0),
+                slab,
+                blocks: placed.blocks,
+                lanes,
+                seed: seed.wrapping_add((2 * layer + part) as u32),
+                sigma: 1.0,
+            };
+            fill.launch(&self.gpu)?;
+        }
+        Ok(())
+    }
+
+    fn reserve(&mut self, pages: usize, values_on_host: bool) -> Result<()> {
+        let home = home(values_on_host);
+        self.pool.reserve(&self.gpu, home, pages.div_ceil(self.shape.kv_heads()))
+    }
+}

@@ -1,0 +1,356 @@
+//! A read set: what is chosen, pulled from the host while others are scored, and summed.
+
+use std::ops::Range;
+
+use super::{Choice, GpuAttention, NowPart, TopRows};
+use crate::attention::Probabilities;
+use crate::attention::gpu::heads;
+use crate::device::gpu::{Array, Gpu, Result};
+use crate::device::launch::{GatherRows, SelectTop, Union, Weighted};
+use crate::event::Layer;
+
+/// How rows are pulled from the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pull {
+    /// One launch reads them where they lie, in mapped memory.
+    #[default]
+    Gather,
+    /// The host is told which, and asks for a copy of each.
+    Copies,
+    /// The one of the two that takes less time when it is first tried.
+    Fastest,
+}
+
+/// How long the copies of a layer took, and how long the rest waited for them (measured).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PullTime {
+    /// Decoder layer.
+    pub layer: Layer,
+    /// In the queue of copies.
+    pub copy_ns: u64,
+    /// Of it, not hidden behind other work.
+    pub stall_ns: u64,
+}
+
+/// The arrays of a layer's choices, each of all parts of the step.
+#[derive(Clone, Copy)]
+struct Choices {
+    parts: usize,
+    heads: usize,
+    kv_heads: usize,
+    /// Most rows of a union.
+    list: usize,
+}
+
+impl Choices {
+    /// Words of counts, of what was asked for, of what was dropped, and of slots.
+    const fn lengths(self) -> [usize; 4] {
+        let Self { parts, heads, kv_heads, list } = self;
+        [parts * kv_heads, parts * heads, parts * heads, parts * kv_heads * list]
+    }
+
+    fn words(self) -> usize {
+        self.lengths().iter().sum()
+    }
+
+    /// The four arrays from a part on.
+    fn arrays(self, base: Array, layer: usize, part: usize) -> [Array; 4] {
+        let per_part = [self.kv_heads, self.heads, self.heads, self.kv_heads * self.list];
+        let mut at = layer * self.words();
+        let mut arrays = [base; 4];
+        for ((array, length), per_part) in arrays.iter_mut().zip(self.lengths()).zip(per_part) {
+            *array = base.offset(4 * (at + part * per_part));
+            at += length;
+        }
+        arrays
+    }
+}
+
+impl<G: Gpu> GpuAttention<G> {
+    fn choices_of_step(&self) -> Choices {
+        let step = &self.batch.step;
+        let slots = step.positions.iter().max().map_or(0, |&last| last as usize + 1);
+        let n = step.read.map_or(0, |read| read.n);
+        Choices {
+            parts: step.parts.last().map_or(0, |&last| last as usize + 1),
+            heads: self.shape.heads(),
+            kv_heads: self.shape.kv_heads(),
+            list: slots.min(self.shape.group().saturating_mul(n.saturating_add(1))),
+        }
+    }
+
+    /// Scores, choices and pulls of either half of the parts, then the sums of either.
+    pub(super) fn decode_chosen(&mut self, parts: Range<usize>, stride: usize, rows: Array) -> Result<()> {
+        let read = self.batch.step.read.expect("values live on the host under a read set");
+        let choices = self.choices_of_step();
+        let layers = self.batch.step.layers;
+        let base = self.batch.rooms.choices.of(&self.gpu, 4 * layers * choices.words())?;
+        let row_bytes = self.pool.cell().row_bytes(self.shape.head_dim());
+        let all = choices.parts * choices.kv_heads * choices.list;
+        self.batch.rooms.staged.of(&self.gpu, all * row_bytes)?;
+        self.batch.rooms.weights.of(&self.gpu, 4 * choices.parts * choices.heads * choices.list)?;
+        let middle = parts.start + parts.len().div_ceil(2);
+        let mut pulled = Vec::new();
+        for half in [parts.start..middle, middle..parts.end] {
+            if half.is_empty() {
+                continue;
+            }
+            let own = rows.offset(4 * (half.start - parts.start) * choices.heads * stride);
+            self.decode_rows(half.clone(), stride, own, false)?;
+            self.choose_rows(half.clone(), stride, own, read, choices, base)?;
+            let begun = self.pull_rows(half.clone(), choices, base)?;
+            pulled.push((half, begun, self.batch.copies.mark()?));
+        }
+        let layer = self.batch.now().layer;
+        for (half, begun, done) in pulled {
+            let waits = if self.batch.step.clocked { Some(self.gpu.mark()?) } else { None };
+            self.gpu.after(&done)?;
+            if let (Some(waits), Some(begun)) = (waits, begun) {
+                let goes_on = self.gpu.mark()?;
+                self.batch.pulls.push((layer, [begun, done, waits, goes_on]));
+            }
+            self.sum_chosen(half, read, choices, base)?;
+        }
+        self.batch.chosen[usize::from(layer)].push(parts);
+        Ok(())
+    }
+
+    fn choose_rows(
+        &mut self,
+        half: Range<usize>,
+        stride: usize,
+        rows: Array,
+        read: TopRows,
+        choices: Choices,
+        base: Array,
+    ) -> Result<()> {
+        let heads = heads(self.shape);
+        let now = self.batch.now();
+        let (layer, positions, lanes) =
+            (usize::from(now.layer), now.tables.positions, now.lanes(half.start, heads.kv_heads));
+        let [counts, asked, dropped, slots] = choices.arrays(base, layer, half.start);
+        let weights = self.batch.rooms.weights.array(&self.gpu);
+        let words = half.len() * heads.heads * SelectTop::words(stride);
+        let top = SelectTop {
+            heads,
+            sequences: half.len(),
+            slots: stride,
+            marks: self.rooms.marks.of(&self.gpu, 4 * words)?,
+            counts: asked,
+            rows,
+            row_stride: stride,
+            positions,
+            lanes,
+            n: read.n,
+            own: read.own,
+        };
+        top.launch(&self.gpu)?;
+        let weights = weights.offset(4 * half.start * choices.heads * choices.list);
+        Union { of: top, slots, counts, weights, dropped, list_stride: choices.list }.launch(&self.gpu)
+    }
+
+    /// Begins to pull what a half chose; when that began, where it is clocked.
+    fn pull_rows(&mut self, half: Range<usize>, choices: Choices, base: Array) -> Result<Option<G::Mark>> {
+        let chosen = self.gpu.mark()?;
+        self.batch.copies.after(&chosen)?;
+        let begun = if self.batch.step.clocked { Some(self.batch.copies.mark()?) } else { None };
+        match self.batch.pull {
+            Pull::Gather => self.gather_chosen(half, choices, base)?,
+            Pull::Copies => self.copy_chosen(half, choices, base)?,
+            Pull::Fastest => {
+                let mut marks = vec![self.batch.copies.mark()?];
+                self.gather_chosen(half.clone(), choices, base)?;
+                marks.push(self.batch.copies.mark()?);
+                self.copy_chosen(half, choices, base)?;
+                marks.push(self.batch.copies.mark()?);
+                let ns = |i: usize| self.batch.copies.elapsed_ns(&marks[i], &marks[i + 1]);
+                self.batch.pull = if ns(0)? <= ns(1)? { Pull::Gather } else { Pull::Copies };
+            }
+        }
+        Ok(begun)
+    }
+
+    fn gather_chosen(&self, half: Range<usize>, choices: Choices, base: Array) -> Result<()> {
+        let now = self.batch.now();
+        let [counts, _, _, slots] = choices.arrays(base, usize::from(now.layer), half.start);
+        let row_bytes = now.tables.cell.row_bytes(self.shape.head_dim());
+        let first = half.start * choices.kv_heads * choices.list * row_bytes;
+        let gather = GatherRows {
+            kv_heads: choices.kv_heads,
+            sequences: half.len(),
+            rows: choices.list,
+            row_bytes,
+            block_size: now.tables.block_size,
+            staged: self.batch.rooms.staged.array(&self.gpu).offset(first),
+            row_stride: choices.list,
+            slab: now.tables.v,
+            slots,
+            slot_stride: choices.list,
+            counts,
+            blocks: now.tables.blocks,
+            lanes: now.lanes(half.start, choices.kv_heads),
+        };
+        gather.launch(&self.batch.copies)
+    }
+
+    fn copy_chosen(&self, half: Range<usize>, choices: Choices, base: Array) -> Result<()> {
+        let (now, copies) = (self.batch.now(), &self.batch.copies);
+        let [counts, _, _, slots] = choices.arrays(base, usize::from(now.layer), half.start);
+        let mut of_counts = vec![0u32; half.len() * choices.kv_heads];
+        copies.download(counts, bytemuck::cast_slice_mut(&mut of_counts))?;
+        let mut of_slots = vec![0u32; half.len() * choices.kv_heads * choices.list];
+        copies.download(slots, bytemuck::cast_slice_mut(&mut of_slots))?;
+        let row_bytes = now.tables.cell.row_bytes(self.shape.head_dim());
+        let staged = self.batch.rooms.staged.array(&self.gpu);
+        let lists = of_counts.iter().zip(of_slots.chunks(choices.list.max(1)));
+        for (lane, (&count, slots)) in lists.enumerate() {
+            let (part, head) = (half.start + lane / choices.kv_heads, lane % choices.kv_heads);
+            let first = (part * choices.kv_heads + head) * choices.list;
+            let pages = self.batch.now().parts[part].pages.get(head).map_or(&[][..], Vec::as_slice);
+            for (i, &slot) in slots[..count as usize].iter().enumerate() {
+                let (page, row) =
+                    (pages[slot as usize / now.tables.block_size], slot as usize % now.tables.block_size);
+                let from = (page as usize * now.tables.block_size + row) * row_bytes;
+                copies.copy(now.tables.v.offset(from), staged.offset((first + i) * row_bytes), row_bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn sum_chosen(&mut self, half: Range<usize>, read: TopRows, choices: Choices, base: Array) -> Result<()> {
+        let heads = heads(self.shape);
+        let now = self.batch.now().clone();
+        let [counts, _, dropped, _] = choices.arrays(base, usize::from(now.layer), half.start);
+        let row_bytes = now.tables.cell.row_bytes(heads.head_dim);
+        let (gpu, rooms) = (&self.gpu, &self.batch.rooms);
+        let first = half.start * choices.kv_heads * choices.list;
+        let partial = Weighted::partial_elements(heads, half.len(), choices.list);
+        let weighted = Weighted {
+            cell: now.tables.cell,
+            heads,
+            sequences: half.len(),
+            rows: choices.list,
+            staged: rooms.staged.array(gpu).offset(first * row_bytes),
+            row_stride: choices.list,
+            weights: rooms.weights.array(gpu).offset(4 * half.start * choices.heads * choices.list),
+            weight_stride: choices.list,
+            counts,
+            dropped: if read.renorm { dropped } else { Array::NONE },
+            partial: self.rooms.partial.of(gpu, 4 * partial)?,
+            out: now.out.offset(4 * now.parts[half.start].first_row * self.shape.width()),
+        };
+        weighted.launch(gpu)
+    }
+
+    pub(super) fn pull_times(&mut self) -> Result<Vec<PullTime>> {
+        let mut times: Vec<PullTime> = Vec::new();
+        for (layer, [begun, done, waits, goes_on]) in std::mem::take(&mut self.batch.pulls) {
+            let copy_ns = self.gpu.elapsed_ns(&begun, &done)?;
+            let stall_ns = self.gpu.elapsed_ns(&waits, &goes_on)?;
+            match times.last_mut().filter(|last| last.layer == layer) {
+                Some(last) => {
+                    (last.copy_ns, last.stall_ns) = (last.copy_ns + copy_ns, last.stall_ns + stall_ns);
+                }
+                None => times.push(PullTime { layer, copy_ns, stall_ns }),
+            }
+        }
+        Ok(times)
+    }
+
+    pub(super) fn fetch_choices(&mut self) -> Result<Vec<Vec<Choice>>> {
+        let choices = self.choices_of_step();
+        if self.batch.chosen.iter().all(Vec::is_empty) {
+            return Ok(Vec::new());
+        }
+        let mut words = vec![0u32; self.batch.step.layers * choices.words()];
+        let base = self.batch.rooms.choices.array(&self.gpu);
+        self.gpu.download(base, bytemuck::cast_slice_mut(&mut words))?;
+        let of_layer = |(words, chosen): (&[u32], &Vec<Range<usize>>)| -> Vec<Choice> {
+            if chosen.is_empty() {
+                return Vec::new();
+            }
+            let [counts, asked, dropped, slots] = split(words, choices.lengths());
+            (0..choices.parts)
+                .map(|part| {
+                    if !chosen.iter().any(|parts| parts.contains(&part)) {
+                        return Choice::default();
+                    }
+                    let own = |words: &'_ [u32], n: usize| words[part * n..][..n].to_vec();
+                    let counts = own(counts, choices.kv_heads);
+                    let lists = slots[part * choices.kv_heads * choices.list..].chunks(choices.list.max(1));
+                    Choice {
+                        asked: own(asked, choices.heads).into_iter().map(u64::from).sum(),
+                        slots: counts
+                            .iter()
+                            .zip(lists)
+                            .map(|(&n, list)| list[..n as usize].to_vec())
+                            .collect(),
+                        dropped: own(dropped, choices.heads).into_iter().map(f32::from_bits).collect(),
+                    }
+                })
+                .collect()
+        };
+        Ok(words.chunks(choices.words().max(1)).zip(&self.batch.chosen).map(of_layer).collect())
+    }
+
+    /// The probabilities of a part of the latest decode, and its selection, as those that the backend tells.
+    pub(super) fn fetch_part(&mut self, part: usize) -> Result<()> {
+        let (heads, group) = (self.shape.heads(), self.shape.group());
+        let now = self.batch.now();
+        let (range, stride) = now.decoded.clone();
+        let (reads, layer, slots) = (now.values_on_host, now.layer, now.parts[part].slots.clone());
+        let mut all = vec![0.0f32; heads * stride];
+        let from = self.batch.rooms.rows.array(&self.gpu).offset(4 * (part - range.start) * heads * stride);
+        self.gpu.download(from, bytemuck::cast_slice_mut(&mut all))?;
+        self.scored.slots = slots;
+        let mut rows: Probabilities = self.no_rows();
+        for (lane, all) in rows.lanes_mut().iter_mut().zip(all.chunks(group * stride.max(1))) {
+            let slots = lane.slots;
+            for (row, from) in lane.rows.chunks_mut(slots.max(1)).zip(all.chunks(stride.max(1))) {
+                row.copy_from_slice(&from[..slots]);
+            }
+        }
+        self.rows = std::cell::OnceCell::from(rows);
+        if !reads {
+            return Ok(());
+        }
+        let choices = self.choices_of_step();
+        let base = self.batch.rooms.choices.array(&self.gpu);
+        let arrays = choices.arrays(base, usize::from(layer), part);
+        let lengths = [choices.kv_heads, heads, heads, choices.kv_heads * choices.list];
+        let mut parts: Vec<Vec<u32>> = Vec::new();
+        let weights = self.batch.rooms.weights.array(&self.gpu).offset(4 * part * heads * choices.list);
+        for (array, n) in arrays.into_iter().zip(lengths).chain([(weights, heads * choices.list)]) {
+            let mut words = vec![0u32; n];
+            self.gpu.download(array, bytemuck::cast_slice_mut(&mut words))?;
+            parts.push(words);
+        }
+        let list = choices.list.max(1);
+        for (h, lane) in self.selection.lanes.iter_mut().enumerate() {
+            let count = parts[0][h] as usize;
+            let of_group = h * group..(h + 1) * group;
+            let weights = of_group.clone().flat_map(|head| parts[4][head * list..][..count].iter());
+            let asked = parts[1][of_group.clone()].iter().map(|&n| n as usize).sum();
+            let dropped: Vec<f32> = parts[2][of_group].iter().map(|&word| f32::from_bits(word)).collect();
+            let weights = weights.map(|&word| f32::from_bits(word)).collect();
+            lane.take(parts[3][h * list..][..count].to_vec(), weights, asked, &dropped);
+        }
+        Ok(())
+    }
+}
+
+/// Pieces of these lengths, in a row.
+fn split<const N: usize>(mut words: &[u32], lengths: [usize; N]) -> [&[u32]; N] {
+    lengths.map(|n| {
+        let (own, rest) = words.split_at(n);
+        words = rest;
+        own
+    })
+}
+
+impl NowPart {
+    /// Slots of the longest lane.
+    pub(super) fn most(&self) -> usize {
+        self.slots.iter().copied().max().unwrap_or(0)
+    }
+}
