@@ -419,7 +419,13 @@ impl Cache {
     ///
     /// # Errors
     /// They do not follow what was written.
-    pub fn note_written(&mut self, seq: SeqId, layer: Layer, first: Position, n: usize) -> Result<(), CacheError> {
+    pub fn note_written(
+        &mut self,
+        seq: SeqId,
+        layer: Layer,
+        first: Position,
+        n: usize,
+    ) -> Result<(), CacheError> {
         self.check_layer(layer)?;
         debug_assert!(!self.has_pages, "rows are written here");
         let sequence = self.sequences.get_mut(&seq).ok_or(CacheError::NoSequence(seq))?;

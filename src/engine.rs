@@ -11,6 +11,7 @@
 //!   ([`Reason::LayerWindow`](crate::event::Reason::LayerWindow)).
 //! * A full-cache twin may follow the run and tell what it costs (`--shadow`).
 //! * [`Engine::fill`] stands in for a long prompt where only the time of what follows is of interest.
+//! * On a GPU ([`backend`]) rows stay on the device wherever nobody on the host reads them.
 //! * [`recorder`] is a listener that writes a file.
 
 mod accumulate;
@@ -41,6 +42,7 @@ mod properties;
 #[cfg(test)]
 mod quantised;
 pub mod recorder;
+mod resident;
 mod sequence;
 mod setup;
 mod shadow;

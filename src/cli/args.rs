@@ -164,6 +164,10 @@ pub(crate) struct RunArgs {
     /// Speed of the modelled link between host and device, GB/s.
     #[arg(long, value_name = "GB/s", default_value_t = 25.0)]
     pub(crate) link: f64,
+    /// On a GPU, how V rows come from the host: gather (a kernel reads them where they lie), copies (one for each row), or
+    /// auto: the one that takes less time when both are first tried.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub(crate) pull: String,
     /// Attention pictures: off, blocks, top:K or full.
     #[arg(long, value_name = "LEVEL", default_value_t = ScoreLevel::Full)]
     pub(crate) scores: ScoreLevel,
@@ -270,6 +274,16 @@ pub(crate) struct BenchArgs {
     /// Most prompt tokens per step.
     #[arg(long, value_name = "N", default_value = "256")]
     pub(crate) chunk: NonZeroU32,
+    /// Where to compute, as `kvista run` takes it.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub(crate) device: String,
+    /// Sequences at once; tokens per second are of all of them.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) batch: NonZeroU32,
+    /// Make contexts of chance in place of feeding prompts: how long a decode step takes does not depend on what the rows
+    /// hold, and a long context is there at once.
+    #[arg(long)]
+    pub(crate) filled: bool,
     /// Compute threads. Default: all cores but one.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<u32>,

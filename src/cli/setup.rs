@@ -81,13 +81,7 @@ pub(crate) fn demo() -> Result<Setup, Failure> {
 /// Checks what can be checked without the model, and reads the prompt.
 pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
     let model = ModelSource::of(args.model.as_deref());
-    let (device, chosen) = match args.device.as_str() {
-        "auto" => {
-            let (device, why) = backend::choose();
-            (device, Some(why))
-        }
-        other => (backend::named(other).map_err(|error| failure(&error))?, None),
-    };
+    let (device, chosen) = device_of(&args.device)?;
     let prompt = prompt(args, &model)?;
     let read = match (&args.read, &args.kcache) {
         (Some(read), _) => read.clone(),
@@ -113,6 +107,7 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
         compress: args.compress.clone().unwrap_or_else(|| usual_span.into()),
         chunk: args.chunk,
         link_gbps: args.link,
+        pull: args.pull.clone(),
         scores: args.scores,
         seed: args.seed,
         temperature: args.temperature,
@@ -127,6 +122,15 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
     };
     let weights = args.weights.as_deref().map(precision).transpose()?;
     Ok(Setup { model, weights, settings, prompt, chosen })
+}
+
+/// What a name of a device comes to, and why, where nobody named one.
+pub(super) fn device_of(name: &str) -> Result<(String, Option<String>), Failure> {
+    if name == "auto" {
+        let (device, why) = backend::choose();
+        return Ok((device, Some(why)));
+    }
+    Ok((backend::named(name).map_err(|error| failure(&error))?, None))
 }
 
 /// What goes with a page type; one that is wrong is refused later, with the model at hand.

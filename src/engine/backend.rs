@@ -53,6 +53,10 @@ impl Backend {
         }
     }
 
+    pub(super) const fn is_gpu(&self) -> bool {
+        self.0.is_some()
+    }
+
     pub(super) fn attention(
         &self,
         shape: Shape,

@@ -74,7 +74,7 @@ impl Engine {
 
     /// Counts the pages of the host that the device has too: policies, merge rules and bounds of keys read those.
     pub(super) fn note_pages_of_host(&mut self) {
-        if self.attention.copies().is_some() {
+        if !self.rows_stay() && self.attention.copies().is_some() {
             let [device, _] = self.cache.usage();
             self.cache.note_copies(Tier::Host, device.allocated_bytes() - device.copies_bytes);
         }

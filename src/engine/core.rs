@@ -6,8 +6,9 @@ use super::backend::Backend;
 use super::decide::Decided;
 use super::lanes::{Reading, Staging};
 use super::memory::LayerMemory;
+use super::resident::may_stay;
 use super::sequence::{Script, Sequence, Work};
-use super::setup::Plan;
+use super::setup::{Plan, pull};
 use super::shadow::Shadow;
 use super::teacher::Teacher;
 use super::turns::{Talk, TurnStart};
@@ -15,7 +16,8 @@ use super::{EngineError, Prompt};
 use crate::attention::{Attention, PageBounds, Rope, Ropes, Rotation, Shape};
 use crate::cache::{Cache, CacheConfig, CacheError, KvDtype, KvShape, RopeMode};
 use crate::event::{
-    Finish, Head, Layer, LayerReads, LayerTraffic, Position, RunInfo, SeqId, Settings, Step, StepId, Tuning,
+    Finish, Head, Layer, LayerReads, LayerTraffic, Phase, Position, RunInfo, SeqId, Settings, Step, StepId,
+    Tuning,
 };
 use crate::model::{Arithmetic, Config, Model, Sampler};
 use crate::policy::{self, Accumulators, Memory, Merging, Needs, Policy, QueryMoments, ReadSet, Site};
@@ -30,6 +32,15 @@ pub enum Observe {
     Events,
     /// The same, and the attention picture at the run's score level.
     Rows,
+}
+
+/// Where the rows of a run lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pages {
+    /// In the cache; a device has a copy of what it reads.
+    OnHost,
+    /// On the device alone.
+    OnDevice,
 }
 
 /// One run under way: model, cache, policy, sequences.
@@ -55,13 +66,21 @@ pub struct Engine {
     pub(super) turn: Option<TurnStart>,
     pub(super) sequences: Vec<Sequence>,
     pub(super) timer: PhaseTimer,
+    /// Where rows stay on a device, the step that it is clocked in next, and whether that of the decode steps has come.
+    pub(super) next_clocked: (StepId, bool),
+    /// What the device is being clocked for, since the host last waited for it.
+    pub(super) laps: Vec<(Option<Layer>, Phase)>,
     pub(super) observe: Observe,
     pub(super) step: StepId,
     /// Changes to stamp on the next step.
     tuning: Vec<Tuning>,
+    /// Whether full rows have become too many to be drawn whole.
+    pub(super) thins_rows: bool,
     /// Attention pictures left out so far.
     pub(super) dropped: u64,
     pub(super) staging: Vec<Staging>,
+    /// Per layer, the share of its pulls that was waited for in the newest step that a device was clocked in.
+    pub(super) exposed: Vec<f64>,
     /// Most bytes staged at once in the present step.
     pub(super) staged_bytes: u64,
     pub(super) traffic: Vec<LayerTraffic>,
@@ -97,7 +116,15 @@ impl Engine {
             kept(&plan.policy, plan.merge.as_ref()),
             rope_mode(&plan.policy, plan.read.as_ref(), plan.dtype),
         );
-        Self::keeping(backend, model, plan, needs, rope)
+        let pages = if plan.info.settings.shadow == 0
+            && backend.is_gpu()
+            && may_stay(&plan.policy, needs, plan.read.as_ref(), plan.merge.as_ref(), plan.dtype)
+        {
+            Pages::OnDevice
+        } else {
+            Pages::OnHost
+        };
+        Self::keeping(backend, model, plan, needs, (rope, pages))
     }
 
     /// A run that keeps of attention what is named here, and keys so.
@@ -106,12 +133,12 @@ impl Engine {
         model: Arc<Model>,
         plan: Plan,
         needs: Needs,
-        rope: RopeMode,
+        (rope, pages): (RopeMode, Pages),
     ) -> Result<Self, EngineError> {
         let s = &plan.info.settings;
         let config = model.decoder.config();
         let (layers, kv_heads) = (config.layers, config.kv_heads);
-        let mut cache = Cache::new(CacheConfig {
+        let config_of_cache = CacheConfig {
             shape: KvShape { layers: layers as u16, kv_heads: kv_heads as u16, head_dim: config.head_dim },
             block_size: s.block_size,
             blocks: s.blocks,
@@ -120,11 +147,18 @@ impl Engine {
             host_v_from_layer: host_v_from_layer(plan.read.as_ref(), layers),
             far_blocks: plan.read.as_ref().is_some_and(|read| read.rule().memory().is_some()),
             salt: salt(&plan.info),
-        })?;
+        };
+        let mut cache = match pages {
+            Pages::OnHost => Cache::new(config_of_cache)?,
+            Pages::OnDevice => Cache::without_pages(config_of_cache)?,
+        };
         let shape = Shape::new(config.heads, kv_heads, config.head_dim)
             .map_err(|e| EngineError::Setting(e.to_string()))?;
         let mut attention = backend.attention(shape, s)?;
-        if attention.copies().is_some() {
+        if let (Pages::OnDevice, Some(device)) = (pages, attention.resident()) {
+            device.set_pull(pull(s)?);
+        }
+        if pages == Pages::OnHost && attention.copies().is_some() {
             cache.follow();
         }
         let site = |seed, lane: usize| Site {
@@ -165,6 +199,8 @@ impl Engine {
             backend,
             ropes: config.ropes(plan.info.reach() as usize),
             timer: PhaseTimer::new(Clock::new(), layers),
+            next_clocked: (0, false),
+            laps: Vec::new(),
             shadow: Shadow::new(&model, &plan.info)?,
             staging: (0..kv_heads).map(|_| Staging::default()).collect(),
             info: Arc::new(plan.info),
@@ -181,7 +217,9 @@ impl Engine {
             observe: Observe::Rows,
             step: 0,
             tuning: Vec::new(),
+            thins_rows: false,
             dropped: 0,
+            exposed: Vec::new(),
             staged_bytes: 0,
             traffic: Vec::new(),
             reads: Vec::new(),
@@ -256,7 +294,8 @@ impl Engine {
         if open.is_empty() {
             return Ok(None);
         }
-        self.timer.begin(self.observe != Observe::Off);
+        let clocked = self.clocks_phases();
+        self.timer.begin(clocked);
         let parts = open
             .into_iter()
             .map(|index| {
@@ -283,7 +322,8 @@ impl Engine {
     }
 
     fn next_step(&mut self) -> Result<Option<Step>, EngineError> {
-        self.timer.begin(self.observe != Observe::Off);
+        let clocked = self.clocks_phases();
+        self.timer.begin(clocked);
         let mut work = Vec::new();
         let mut starved = Vec::new();
         for index in 0..self.sequences.len() {

@@ -8,12 +8,17 @@ use super::sequence::Work;
 use crate::attention::{HeadLane, PrefillTime, Queries, Rope, RowSink, Selection, Wants, observe};
 use crate::cache::{Cache, RopeMode};
 use crate::event::{
-    AttentionGroup, AttentionMap, Fed, Finish, Head, Layer, LayerTraffic, Origin, PHASES, Phase, Position,
-    ProbeCost, Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
+    AttentionGroup, AttentionMap, Cells, Fed, Finish, Head, Layer, LayerTraffic, Origin, PHASES, Phase,
+    Position, ProbeCost, Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
 };
 use crate::model::{Config, Qkv, Stream};
 use crate::policy::{Kcache, ReadRule, ReadSet, When};
 use crate::probe::PhaseTimer;
+
+/// Full rows come in pictures of so many bytes a second at most, where a device makes them; from then on each is cut off
+/// after its largest probabilities, and says so.
+const MOST_ROW_BYTES_PER_S: u128 = 50_000_000;
+const THIN_ROWS: ScoreLevel = ScoreLevel::Top(64);
 
 /// What one sequence's step gathers while the layers run.
 #[derive(Default)]
@@ -35,13 +40,19 @@ impl Engine {
         let computed: usize = work.iter().map(|w| w.computed().len()).sum();
         if computed > 0 {
             let ids: Vec<u32> = work.iter().flat_map(|w| w.computed().iter().copied()).collect();
-            let mut x = self.arithmetic.embed(&self.model.decoder, &ids)?;
-            self.timer.lap(None, Phase::Embed);
-            for layer in 0..self.model.decoder.config().layers {
-                x = self.layer(layer, x, work, &mut gathered)?;
-            }
+            let x = if self.rows_stay() {
+                self.layers_on_device(&ids, work, &mut gathered)?
+            } else {
+                let mut x = self.arithmetic.embed(&self.model.decoder, &ids)?;
+                self.timer.lap(None, Phase::Embed);
+                for layer in 0..self.model.decoder.config().layers {
+                    x = self.layer(layer, x, work, &mut gathered)?;
+                }
+                x
+            };
             self.judge(&x, work)?;
             self.draw(&x, work, &mut gathered)?;
+            self.settle_laps()?;
         }
         self.conclude(work, gathered, idle)
     }
@@ -79,7 +90,7 @@ impl Engine {
             seqs: parts,
             layer_ns: Vec::new(),
             outer_ns: [0; PHASES],
-            timing: Provenance::Measured,
+            timing: if self.rows_stay() { Provenance::Sampled } else { Provenance::Measured },
             tiers: self.cache.usage().into(),
             traffic: Vec::new(),
             reads: std::mem::take(&mut self.reads),
@@ -88,13 +99,14 @@ impl Engine {
             tuning: self.take_tuning(),
         };
         step.traffic = self.end_traffic();
-        if self.observe != Observe::Off {
+        if self.timer.is_on() {
             step.layer_ns = self.timer.layers().to_vec();
         }
         self.timer.lap(None, Phase::Probe);
         let time = self.timer.finish();
         step.outer_ns = *self.timer.outer();
         (step.start_ns, step.wall_ns, step.probe.ns) = (time.start_ns, time.wall_ns, time.probe_ns);
+        self.thins_rows |= self.rows_stay() && row_bytes_per_s(&step) > MOST_ROW_BYTES_PER_S;
         Ok(step)
     }
 
@@ -328,7 +340,11 @@ impl Engine {
 
     /// The level of this step's picture.
     pub(super) fn picture_level(&self) -> ScoreLevel {
-        if self.observe == Observe::Rows { self.info.settings.scores } else { ScoreLevel::Off }
+        match (self.observe, self.info.settings.scores) {
+            (Observe::Rows, ScoreLevel::Full) if self.thins_rows => THIN_ROWS,
+            (Observe::Rows, level) => level,
+            (Observe::Off | Observe::Events, _) => ScoreLevel::Off,
+        }
     }
 
     /// Logits of the sequences that want them, and the tokens drawn from these.
@@ -346,7 +362,12 @@ impl Engine {
             return Ok(());
         }
         let logits = self.arithmetic.logits(&self.model.decoder, &x.rows(&last_rows, hidden)?)?;
-        self.timer.lap(None, Phase::Logits);
+        if self.rows_stay() {
+            self.lap_on_device(None, Phase::Logits)?;
+            self.settle_laps()?;
+        } else {
+            self.timer.lap(None, Phase::Logits);
+        }
         let vocab = self.model.decoder.config().vocab;
         let drawing = work.iter().zip(gathered).filter(|(w, _)| w.draws);
         for ((w, gathered), logits) in drawing.zip(logits.chunks_exact(vocab)) {
@@ -405,7 +426,7 @@ impl Engine {
             })
             .collect();
         let attention = (!gathered.groups.is_empty()).then(|| AttentionMap {
-            level: self.info.settings.scores,
+            level: self.picture_level(),
             query: w.first + w.ids.len() as Position - 1,
             groups: gathered.groups,
         });
@@ -447,17 +468,31 @@ impl Engine {
     }
 
     fn end_traffic(&mut self) -> Vec<LayerTraffic> {
+        let rows_stay = self.rows_stay();
         let link_bytes_per_ns = self.info.settings.link_gbps;
         let mut moved: Vec<LayerTraffic> =
             self.traffic.iter().copied().filter(|t| t.h2d_bytes + t.d2h_bytes > 0).collect();
         for t in &mut moved {
-            t.copy_ns = self.timer.layers()[usize::from(t.layer)][Phase::VPull as usize];
             // 1 GB/s is 1 byte per ns.
             t.link_ns = ((t.h2d_bytes + t.d2h_bytes) as f64 / link_bytes_per_ns).round() as u64;
             t.stall_ns = t.link_ns;
+            if rows_stay {
+                let exposed = self.exposed.get(usize::from(t.layer)).copied().unwrap_or(1.0);
+                t.stall_ns = (t.link_ns as f64 * exposed) as u64;
+            } else {
+                t.copy_ns = self.timer.layers()[usize::from(t.layer)][Phase::VPull as usize];
+            }
         }
         moved
     }
+}
+
+/// Cells of full rows in a step, a byte each, per second of it.
+fn row_bytes_per_s(step: &Step) -> u128 {
+    let rows = step.seqs.iter().filter_map(|part| part.attention.as_ref()).flat_map(|map| &map.groups);
+    let cells = |cells: &Cells| if let Cells::Full(cells) = cells { cells.len() } else { 0 };
+    let bytes: usize = rows.flat_map(|group| &group.rows).map(|row| cells(&row.cells)).sum();
+    bytes as u128 * 1_000_000_000 / u128::from(step.wall_ns.max(1))
 }
 
 /// Copies the selected V rows of one (sequence, layer) to the device tier: what moved, and the bytes staged. `pulled`
@@ -490,7 +525,7 @@ fn pull_selected(
 }
 
 /// How many values two ascending lists have in common.
-fn common(a: &[Position], b: &[Position]) -> u64 {
+pub(super) fn common(a: &[Position], b: &[Position]) -> u64 {
     let mut rest = a;
     b.iter()
         .filter(|&&p| {

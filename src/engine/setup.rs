@@ -3,6 +3,7 @@
 use super::backend;
 use super::turns::Talk;
 use super::{EngineError, Prompt};
+use crate::attention::gpu::Pull;
 use crate::cache::{CacheError, KvDtype};
 use crate::event::{Has, ModelCard, RunInfo, Settings};
 use crate::model::Model;
@@ -235,6 +236,16 @@ fn merge_rule(
     }
 }
 
+/// How V rows are to come from the host to a GPU.
+pub(super) fn pull(s: &Settings) -> Result<Pull, EngineError> {
+    match s.pull.as_str() {
+        "gather" => Ok(Pull::Gather),
+        "copies" => Ok(Pull::Copies),
+        "auto" => Ok(Pull::Fastest),
+        other => refuse(format!("--pull {other}: use gather, copies or auto")),
+    }
+}
+
 fn check_numbers(s: &Settings) -> Result<(), EngineError> {
     if s.block_size == 0 || s.block_size > crate::cache::table::MAX_BLOCK_SIZE {
         return refuse(format!(
@@ -263,6 +274,7 @@ fn check_numbers(s: &Settings) -> Result<(), EngineError> {
     if !(s.link_gbps.is_finite() && s.link_gbps > 0.0) {
         return refuse(format!("--link {}: use a speed above 0 GB/s", s.link_gbps));
     }
+    pull(s)?;
     if !(s.temperature.is_finite() && s.temperature >= 0.0) {
         return refuse(format!("--temperature {}: use 0 (greedy) or more", s.temperature));
     }

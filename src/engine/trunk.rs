@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::backend::Backend;
-use super::core::{host_v_from_layer, kept, rope_mode};
+use super::core::{Pages, host_v_from_layer, kept, rope_mode};
 use super::setup::Plan;
 use super::{Engine, EngineError, Observe, Prompt};
 use crate::cache::RopeMode;
@@ -116,7 +116,7 @@ impl Trunk {
         let whole = Settings { policy: "full".into(), read: first.read.clone(), ..stem.settings.clone() };
         let plan = Plan::new(&model, &whole, prompt)?;
         let backend = Backend::of(&whole)?;
-        let mut engine = Engine::keeping(backend, model, plan, needs, stem.rope)?;
+        let mut engine = Engine::keeping(backend, model, plan, needs, (stem.rope, Pages::OnHost))?;
         engine.set_observe(Observe::Off);
         engine.teach(lesson);
         while !engine.is_decoding() {
@@ -139,7 +139,7 @@ impl Trunk {
             return Err(unlike(settings));
         }
         let (backend, model) = (trunk.backend.clone(), Arc::clone(&trunk.model));
-        let mut engine = Engine::keeping(backend, model, plan, needs, self.stem.rope)?;
+        let mut engine = Engine::keeping(backend, model, plan, needs, (self.stem.rope, Pages::OnHost))?;
         engine.set_observe(Observe::Off);
         engine.cache = trunk.cache.clone();
         if engine.attention.copies().is_some() {

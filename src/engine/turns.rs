@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use super::core::{kept, rope_mode};
+use super::core::{Pages, kept, rope_mode};
 use super::setup::{Given, Plan};
 use super::{Engine, EngineError, Prompt};
 use crate::event::{Position, Settings};
@@ -191,7 +191,8 @@ impl Engine {
             kept(&plan.policy, plan.merge.as_ref()),
             rope_mode(&plan.policy, plan.read.as_ref(), plan.dtype),
         );
-        Self::keeping(self.backend.clone(), Arc::clone(&self.model), plan, needs, rope)
+        let pages = if self.rows_stay() { Pages::OnDevice } else { Pages::OnHost };
+        Self::keeping(self.backend.clone(), Arc::clone(&self.model), plan, needs, (rope, pages))
     }
 }
 

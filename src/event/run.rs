@@ -75,6 +75,9 @@ pub struct Settings {
     pub chunk: u32,
     /// Modelled link between host and device, GB/s.
     pub link_gbps: f64,
+    /// How V rows come from the host to a GPU: `gather`, `copies`, or `auto` for the faster of the two.
+    #[serde(default = "auto", skip_serializing_if = "is_auto")]
+    pub pull: String,
     /// Level of the attention pictures.
     pub scores: ScoreLevel,
     /// Seed of the sampler and of random policies.
@@ -101,6 +104,14 @@ pub struct Settings {
     pub shadow: u32,
 }
 
+fn auto() -> String {
+    "auto".into()
+}
+
+fn is_auto(pull: &str) -> bool {
+    pull == "auto"
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -115,6 +126,7 @@ impl Default for Settings {
             compress: "prompt".into(),
             chunk: 64,
             link_gbps: 25.0,
+            pull: auto(),
             scores: ScoreLevel::Full,
             seed: 0,
             temperature: 0.0,
@@ -233,6 +245,9 @@ impl RunInfo {
         }
         if s.link_gbps != d.link_gbps {
             arg("link", &s.link_gbps.to_string());
+        }
+        if s.pull != d.pull {
+            arg("pull", &s.pull);
         }
         if s.scores != d.scores {
             arg("scores", &s.scores.to_string());

@@ -91,6 +91,13 @@ impl PhaseTimer {
         }
     }
 
+    /// Books time that a device clocked itself.
+    pub fn add(&mut self, layer: Option<Layer>, phase: Phase, ns: u64) {
+        if self.on {
+            self.phases_of(layer)[phase as usize] += ns;
+        }
+    }
+
     /// Moves time within a layer (or outside) from one phase to another, at most what is there: for a call that was
     /// clocked as a whole and knows its own parts.
     pub fn shift(&mut self, layer: Option<Layer>, from: Phase, to: Phase, ns: u64) {

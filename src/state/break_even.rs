@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use super::{Quote, SeqState, State, StepSummary};
-use crate::event::{Phase, Stage};
+use crate::event::{Phase, Provenance, Stage};
 use crate::policy::ReadRule;
 
 /// How fast the decode steps of a run read rows and pull rows, GB/s (bytes per ns). Derived: bytes over time, each the
@@ -82,7 +82,13 @@ impl State {
             let key_bytes = all_rows * resident * row_bytes;
             (key_bytes + value_bytes, ns(&[Phase::Score, Phase::Select, Phase::WeightedSum]))
         };
-        let (read_gbps, pull_gbps) = (read_bytes / read_ns as f64, pulled_bytes / ns(&[Phase::VPull]) as f64);
+        // A device that is clocked in some steps tells there how long its copies took, waited for or not.
+        let decode = &self.latency.decode;
+        let pull_ns = match decode.timing() {
+            Provenance::Sampled => self.traffic.sum().copy_ns as f64 / decode.clocked() as f64,
+            _ => ns(&[Phase::VPull]) as f64,
+        };
+        let (read_gbps, pull_gbps) = (read_bytes / read_ns as f64, pulled_bytes / pull_ns);
         let known = |gbps: f64| gbps.is_finite() && gbps > 0.0;
         (known(read_gbps) && known(pull_gbps)).then_some(RowRates { read_gbps, pull_gbps })
     }

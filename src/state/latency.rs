@@ -7,7 +7,7 @@ use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer,
 use serde::{Deserialize, Serialize};
 
 use super::SeqState;
-use crate::event::{PHASES, Phase, Stage, Step};
+use crate::event::{PHASES, Phase, Provenance, Stage, Step};
 
 /// Significant decimal digits: values are exact to 1 %.
 const DIGITS: u8 = 2;
@@ -66,6 +66,16 @@ pub struct PhaseHistograms {
 impl PhaseHistograms {
     fn new(layers: usize) -> Self {
         Self { steps: empty(), phases: vec![empty(); PHASES], layers: vec![empty(); layers] }
+    }
+
+    /// Steps whose phases were clocked: on a device, where that costs, not all are.
+    pub fn clocked(&self) -> u64 {
+        self.layers.first().map_or(self.steps.len(), Histogram::len)
+    }
+
+    /// What the times of phases are.
+    pub fn timing(&self) -> Provenance {
+        if self.clocked() < self.steps.len() { Provenance::Sampled } else { Provenance::Measured }
     }
 
     fn fold(&mut self, step: &Step) {

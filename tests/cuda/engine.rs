@@ -25,9 +25,9 @@ fn golden() -> (Arc<Model>, Golden) {
     (Arc::new(demo::load().unwrap()), golden)
 }
 
-fn on_gpu(model: &Arc<Model>, settings: &Settings, prompt: &Prompt) -> Engine {
+fn on_gpu(model: &Arc<Model>, settings: &Settings, prompt: &Prompt, schedule: u32) -> Engine {
     let settings = Settings { device: "cuda:0".into(), ..settings.clone() };
-    Engine::on(backend(), Arc::clone(model), &settings, prompt).unwrap()
+    Engine::on(backend(schedule), Arc::clone(model), &settings, prompt).unwrap()
 }
 
 fn steps(mut engine: Engine) -> Vec<Step> {
@@ -54,21 +54,38 @@ fn the_demo_model_gives_its_reference_ids() {
     let (model, golden) = golden();
     let prompt = Prompt { text: golden.prompt_text.clone(), ..Prompt::default() };
     let settings = Settings { max_tokens: 128, ignore_eos: true, chunk: 64, ..Settings::default() };
-    assert_eq!(ids(&steps(on_gpu(&model, &settings, &prompt))), golden.greedy_ids);
+    assert_eq!(ids(&steps(on_gpu(&model, &settings, &prompt, 0))), golden.greedy_ids);
+}
+
+/// Where the rows of a run on a GPU lie.
+#[derive(Clone, Copy, PartialEq)]
+enum Rows {
+    /// On the device alone.
+    Stay,
+    /// On the host too, where somebody reads them.
+    OnHostToo,
 }
 
 /// Runs a story on both, and compares all that a step tells but times.
-fn same(settings: &Settings, what: &str) {
-    same_with(&golden().0, settings, what);
+fn same(settings: &Settings, rows: Rows, what: &str) {
+    same_with(&golden().0, settings, rows, what);
 }
 
-fn same_with(model: &Arc<Model>, settings: &Settings, what: &str) {
+fn same_with(model: &Arc<Model>, settings: &Settings, rows: Rows, what: &str) {
+    // Where rows come from the host, either queue may be the late one.
+    let schedules = if rows == Rows::Stay && !settings.read.is_empty() { 2 } else { 1 };
+    for schedule in 0..schedules {
+        same_under(schedule, model, settings, rows, what);
+    }
+}
+
+fn same_under(schedule: u32, model: &Arc<Model>, settings: &Settings, rows: Rows, what: &str) {
     let (_, golden) = golden();
     let text: String = golden.prompt_text.chars().take(260).collect();
     let prompt = Prompt { text, ..Prompt::default() };
     let settings = Settings { max_tokens: 12, ignore_eos: true, chunk: 48, ..settings.clone() };
     let own = steps(Engine::new(Arc::clone(model), &settings, &prompt).unwrap());
-    let gpu = steps(on_gpu(model, &settings, &prompt));
+    let gpu = steps(on_gpu(model, &settings, &prompt, schedule));
     assert_eq!(ids(&gpu), ids(&own), "{what}");
     // Whether CaM merges a row is drawn, by a chance that is off by a rounding.
     let bound = if settings.merge.is_empty() { 2e-3 } else { 2e-2 };
@@ -84,10 +101,21 @@ fn same_with(model: &Arc<Model>, settings: &Settings, what: &str) {
                 assert!((gpu - own).abs() < 1e-3, "{what}: {gpu} {own}");
             }
         }
-        let bytes = |step: &Step| -> Vec<(u64, u64)> {
-            step.traffic.iter().map(|t| (t.h2d_bytes, t.d2h_bytes)).collect()
-        };
-        assert_eq!(bytes(gpu), bytes(own), "{what}");
+        assert_eq!(gpu.traffic.len(), own.traffic.len(), "{what}");
+        let config = model.decoder.config();
+        let tokens: usize = own.seqs.iter().map(|part| part.fed.len()).sum();
+        for (gpu, own) in gpu.traffic.iter().zip(&own.traffic) {
+            assert_eq!((gpu.layer, gpu.d2h_bytes), (own.layer, own.d2h_bytes), "{what}");
+            if rows == Rows::OnHostToo {
+                assert_eq!((gpu.h2d_bytes, gpu.asked_rows), (own.h2d_bytes, own.asked_rows), "{what}");
+                continue;
+            }
+            // Values go to their home before they are pulled, the newest too.
+            let more = (gpu.rows - own.rows) as usize;
+            assert!(more <= tokens * config.kv_heads, "{what}: {more} rows more");
+            assert_eq!(gpu.h2d_bytes * own.rows, own.h2d_bytes * gpu.rows, "{what}");
+            assert!(gpu.reused_rows >= own.reused_rows, "{what}");
+        }
         let pages: Vec<u64> = gpu
             .tiers
             .iter()
@@ -102,9 +130,11 @@ fn same_with(model: &Arc<Model>, settings: &Settings, what: &str) {
                 gpu.allocated_bytes() - gpu.copies_bytes
             })
             .collect();
-        // The host keeps what the device has too.
-        assert_eq!(gpu.tiers[0].copies_bytes, own.tiers[0].copies_bytes, "{what}");
-        assert_eq!((gpu.tiers[1].copies_bytes, own.tiers[1].copies_bytes), (pages[0], 0), "{what}");
+        let on_host = if rows == Rows::Stay { 0 } else { pages[0] };
+        assert_eq!((gpu.tiers[1].copies_bytes, own.tiers[1].copies_bytes), (on_host, 0), "{what}");
+        if rows == Rows::OnHostToo {
+            assert_eq!(gpu.tiers[0].copies_bytes, own.tiers[0].copies_bytes, "{what}");
+        }
     }
 }
 
@@ -116,15 +146,19 @@ fn every_kind_of_run_is_the_processors() {
         return;
     }
     let plain = Settings { scores: ScoreLevel::Full, ..Settings::default() };
-    for (policy, read, merge, kv_dtype) in [
-        ("h2o:budget=40", "", "", "f32"),
-        ("snapkv:budget=40,window=8", "", "", "f16"),
-        ("streaming:budget=32", "", "", "f32"),
-        ("h2o:budget=40+adakv", "", "", "int8"),
-        ("full", "kcache:n=12,l=1", "", "f32"),
-        ("full", "kcache:n=12,l=0", "", "int8"),
-        ("h2o:budget=60", "quest:budget=24,page=4", "", "f16"),
-        ("h2o:budget=40", "", "cam:m=4", "f32"),
+    for (policy, read, merge, kv_dtype, rows) in [
+        ("h2o:budget=40", "", "", "f32", Rows::Stay),
+        ("snapkv:budget=40,window=8", "", "", "f16", Rows::Stay),
+        ("streaming:budget=32", "", "", "f32", Rows::OnHostToo),
+        ("h2o:budget=40+adakv", "", "", "int8", Rows::OnHostToo),
+        ("h2o:budget=40+adakv", "", "", "f32", Rows::Stay),
+        ("h2o:budget=40+kvcrush", "", "", "f32", Rows::Stay),
+        ("full", "kcache:n=12,l=1", "", "f32", Rows::Stay),
+        ("full", "kcache:n=12,l=0,renorm=true", "", "f16", Rows::Stay),
+        ("h2o:budget=50", "kcache:n=6,l=0,include_self=false", "", "f32", Rows::Stay),
+        ("full", "kcache:n=12,l=0", "", "int8", Rows::OnHostToo),
+        ("h2o:budget=60", "quest:budget=24,page=4", "", "f16", Rows::OnHostToo),
+        ("h2o:budget=40", "", "cam:m=4", "f32", Rows::OnHostToo),
     ] {
         let settings = Settings {
             policy: policy.into(),
@@ -133,10 +167,18 @@ fn every_kind_of_run_is_the_processors() {
             kv_dtype: kv_dtype.into(),
             ..plain.clone()
         };
-        same(&settings, &format!("{policy} {read} {merge} {kv_dtype}"));
+        same(&settings, rows, &format!("{policy} {read} {merge} {kv_dtype}"));
     }
-    same(&Settings { batch: 2, temperature: 0.8, ..plain.clone() }, "a batch with a shared prefix");
-    same(&Settings { compact: 0.1, block_size: 4, policy: "h2o:budget=24".into(), ..plain }, "compaction");
+    let batch = Settings { batch: 3, temperature: 0.8, ..plain.clone() };
+    same(&batch, Rows::Stay, "a batch with a shared prefix");
+    let read = "kcache:n=6,l=1".to_owned();
+    for pull in ["gather", "copies"] {
+        let halves = Settings { read: read.clone(), pull: pull.into(), ..batch.clone() };
+        same(&halves, Rows::Stay, &format!("a batch that reads in halves: {pull}"));
+    }
+    let crowded = Settings { compact: 0.1, block_size: 4, policy: "h2o:budget=24".into(), ..plain };
+    same(&crowded, Rows::Stay, "compaction");
+    same(&Settings { read, batch: 2, ..crowded }, Rows::Stay, "compaction of values on the host");
 }
 
 /// What other families have beside: windows in some layers, capped scores, norms of queries and keys, another activation, a
@@ -162,9 +204,9 @@ fn other_families_run_as_on_the_processor() {
     let config = Config { layers: 3, heads: 6, kv_heads: 2, arch, ..demo.decoder.config().clone() };
     let decoder = Decoder::random(config, 3).unwrap();
     let model = Arc::new(Model::new(decoder, demo.tokenizer));
-    same_with(&model, &Settings::default(), "windows and caps");
+    same_with(&model, &Settings::default(), Rows::Stay, "windows and caps");
     let settings = Settings { policy: "h2o:budget=30".into(), kv_dtype: "f16".into(), ..Settings::default() };
-    same_with(&model, &settings, "windows, caps and a budget");
+    same_with(&model, &settings, Rows::Stay, "windows, caps and a budget");
 }
 
 #[test]
@@ -176,13 +218,58 @@ fn a_run_does_not_depend_on_being_watched() {
     let prompt = Prompt { text: " One day".into(), ..Prompt::default() };
     let settings = Settings { max_tokens: 12, policy: "h2o:budget=16".into(), ..Settings::default() };
     let run = |observe| {
-        let mut engine = on_gpu(&model, &settings, &prompt);
+        let mut engine = on_gpu(&model, &settings, &prompt, 0);
         engine.set_observe(observe);
         ids(&steps(engine))
     };
     let rows = run(Observe::Rows);
     assert_eq!(rows.len(), 12);
     assert_eq!(rows, run(Observe::Off));
+}
+
+/// A context that the device makes itself is decoded as a fed one is, by all sequences of a batch.
+#[test]
+fn a_filled_context_is_decoded() {
+    if !emulated::is_there() {
+        return;
+    }
+    let (model, golden) = golden();
+    let text: String = golden.prompt_text.chars().take(260).collect();
+    let prompt = Prompt { text, ..Prompt::default() };
+    for read in ["", "kcache:n=8,l=1"] {
+        let settings = Settings {
+            read: read.into(),
+            batch: 3,
+            max_tokens: 3,
+            ignore_eos: true,
+            kv_dtype: "f16".into(),
+            ..Settings::default()
+        };
+        let run = || {
+            let mut engine = on_gpu(&model, &settings, &prompt, 0);
+            let tokens = engine.info().prompt_tokens;
+            let filled = engine.fill(7).unwrap();
+            assert!(filled.seqs.iter().all(|part| part.fed.len() as u32 == tokens - 1));
+            let steps = steps(engine);
+            let residents = steps[0].seqs.iter().flat_map(|part| &part.resident);
+            assert!(residents.copied().all(|n| n == tokens), "{read}");
+            // The first step is fed the last token of the prompt.
+            let pulled: u64 = steps[1].traffic.iter().map(|t| t.rows).sum();
+            // Eight rows and the newest per head, in the layers that are not exempt.
+            let config = model.decoder.config();
+            let lanes = (3 * (config.layers - 1) * config.kv_heads) as u64;
+            let group = (config.heads / config.kv_heads) as u64;
+            if read.is_empty() {
+                assert_eq!(pulled, 0);
+            } else {
+                assert!((8 * lanes..=(8 * group + 1) * lanes).contains(&pulled), "{pulled} rows");
+            }
+            drawn(&steps)
+        };
+        let first = run();
+        assert_eq!(first.len(), 9);
+        assert_eq!(first, run(), "{read}: the same seed makes the same rows");
+    }
 }
 
 #[test]

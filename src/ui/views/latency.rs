@@ -83,9 +83,10 @@ fn phases_pane(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let side_by_side = area.width >= 2 * table::MIN_WIDTH + 2;
     let stacked = area.height >= 2 * TABLE + 2;
     let note = if side_by_side || stacked {
-        "times m, shares d".to_owned()
+        format!("times {}, shares d", shown.set.timing().mark())
     } else {
-        format!("{}; {} the other stage; times m, shares d", shown.name, key(scene, "list.reverse"))
+        let (name, times) = (shown.name, shown.set.timing().mark());
+        format!("{name}; {} the other stage; times {times}, shares d", key(scene, "list.reverse"))
     };
     let inner = pane(buf, area, scene, "phases", &note, Some(PHASES));
     if side_by_side {
@@ -110,7 +111,7 @@ fn layers_pane(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let mut pen = Pen::new(buf, heading, scene.styles);
     pen.put("layer", Role::Dim);
     for title in ["p50", "p99"] {
-        pen.put(&right(&marked(title, Provenance::Measured), 10), Role::Dim);
+        pen.put(&right(&marked(title, shown.set.timing()), 10), Role::Dim);
     }
     pen.put(&right(&marked("share", Provenance::Derived), 9), Role::Dim).skip(2);
     pen.put("thick p50, thin p99", Role::Dim);

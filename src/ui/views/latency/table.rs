@@ -39,7 +39,9 @@ pub(super) fn phases(buf: &mut Buffer, area: Rect, scene: &Scene<'_>, steps: Ste
         pen.put("no step of this stage yet", Role::Dim);
         return;
     }
-    let whole = total_ns(&steps.set.steps);
+    // Of the steps that were clocked, as if all were like them.
+    let clocked = steps.set.clocked() as f64 / steps.set.steps.len() as f64;
+    let whole = (total_ns(&steps.set.steps) * clocked).max(1.0);
     columns.line(
         &mut pen,
         scene,

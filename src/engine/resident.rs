@@ -1,0 +1,409 @@
+//! A step whose rows stay on the device: nothing of queries, keys, values and what is attended passes the host, which has
+//! no pages either. Where somebody on the host reads rows, the step goes the other way ([`super::copies`]).
+
+use rayon::prelude::*;
+
+use super::EngineError;
+use super::accumulate::RowsInto;
+use super::core::{Engine, Observe, reading};
+use super::forward::{Gathered, common};
+use super::lanes::Lanes;
+use super::sequence::Work;
+use crate::attention::gpu::{Choice, LaneTable, LayerRows, Part, Resident, StepRows, TopRows};
+use crate::attention::{RowSink, Wants, observe};
+use crate::cache::{Cache, KvDtype, PageOp};
+use crate::event::{BlockId, Head, Layer, LayerTraffic, Phase, Position, ScoreLevel, SeqId, Stage};
+use crate::model::Stream;
+use crate::policy::{Merging, Needs, Policy, ReadRule, ReadSet, Rope};
+
+/// Steps from one that is clocked on the device to the next.
+const CLOCKED_EVERY: u64 = 32;
+
+/// Whether nobody on the host reads a row of these pages.
+pub(super) fn may_stay(
+    policy: &Policy,
+    needs: Needs,
+    read: Option<&ReadSet>,
+    merge: Option<&Merging>,
+    dtype: KvDtype,
+) -> bool {
+    let reads_rows = needs.keys || needs.values || needs.queries.is_some() || merge.is_some();
+    let by_rows = read.is_none_or(|read| matches!(read.rule(), ReadRule::Kcache(_)));
+    let exact = matches!(dtype, KvDtype::F32 | KvDtype::F16);
+    exact && by_rows && !reads_rows && policy.rope() == Rope::Post
+}
+
+impl Engine {
+    /// Whether rows stay on the device.
+    pub(super) const fn rows_stay(&self) -> bool {
+        !self.cache.has_pages()
+    }
+
+    fn device(&mut self) -> &mut dyn Resident {
+        self.attention.resident().expect("rows stay where there is a device")
+    }
+
+    /// Whether the phases of the step that begins are clocked: on a device, where that costs, every so many are, the first
+    /// of all and the first of decoding among them.
+    pub(super) fn clocks_phases(&mut self) -> bool {
+        if self.observe == Observe::Off || !self.rows_stay() {
+            return self.observe != Observe::Off;
+        }
+        let (next, decoded) = self.next_clocked;
+        let decodes = self.is_decoding();
+        let clocks = self.step >= next || (decodes && !decoded);
+        if clocks {
+            self.next_clocked = (self.step + CLOCKED_EVERY, decodes);
+        }
+        clocks
+    }
+
+    /// All layers of a step.
+    pub(super) fn layers_on_device(
+        &mut self,
+        ids: &[u32],
+        work: &[Work],
+        gathered: &mut [Gathered],
+    ) -> Result<Stream, EngineError> {
+        self.carry_out_on_device()?;
+        let fed: Vec<usize> = (0..work.len()).filter(|&i| !work[i].computed().is_empty()).collect();
+        let layers = self.model.decoder.config().layers;
+        let (mut positions, mut parts) = (Vec::new(), Vec::new());
+        for (part, w) in fed.iter().map(|&i| &work[i]).enumerate() {
+            let first = w.first_computed();
+            positions.extend(first..first + w.computed().len() as Position);
+            parts.extend(std::iter::repeat_n(part as u32, w.computed().len()));
+        }
+        let read = match self.read.as_ref().map(ReadSet::rule) {
+            Some(ReadRule::Kcache(k)) => {
+                Some(TopRows { n: k.n as usize, own: k.include_self, renorm: k.renorm })
+            }
+            _ => None,
+        };
+        let clocked = self.timer.is_on();
+        self.device().begin_step(StepRows { positions, parts, layers, read, clocked })?;
+        self.laps.clear();
+        self.device().mark()?;
+        let mut x = self.arithmetic.embed(&self.model.decoder, ids)?;
+        self.lap_on_device(None, Phase::Embed)?;
+        for layer in 0..layers {
+            x = self.layer_on_device(layer, &x, work, &fed, gathered)?;
+        }
+        self.note_choices(work, &fed, gathered)?;
+        Ok(x)
+    }
+
+    /// Rows made of chance for every token of the work, in all layers.
+    pub(super) fn fill_device(&mut self, all: &[Work], seed: u64) -> Result<(), EngineError> {
+        let layers = self.model.decoder.config().layers;
+        for on_host in [false, true] {
+            let of_kind =
+                (0..layers).filter(|&layer| self.cache.config().v_on_host(layer as Layer) == on_host);
+            let blocks = |layer: usize| -> usize {
+                let tables = all.iter().map(|w| self.cache.table(self.sequences[w.index].id, layer as Layer));
+                tables
+                    .map(|table| (0..table.heads()).map(|h| table.lane(h).block_count()).sum::<usize>())
+                    .sum()
+            };
+            let pages = of_kind.map(blocks).sum();
+            self.device().reserve(pages, on_host)?;
+        }
+        for layer in 0..layers {
+            for w in all {
+                let seq = self.sequences[w.index].id;
+                self.cache.note_written(seq, layer as Layer, 0, w.ids.len())?;
+                self.count_push(seq, layer, w.ids.len());
+            }
+            let parts: Vec<Part<'_>> =
+                all.iter().map(|w| part(&self.cache, self.sequences[w.index].id, layer, w)).collect();
+            let on_host = self.cache.config().v_on_host(layer as Layer);
+            let device = self.attention.resident().expect("rows stay where there is a device");
+            device.fill(layer as Layer, &parts, on_host, seed as u32)?;
+        }
+        Ok(())
+    }
+
+    /// What was decided since the last step is done to the device's pages.
+    fn carry_out_on_device(&mut self) -> Result<(), EngineError> {
+        let ops = self.cache.take_page_ops();
+        let mut ops = &ops[..];
+        let device = self.attention.resident().expect("rows stay where there is a device");
+        while let Some((op, rest)) = ops.split_first() {
+            ops = rest;
+            match op {
+                PageOp::Copy { from, to } => device.copy_page(*from, *to)?,
+                PageOp::Free(block) => device.free(&[*block]),
+                PageOp::Move { .. } => {
+                    // Those in a row are of lanes that have no block in common.
+                    let more = rest.iter().take_while(|op| matches!(op, PageOp::Move { .. })).count();
+                    let moves: Vec<(&[BlockId], &[u32], u32)> = std::iter::once(op)
+                        .chain(&rest[..more])
+                        .filter_map(|op| match op {
+                            PageOp::Move { blocks, kept, first } => Some((&**blocks, &**kept, *first)),
+                            _ => None,
+                        })
+                        .collect();
+                    device.move_rows(&moves)?;
+                    ops = &rest[more..];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn layer_on_device(
+        &mut self,
+        layer: usize,
+        x: &Stream,
+        work: &[Work],
+        fed: &[usize],
+        gathered: &mut [Gathered],
+    ) -> Result<Stream, EngineError> {
+        let at = Some(layer as Layer);
+        let rows = self.arithmetic.rows(&self.model.decoder, layer, x)?;
+        self.lap_on_device(at, Phase::Qkv)?;
+        let values_on_host = self.cache.config().v_on_host(layer as Layer);
+        for w in fed.iter().map(|&i| &work[i]) {
+            let seq = self.sequences[w.index].id;
+            self.cache.note_written(seq, layer as Layer, w.first_computed(), w.computed().len())?;
+            self.count_push(seq, layer, w.computed().len());
+        }
+        let parts: Vec<Part<'_>> = fed
+            .iter()
+            .map(|&i| part(&self.cache, self.sequences[work[i].index].id, layer, &work[i]))
+            .collect();
+        let rows = LayerRows {
+            layer: layer as Layer,
+            q: &rows.q,
+            k: &rows.k,
+            v: &rows.v,
+            rope: self.ropes.of(layer),
+            scoring: self.model.decoder.config().scoring(layer),
+            values_on_host,
+        };
+        let device = self.attention.resident().expect("rows stay where there is a device");
+        device.begin_layer(&rows, &parts)?;
+        drop(parts);
+        self.lap_on_device(at, Phase::Append)?;
+        let mut first = 0;
+        while first < fed.len() {
+            let decodes = fed[first..].iter().take_while(|&&i| work[i].stage == Stage::Decode).count();
+            if decodes == 0 {
+                self.prefill_on_device(layer, first, &work[fed[first]], &mut gathered[fed[first]])?;
+                first += 1;
+            } else {
+                self.decode_on_device(layer, first, &fed[first..first + decodes], work, gathered)?;
+                first += decodes;
+            }
+        }
+        let attended = self.device().output()?;
+        let x = self.arithmetic.mix_rows(&self.model.decoder, layer, x, &attended)?;
+        self.lap_on_device(at, Phase::Mlp)?;
+        Ok(x)
+    }
+
+    /// The parts `fed` (indices of work) of one row each, the first of which is part `first` of the step.
+    fn decode_on_device(
+        &mut self,
+        layer: usize,
+        first: usize,
+        fed: &[usize],
+        work: &[Work],
+        gathered: &mut [Gathered],
+    ) -> Result<(), EngineError> {
+        let at = Some(layer as Layer);
+        let level = self.picture_level();
+        let looks = level != ScoreLevel::Off || self.needs.attention();
+        self.device().decode(first..first + fed.len(), looks)?;
+        self.lap_on_device(at, Phase::Score)?;
+        if !looks {
+            return Ok(());
+        }
+        for (part, &i) in (first..).zip(fed) {
+            self.device().look_at(part)?;
+            let seq = self.sequences[work[i].index].id;
+            if level != ScoreLevel::Off {
+                let pages = Lanes::read_by(&mut *self.attention, &self.cache, seq, layer as Layer);
+                let lanes = pages.resident(self.reading(layer));
+                let reads = self.read.is_some() && self.cache.config().v_on_host(layer as Layer);
+                let selection = reads.then(|| self.attention.selection());
+                let probabilities = self.attention.probabilities();
+                gathered[i].groups.extend(observe(level, layer as Layer, probabilities, selection, &lanes));
+            }
+            self.accumulate_decode(layer, &work[i]);
+        }
+        self.lap_on_device(at, if level == ScoreLevel::Off { Phase::Policy } else { Phase::Probe })
+    }
+
+    fn reading(&self, layer: usize) -> super::lanes::Reading<'_> {
+        reading((&self.ropes, self.model.decoder.config()), &self.cache, &self.policy, layer)
+    }
+
+    fn prefill_on_device(
+        &mut self,
+        layer: usize,
+        part: usize,
+        w: &Work,
+        gathered: &mut Gathered,
+    ) -> Result<(), EngineError> {
+        let at = Some(layer as Layer);
+        let seq = self.sequences[w.index].id;
+        let (level, needs) = (self.picture_level(), self.needs);
+        let wants = Wants { column_sums: needs.sum, last_row: needs.last_row || level != ScoreLevel::Off };
+        if self.cache.config().v_on_host(layer as Layer) {
+            self.count_pull(seq, layer);
+        }
+        let reading = reading((&self.ropes, self.model.decoder.config()), &self.cache, &self.policy, layer);
+        let pages = Lanes::read_by(&mut *self.attention, &self.cache, seq, layer as Layer);
+        let lanes = pages.resident(reading);
+        let accumulators = &mut self.sequences[w.index].accumulators[layer * lanes.len()..][..lanes.len()];
+        let mut sinks: Vec<_> = if needs.rows() {
+            accumulators.iter_mut().zip(&lanes).map(|(acc, lane)| RowsInto::new(acc, lane.slots)).collect()
+        } else {
+            Vec::new()
+        };
+        let mut sinks: Vec<&mut dyn RowSink> = sinks.iter_mut().map(|sink| sink as _).collect();
+        let device = self.attention.resident().expect("rows stay where there is a device");
+        device.prefill(part, &lanes, wants, &mut sinks)?;
+        if self.timer.is_on() {
+            device.mark()?;
+            self.laps.push((at, Phase::Score));
+        }
+        if level != ScoreLevel::Off {
+            let probabilities = self.attention.probabilities();
+            gathered.groups.extend(observe(level, layer as Layer, probabilities, None, &lanes));
+        }
+        drop(lanes);
+        drop(pages);
+        if needs.attention() {
+            self.accumulate_prefill(layer, w, wants);
+        }
+        self.check_device()?;
+        self.lap_on_device(at, if needs.attention() { Phase::Policy } else { Phase::Probe })
+    }
+
+    /// Counts V of a layer that comes from the host for a chunk: all rows, its own too, which went there before.
+    fn count_pull(&mut self, seq: SeqId, layer: usize) {
+        let table = self.cache.table(seq, layer as Layer);
+        let mut traffic = LayerTraffic::default();
+        for head in 0..table.heads() {
+            let live = table.live(head) as u64;
+            traffic.rows += live;
+            traffic.asked_rows += live;
+            traffic.h2d_bytes += self.cache.live_value_bytes(seq, layer as Layer, head);
+        }
+        self.traffic[layer].add(&traffic);
+    }
+
+    /// Books the time of the device since the last lap, once it is known.
+    pub(super) fn lap_on_device(&mut self, layer: Option<Layer>, phase: Phase) -> Result<(), EngineError> {
+        if self.timer.is_on() {
+            self.device().mark()?;
+            self.laps.push((layer, phase));
+        }
+        Ok(())
+    }
+
+    /// Waits for the device and books what it took for each phase. The host goes on from there.
+    pub(super) fn settle_laps(&mut self) -> Result<(), EngineError> {
+        if self.laps.is_empty() {
+            return Ok(());
+        }
+        let ns = self.device().laps_ns()?;
+        for ((layer, phase), ns) in std::mem::take(&mut self.laps).into_iter().zip(ns) {
+            self.timer.add(layer, phase, ns);
+        }
+        for pull in self.device().pulls()? {
+            let layer = usize::from(pull.layer);
+            self.traffic[layer].copy_ns = pull.copy_ns;
+            self.exposed.resize(self.traffic.len(), 1.0);
+            self.exposed[layer] = (pull.stall_ns as f64 / pull.copy_ns.max(1) as f64).min(1.0);
+            // The wait for rows is in the time of the scores.
+            self.timer.shift(Some(pull.layer), Phase::Score, Phase::VPull, pull.stall_ns);
+        }
+        self.timer.skip();
+        Ok(())
+    }
+
+    /// Tells what the decode parts chose to read, and what they dropped.
+    fn note_choices(
+        &mut self,
+        work: &[Work],
+        fed: &[usize],
+        gathered: &mut [Gathered],
+    ) -> Result<(), EngineError> {
+        if self.read.is_none() || self.observe == Observe::Off {
+            return Ok(());
+        }
+        let choices = self.device().choices()?;
+        let config = self.model.decoder.config();
+        let (layers, heads, kv_heads) = (config.layers, config.heads, config.kv_heads);
+        let decodes = fed.iter().enumerate().filter(|&(_, &i)| work[i].stage == Stage::Decode);
+        for (part, &i) in decodes {
+            let of_layers: Vec<Option<&Choice>> =
+                (0..layers).map(|layer| choices.get(layer).and_then(|parts| parts.get(part))).collect();
+            for choice in &of_layers {
+                match choice {
+                    Some(choice) => {
+                        let means = choice.dropped.chunks(heads / kv_heads);
+                        let mean = |of: &[f32]| of.iter().sum::<f32>() / of.len().max(1) as f32;
+                        gathered[i].dropped.extend(means.map(mean));
+                    }
+                    None => gathered[i].dropped.extend(std::iter::repeat_n(0.0, kv_heads)),
+                }
+            }
+            self.note_pulled(work[i].index, &of_layers);
+        }
+        Ok(())
+    }
+
+    /// Counts what one sequence pulled: a batch has many lanes, and each takes a look at what it pulled before.
+    fn note_pulled(&mut self, index: usize, choices: &[Option<&Choice>]) {
+        let seq = self.sequences[index].id;
+        let (cache, config) = (&self.cache, self.cache.config());
+        let row_bytes = config.dtype.written_row_bytes(config.shape.head_dim) as u64;
+        let kv_heads = usize::from(config.shape.kv_heads);
+        let pulled = self.sequences[index]
+            .pulled
+            .par_chunks_mut(kv_heads)
+            .zip(choices.par_iter().copied())
+            .enumerate();
+        let of_layer = |(layer, (before, choice)): (usize, (&mut [Vec<Position>], Option<&Choice>))| {
+            let mut traffic = LayerTraffic::default();
+            let Some(choice) = choice else { return traffic };
+            let table = cache.table(seq, layer as Layer);
+            traffic.asked_rows = choice.asked;
+            for (head, (slots, before)) in choice.slots.iter().zip(before).enumerate() {
+                let lane = table.lane(head as Head);
+                let positions: Vec<Position> = slots.iter().map(|&slot| lane.slots[slot as usize]).collect();
+                traffic.rows += positions.len() as u64;
+                traffic.reused_rows += common(before, &positions);
+                *before = positions;
+            }
+            traffic.h2d_bytes = traffic.rows * row_bytes;
+            traffic
+        };
+        let counted: Vec<LayerTraffic> = pulled.map(of_layer).collect();
+        for (sum, more) in self.traffic.iter_mut().zip(&counted) {
+            sum.add(more);
+            self.staged_bytes = self.staged_bytes.max(sum.h2d_bytes);
+        }
+    }
+}
+
+/// What a sequence brings to a layer.
+fn part<'a>(cache: &'a Cache, seq: SeqId, layer: usize, w: &Work) -> Part<'a> {
+    let table = cache.table(seq, layer as Layer);
+    let lane = |head| {
+        let lane = table.lane(head);
+        LaneTable { slots: lane.slots, blocks: lane.entries() }
+    };
+    let lanes = if table.is_split() { table.heads() } else { 1 };
+    Part {
+        sequence: seq,
+        rearranged: cache.rearranged(seq, layer as Layer),
+        tables: (0..lanes).map(lane).collect(),
+        first: w.first_computed(),
+        tokens: w.computed().len(),
+    }
+}
