@@ -33,8 +33,9 @@ const RING: usize = 4_096;
 /// What one context came to.
 struct Measured {
     tokens: u32,
-    prefill_tokens_per_s: f64,
-    /// By level, tokens per second of the median step.
+    /// Not where the context was filled, nor of a batch, whose sequences share their prompt's pages.
+    prefill_tokens_per_s: Option<f64>,
+    /// By level, tokens per second of the median step, all sequences together.
     decode_tokens_per_s: [f64; LEVELS.len()],
     /// By level, the median of the ratios of a step to the unobserved one beside it.
     step_over_off: [f64; LEVELS.len()],
@@ -50,8 +51,10 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
     loading.end();
     let model = Arc::new(model.map_err(|error| failure(&error))?);
     let contexts = contexts(args, &model)?;
+    let (device, _) = setup::device_of(&args.device)?;
     let card = model.decoder.card();
     let machine = json!({
+        "device": device,
         "instructions": Isa::best().to_string(),
         "threads": threads,
         "cores": std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -60,7 +63,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
     if !args.json {
         let name = text::safe(card.name.as_bytes(), Symbols::Ascii);
         print_line(&format!(
-            "{name}: {} layers, {} heads over {} KV heads of {}; {} weights, {} pages{}; {}, {threads} threads of {} cores",
+            "{name}: {} layers, {} heads over {} KV heads of {}; {} weights, {} pages{}; {device}, {}, {threads} threads of {} cores",
             card.layers,
             card.heads,
             card.kv_heads,
@@ -71,17 +74,24 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
             Isa::best(),
             machine["cores"],
         ))?;
-        print_line("tokens/s, measured; with the probe, over steps without it in turns with them:")?;
+        let batch = match args.batch.get() {
+            1 => String::new(),
+            n => format!(" of {n} sequences together"),
+        };
+        print_line(&format!(
+            "tokens/s{batch}, measured; with the probe, over steps without it in turns with them:"
+        ))?;
         print_line("   context   prefill   decode off        events          rows")?;
     }
     for context in contexts {
-        let measured = measure(args, &model, &source, context)?;
+        let measured = measure(args, &model, &source, &device, context)?;
         if !args.json {
             let [off, events, rows] = measured.decode_tokens_per_s;
             let [_, with_events, with_rows] = measured.step_over_off;
+            let prefill = measured.prefill_tokens_per_s.map_or("-".into(), |n| format!("{n:.1}"));
             print_line(&format!(
-                "{:>10} {:>9.1} {off:>12.1} {events:>9.1} {with_events:>5.3} {rows:>7.1} {with_rows:>5.3}",
-                measured.tokens, measured.prefill_tokens_per_s
+                "{:>10} {prefill:>9} {off:>12.1} {events:>9.1} {with_events:>5.3} {rows:>7.1} {with_rows:>5.3}",
+                measured.tokens
             ))?;
         }
         found.push(facts(&measured));
@@ -89,6 +99,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.json {
         print_facts(&json!({ "bench": {
             "model": card, "machine": machine, "kv_dtype": args.kv_dtype, "read": args.read, "chunk": args.chunk,
+            "batch": args.batch, "filled": args.filled,
             "steps": args.steps, "contexts": found,
         }}))?;
     }
@@ -183,11 +194,13 @@ fn measure(
     args: &BenchArgs,
     model: &Arc<Model>,
     source: &ModelSource,
+    device: &str,
     context: u32,
 ) -> Result<Measured, Failure> {
     let steps = args.steps.get() as usize;
     let settings = Settings {
-        device: "cpu".into(),
+        device: device.into(),
+        batch: args.batch.get(),
         max_tokens: u32::MAX,
         ignore_eos: true,
         chunk: args.chunk.get(),
@@ -207,6 +220,10 @@ fn measure(
     let mut watched = Watched { engine, feed, listener };
     let tokens = watched.engine.info().prompt_tokens;
 
+    if args.filled {
+        let filled = watched.engine.fill(u64::from(context)).map_err(|error| failure(&error))?;
+        watched.feed.step(filled).map_err(Failure::fault)?;
+    }
     let mut prefill_ns = 0.0;
     while !watched.engine.is_decoding() {
         prefill_ns += watched.step_ns(Observe::Off)?;
@@ -222,11 +239,13 @@ fn measure(
             }
         }
     }
+    let sequences = f64::from(args.batch.get());
+    let was_fed = !args.filled && args.batch.get() == 1;
     let ratios = |level: usize| taken[level].iter().zip(&taken[0]).map(|(with, off)| with / off).collect();
     Ok(Measured {
         tokens,
-        prefill_tokens_per_s: f64::from(tokens) / (prefill_ns / 1e9),
-        decode_tokens_per_s: std::array::from_fn(|level| 1e9 / median(taken[level].clone())),
+        prefill_tokens_per_s: was_fed.then(|| f64::from(tokens) / (prefill_ns / 1e9)),
+        decode_tokens_per_s: std::array::from_fn(|level| sequences * 1e9 / median(taken[level].clone())),
         step_over_off: std::array::from_fn(|level| median(ratios(level))),
     })
 }

@@ -25,6 +25,27 @@ fn a_bench_tells_what_it_measured_at_every_level_of_the_probe() {
 }
 
 #[test]
+fn a_batch_is_measured_over_a_context_made_of_chance() {
+    let args = [
+        "bench",
+        "--context",
+        "200",
+        "--steps",
+        "1",
+        "--batch",
+        "2",
+        "--filled",
+        "--device",
+        "cpu",
+        "--json",
+    ];
+    let found = &run(args).ok().lines()[0]["bench"];
+    assert_eq!((&found["batch"], &found["filled"]), (&2.into(), &true.into()));
+    assert!(found["contexts"][0]["prefill_tokens_per_s"].is_null(), "nothing was fed");
+    assert!(found["contexts"][0]["decode_tokens_per_s"]["off"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
 fn a_context_that_the_model_does_not_have_is_refused() {
     let ran = run(["bench", "--context", "100000"]);
     assert_eq!(ran.code, Some(2));
