@@ -5,6 +5,10 @@
 //   slots [sequence][kv_head][slot_stride], ascending, counts [sequence][kv_head], as select_union leaves both; staged
 //   [sequence][kv_head][row_stride rows]. `slab` may be the device address of mapped host memory. row_bytes is a multiple
 //   of 4; a multiple of 16 goes 16 bytes at a time, so that a warp asks the link for 512 consecutive bytes.
+// gather_rows_kept: the same, but for rows that lie in what was pulled before, which come from there: a cache of rows pulled
+//   last (ours). `before` and `before_positions`, ascending, [sequence][kv_head][before_stride], before_counts
+//   [sequence][kv_head]; all of them null where there is nothing. Leaves the same of what is staged: staged_positions
+//   [sequence][kv_head][row_stride] and staged_counts.
 // gather_pages_{f32,f16,bf16,int8,int4,int2}_{to_f32,to_f16}: grid (ceil(most slots / 8), kv_heads), block 256.
 //   out [kv_head][row_stride][head_dim], rows of holes all 0 so that no leftover reaches a product; `values` says that the
 //   slab holds V (int4 and int2 differ). Codes come out as the CPU codec decodes them, bit for bit. Only leading slots up
@@ -24,6 +28,14 @@ KV_DEVICE void copy_row(byte* to, const byte* from, size_t bytes) {
   for (size_t i = threadIdx.x % 32; i < bytes / sizeof(Unit); i += 32) out[i] = __ldcs(in + i);
 }
 
+KV_DEVICE void copy_bytes(byte* to, const byte* from, int bytes) {
+  if (bytes % 16 == 0) {
+    copy_row<uint4>(to, from, bytes);
+  } else {
+    copy_row<unsigned>(to, from, bytes);
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS)
     gather_rows(byte* staged, const byte* slab, const unsigned* slots, const unsigned* counts, const unsigned* blocks,
                 const unsigned* lanes, int block_size, int row_bytes, int slot_stride, int row_stride) {
@@ -32,15 +44,42 @@ extern "C" __global__ void __launch_bounds__(GATHER_THREADS)
   if (i >= counts[of_lane]) return;
   const Lane lane = lane_at(lanes, static_cast<int>(of_lane));
   const unsigned row = row_of(blocks, lane.table, lane.add, slots[of_lane * slot_stride + i], block_size);
-  byte* to = staged + (of_lane * row_stride + i) * row_bytes;
-  const byte* from = slab + static_cast<size_t>(row) * row_bytes;
-  if (row_bytes % 16 == 0) {
-    copy_row<uint4>(to, from, row_bytes);
-  } else {
-    copy_row<unsigned>(to, from, row_bytes);
-  }
+  copy_bytes(staged + (of_lane * row_stride + i) * row_bytes, slab + static_cast<size_t>(row) * row_bytes, row_bytes);
 }
 KV_EXPORT(gather_rows)
+
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS)
+    gather_rows_kept(byte* staged, unsigned* staged_positions, unsigned* staged_counts, const byte* slab,
+                     const unsigned* slots, const unsigned* counts, const unsigned* blocks, const unsigned* positions,
+                     const unsigned* lanes, const byte* before, const unsigned* before_positions,
+                     const unsigned* before_counts, int block_size, int row_bytes, int slot_stride, int row_stride,
+                     int before_stride) {
+  const unsigned i = blockIdx.x * GATHER_WARPS + threadIdx.x / 32;
+  const size_t of_lane = static_cast<size_t>(blockIdx.z) * gridDim.y + blockIdx.y;
+  const unsigned count = counts[of_lane];
+  if (blockIdx.x == 0 && threadIdx.x == 0) staged_counts[of_lane] = count;
+  if (i >= count) return;
+  const Lane lane = lane_at(lanes, static_cast<int>(of_lane));
+  const unsigned slot = slots[of_lane * slot_stride + i], position = positions[lane.positions + slot];
+  if (threadIdx.x % 32 == 0) staged_positions[of_lane * row_stride + i] = position;
+  const byte* from = slab + static_cast<size_t>(row_of(blocks, lane.table, lane.add, slot, block_size)) * row_bytes;
+  if (before_counts != nullptr) {
+    const unsigned* own = before_positions + of_lane * before_stride;
+    const unsigned kept = before_counts[of_lane];
+    unsigned low = 0, high = kept;
+    while (low < high) {
+      const unsigned middle = low + (high - low) / 2;
+      if (own[middle] < position) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    if (low < kept && own[low] == position) from = before + (of_lane * before_stride + low) * row_bytes;
+  }
+  copy_bytes(staged + (of_lane * row_stride + i) * row_bytes, from, row_bytes);
+}
+KV_EXPORT(gather_rows_kept)
 
 KV_DEVICE void store_chunk(float* row, int chunk, const float (&x)[CHUNK]) {
   float4* to = reinterpret_cast<float4*>(row + chunk * CHUNK);

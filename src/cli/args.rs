@@ -168,6 +168,10 @@ pub(crate) struct RunArgs {
     /// auto: the one that takes less time when both are first tried.
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub(crate) pull: String,
+    /// On a GPU, keep the V rows that a step pulled for the next one, which then pulls the others alone (an addition of
+    /// kvista's to KCache).
+    #[arg(long)]
+    pub(crate) keep_pulled: bool,
     /// Attention pictures: off, blocks, top:K or full.
     #[arg(long, value_name = "LEVEL", default_value_t = ScoreLevel::Full)]
     pub(crate) scores: ScoreLevel,

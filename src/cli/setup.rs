@@ -108,6 +108,7 @@ pub(crate) fn setup(args: &RunArgs) -> Result<Setup, Failure> {
         chunk: args.chunk,
         link_gbps: args.link,
         pull: args.pull.clone(),
+        keep_pulled: args.keep_pulled,
         scores: args.scores,
         seed: args.seed,
         temperature: args.temperature,

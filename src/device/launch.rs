@@ -12,7 +12,7 @@ pub use decode::{Cell, Decode};
 pub use fill::FillRows;
 pub use patch::PatchWords;
 pub use prefill::{Accumulate, Softmax};
-pub use rows::{Append, CompactRows, GatherPages, GatherRows, RopeRows};
+pub use rows::{Append, CompactRows, GatherKept, GatherPages, GatherRows, KeptRows, RopeRows};
 pub use select::{SelectTop, Union, Weighted};
 
 use super::gpu::{Arg, DeviceError, Result};

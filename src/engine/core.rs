@@ -8,7 +8,7 @@ use super::lanes::{Reading, Staging};
 use super::memory::LayerMemory;
 use super::resident::may_stay;
 use super::sequence::{Script, Sequence, Work};
-use super::setup::{Plan, pull};
+use super::setup::{Plan, check_kept, pull};
 use super::shadow::Shadow;
 use super::teacher::Teacher;
 use super::turns::{Talk, TurnStart};
@@ -124,6 +124,7 @@ impl Engine {
         } else {
             Pages::OnHost
         };
+        check_kept(&plan.info.settings, plan.read.as_ref(), pages)?;
         Self::keeping(backend, model, plan, needs, (rope, pages))
     }
 
@@ -156,7 +157,7 @@ impl Engine {
             .map_err(|e| EngineError::Setting(e.to_string()))?;
         let mut attention = backend.attention(shape, s)?;
         if let (Pages::OnDevice, Some(device)) = (pages, attention.resident()) {
-            device.set_pull(pull(s)?);
+            device.set_pull(pull(s)?, s.keep_pulled);
         }
         if pages == Pages::OnHost && attention.copies().is_some() {
             cache.follow();

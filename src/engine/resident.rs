@@ -332,7 +332,9 @@ impl Engine {
         fed: &[usize],
         gathered: &mut [Gathered],
     ) -> Result<(), EngineError> {
-        if self.read.is_none() || self.observe == Observe::Off {
+        // What is kept on the device is told apart by what was pulled before.
+        let counts = self.observe != Observe::Off || self.info.settings.keep_pulled;
+        if self.read.is_none() || !counts {
             return Ok(());
         }
         let choices = self.device().choices()?;
@@ -363,6 +365,7 @@ impl Engine {
         let (cache, config) = (&self.cache, self.cache.config());
         let row_bytes = config.dtype.written_row_bytes(config.shape.head_dim) as u64;
         let kv_heads = usize::from(config.shape.kv_heads);
+        let keeps = self.info.settings.keep_pulled;
         let pulled = self.sequences[index]
             .pulled
             .par_chunks_mut(kv_heads)
@@ -380,13 +383,17 @@ impl Engine {
                 traffic.reused_rows += common(before, &positions);
                 *before = positions;
             }
-            traffic.h2d_bytes = traffic.rows * row_bytes;
+            let kept = if choice.finds_kept { traffic.reused_rows } else { 0 };
+            traffic.h2d_bytes = (traffic.rows - kept) * row_bytes;
             traffic
         };
         let counted: Vec<LayerTraffic> = pulled.map(of_layer).collect();
         for (sum, more) in self.traffic.iter_mut().zip(&counted) {
             sum.add(more);
-            self.staged_bytes = self.staged_bytes.max(sum.h2d_bytes);
+            // What is kept lies there for every layer at once.
+            let staged_bytes =
+                if keeps { self.staged_bytes + more.rows * row_bytes } else { sum.rows * row_bytes };
+            self.staged_bytes = self.staged_bytes.max(staged_bytes);
         }
     }
 }

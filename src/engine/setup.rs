@@ -1,6 +1,7 @@
 //! From settings to a run: what is checked before the first token.
 
 use super::backend;
+use super::core::Pages;
 use super::turns::Talk;
 use super::{EngineError, Prompt};
 use crate::attention::gpu::Pull;
@@ -244,6 +245,25 @@ pub(super) fn pull(s: &Settings) -> Result<Pull, EngineError> {
         "auto" => Ok(Pull::Fastest),
         other => refuse(format!("--pull {other}: use gather, copies or auto")),
     }
+}
+
+/// Whether rows that are pulled can be kept where this run has its pages.
+pub(super) fn check_kept(s: &Settings, read: Option<&ReadSet>, pages: Pages) -> Result<(), EngineError> {
+    if !s.keep_pulled {
+        return Ok(());
+    }
+    if pages == Pages::OnHost || read.is_none() {
+        return refuse(
+            "--keep-pulled keeps rows that KCache pulled on a GPU whose pages are there alone: use --device cuda, --read \
+             kcache:…, pages of f32 or f16 and a policy that reads no rows, or leave it out",
+        );
+    }
+    if s.pull == "copies" {
+        return refuse(
+            "--pull copies with --keep-pulled: kept rows are found by the kernel that gathers, use --pull gather",
+        );
+    }
+    Ok(())
 }
 
 fn check_numbers(s: &Settings) -> Result<(), EngineError> {

@@ -78,6 +78,9 @@ pub struct Settings {
     /// How V rows come from the host to a GPU: `gather`, `copies`, or `auto` for the faster of the two.
     #[serde(default = "auto", skip_serializing_if = "is_auto")]
     pub pull: String,
+    /// Rows that a GPU pulled stay there for the next step.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_pulled: bool,
     /// Level of the attention pictures.
     pub scores: ScoreLevel,
     /// Seed of the sampler and of random policies.
@@ -127,6 +130,7 @@ impl Default for Settings {
             chunk: 64,
             link_gbps: 25.0,
             pull: auto(),
+            keep_pulled: false,
             scores: ScoreLevel::Full,
             seed: 0,
             temperature: 0.0,
@@ -248,6 +252,9 @@ impl RunInfo {
         }
         if s.pull != d.pull {
             arg("pull", &s.pull);
+        }
+        if s.keep_pulled {
+            arg("keep-pulled", "");
         }
         if s.scores != d.scores {
             arg("scores", &s.scores.to_string());

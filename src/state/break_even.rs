@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use super::{Quote, SeqState, State, StepSummary};
-use crate::event::{Phase, Provenance, Stage};
+use crate::event::{LayerTraffic, Phase, Provenance, Stage};
 use crate::policy::ReadRule;
 
 /// How fast the decode steps of a run read rows and pull rows, GB/s (bytes per ns). Derived: bytes over time, each the
@@ -58,7 +58,9 @@ impl State {
         let ReadRule::Kcache(kcache) = self.read_rule()? else { return None };
         let newest = self.history.last().filter(|step| pulls(step))?;
         let moved = self.traffic.last_sum();
-        let row_bytes = moved.h2d_bytes as f64 / moved.rows as f64;
+        // Rows that are kept do not cross the link again.
+        let kept_rows = if self.run.settings.keep_pulled { moved.reused_rows } else { 0 };
+        let row_bytes = moved.h2d_bytes as f64 / moved.rows.saturating_sub(kept_rows) as f64;
         let typical = |figure: fn(&StepSummary) -> u64| {
             let mut figures: Vec<u64> = self.history.iter().filter(|s| pulls(s)).map(figure).collect();
             let middle = figures.len() / 2;
@@ -97,8 +99,10 @@ impl State {
     pub fn break_even(&self, rates: RowRates, layers: Range<usize>) -> Option<BreakEven> {
         let from = self.host_v_from_layer()?;
         let layers = layers.start.max(from)..layers.end;
+        let keeps = self.run.settings.keep_pulled;
+        let crossing = |t: &LayerTraffic| t.rows.saturating_sub(if keeps { t.reused_rows } else { 0 });
         let pulled: u64 =
-            self.traffic.last.get(layers.start..)?.iter().take(layers.len()).map(|t| t.rows).sum();
+            self.traffic.last.get(layers.start..)?.iter().take(layers.len()).map(crossing).sum();
         let (lanes, rows) = self.read_in(&layers);
         let even = BreakEven { pulled_rows: pulled as f64 / lanes, context_rows: rows / lanes, rates };
         (pulled > 0 && lanes > 0.0).then_some(even)

@@ -227,6 +227,59 @@ fn a_run_does_not_depend_on_being_watched() {
     assert_eq!(rows, run(Observe::Off));
 }
 
+/// Rows that stay on the device for the next step change nothing but what crosses the link.
+#[test]
+fn rows_that_are_kept_are_not_pulled_again() {
+    if !emulated::is_there() {
+        return;
+    }
+    let (model, golden) = golden();
+    let text: String = golden.prompt_text.chars().take(300).collect();
+    let prompt = Prompt { text, ..Prompt::default() };
+    // Evictions and compactions move slots: rows are found by their positions.
+    for (policy, batch) in [("full", 3), ("h2o:budget=60", 1)] {
+        let settings = Settings {
+            read: "kcache:n=6,l=1".into(),
+            policy: policy.into(),
+            compact: 0.2,
+            batch,
+            pull: "gather".into(),
+            max_tokens: 10,
+            ignore_eos: true,
+            temperature: 0.7,
+            ..Settings::default()
+        };
+        for schedule in 0..2 {
+            let run = |keep_pulled| {
+                let settings = Settings { keep_pulled, ..settings.clone() };
+                steps(on_gpu(&model, &settings, &prompt, schedule))
+            };
+            let (anew, kept) = (run(false), run(true));
+            assert_eq!(drawn(&anew), drawn(&kept), "{policy}");
+            let mut saved = 0;
+            for (anew, kept) in anew.iter().zip(&kept) {
+                for (anew, kept) in anew.traffic.iter().zip(&kept.traffic) {
+                    assert_eq!((anew.rows, anew.reused_rows), (kept.rows, kept.reused_rows), "{policy}");
+                    assert_eq!(anew.h2d_bytes % anew.rows.max(1), 0);
+                    let row_bytes = anew.h2d_bytes / anew.rows.max(1);
+                    let bytes = anew.h2d_bytes - kept.h2d_bytes;
+                    assert!(bytes == 0 || bytes == kept.reused_rows * row_bytes, "{policy}: {bytes} bytes");
+                    saved += bytes;
+                }
+            }
+            assert!(saved > 0, "{policy}: what a step chooses, the next chooses again in part");
+        }
+    }
+    for (settings, says) in [
+        (Settings { read: "kcache:n=6".into(), keep_pulled: true, ..Settings::default() }, "--device cuda"),
+        (Settings { pull: "by hand".into(), ..Settings::default() }, "gather, copies or auto"),
+    ] {
+        let error = Engine::new(Arc::clone(&model), &settings, &prompt).err().expect("a refusal");
+        let error = (error.is_input(), error.to_string());
+        assert!(error.0 && error.1.contains(says) && !error.1.contains('\n'), "{}", error.1);
+    }
+}
+
 /// A context that the device makes itself is decoded as a fed one is, by all sequences of a batch.
 #[test]
 fn a_filled_context_is_decoded() {

@@ -6,7 +6,8 @@ use std::cell::RefCell;
 use kvista::attention::Rope;
 use kvista::device::gpu::{Array, Gpu};
 use kvista::device::launch::{
-    Append, Cell as DeviceCell, CompactRows, GatherRows, Heads, RopeRows, SelectTop, Union, Weighted,
+    Append, Cell as DeviceCell, CompactRows, GatherKept, GatherRows, Heads, KeptRows, RopeRows, SelectTop,
+    Union, Weighted,
 };
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -176,6 +177,100 @@ impl ReadSet<'_> {
         };
         weighted.launch(&on.gpu).unwrap();
         on.read_words(weighted.out, sequences * heads.heads * head_dim)
+    }
+}
+
+/// Live slots of a lane by chance, ascending.
+fn some_live(rng: &mut ChaCha8Rng, lane: &LaneScene, share: f64) -> Vec<usize> {
+    (0..lane.slots()).filter(|&slot| lane.positions[slot] != HOLE && rng.random_bool(share)).collect()
+}
+
+/// Rows per lane at a stride, the rest 0.
+fn strided(lists: &[Vec<u32>], stride: usize) -> Vec<u32> {
+    lists.iter().flat_map(|list| list.iter().copied().chain(std::iter::repeat(0)).take(stride)).collect()
+}
+
+#[test]
+fn rows_that_were_pulled_before_come_from_there_and_others_from_their_pages() {
+    if !is_there() {
+        return;
+    }
+    for seed in 0..CASES {
+        let mut rng = seeded(26_000 + seed);
+        let (scene, cell) = scene(&mut rng);
+        let Plan { sequences, kv_heads, head_dim, block_size, .. } = scene.plan;
+        let (row_bytes, list) = (cell.row_bytes(head_dim), scene.most_slots());
+        let (stride, before_stride) = (list + 1, list + 2);
+        let chosen: Vec<Vec<usize>> = scene.lanes.iter().map(|lane| some_live(&mut rng, lane, 0.4)).collect();
+        let kept: Vec<Vec<usize>> = scene.lanes.iter().map(|lane| some_live(&mut rng, lane, 0.3)).collect();
+        let positions_of = |lists: &[Vec<usize>]| -> Vec<Vec<u32>> {
+            let of =
+                |(lane, slots): (&LaneScene, &Vec<usize>)| slots.iter().map(|&s| lane.positions[s]).collect();
+            scene.lanes.iter().zip(lists).map(of).collect()
+        };
+        let counts =
+            |lists: &[Vec<usize>]| -> Vec<u32> { lists.iter().map(|list| list.len() as u32).collect() };
+        let slots: Vec<Vec<u32>> = chosen.iter().map(|l| l.iter().map(|&s| s as u32).collect()).collect();
+        let lanes = scene.lanes.len();
+        // Rows that no page has.
+        let before_rows: Vec<u8> = (0..lanes * before_stride * row_bytes).map(|_| rng.random()).collect();
+        let with_before = !seed.is_multiple_of(4);
+        let got = same_bits(|schedule| {
+            let on = On::new(schedule);
+            let of = GatherRows {
+                kv_heads,
+                sequences,
+                row_bytes,
+                block_size,
+                rows: list,
+                staged: Array::NONE,
+                row_stride: stride,
+                slab: on.bytes(&scene.v),
+                slots: on.words(&strided(&slots, list)),
+                slot_stride: list,
+                counts: on.words(&counts(&chosen)),
+                blocks: on.words(&scene.blocks),
+                lanes: on.lanes(&scene),
+            };
+            let staged = KeptRows {
+                rows: on.bytes(&vec![0; lanes * stride * row_bytes]),
+                positions: on.words(&vec![0; lanes * stride]),
+                counts: on.room(4 * lanes),
+                stride,
+            };
+            let before = KeptRows {
+                rows: on.bytes(&before_rows),
+                positions: on.words(&strided(&positions_of(&kept), before_stride)),
+                counts: on.words(&counts(&kept)),
+                stride: before_stride,
+            };
+            let positions = on.words(&scene.positions);
+            let gather = GatherKept { of, positions, staged, before: with_before.then_some(before) };
+            gather.launch(&on.gpu).unwrap();
+            let mut words: Vec<u32> =
+                on.read(staged.rows, lanes * stride * row_bytes).into_iter().map(u32::from).collect();
+            words.extend(on.read_words(staged.positions, lanes * stride));
+            words.extend(on.read_words(staged.counts, lanes));
+            words
+        });
+        let (bytes, rest) = got.split_at(lanes * stride * row_bytes);
+        let (positions, of_counts) = rest.split_at(lanes * stride);
+        assert_eq!(of_counts, counts(&chosen));
+        assert_eq!(positions, strided(&positions_of(&chosen), stride));
+        for (i, (lane, chosen)) in scene.lanes.iter().zip(&chosen).enumerate() {
+            for (j, &slot) in chosen.iter().enumerate() {
+                let of_before = kept[i].iter().position(|&s| s == slot).filter(|_| with_before);
+                let want = match of_before {
+                    Some(at) => &before_rows[(i * before_stride + at) * row_bytes..][..row_bytes],
+                    None => &scene.v[lane.rows[slot] * row_bytes..][..row_bytes],
+                };
+                let got = &bytes[(i * stride + j) * row_bytes..][..row_bytes];
+                assert!(
+                    got.iter().zip(want).all(|(&got, &want)| got == u32::from(want)),
+                    "lane {i}, slot {slot}"
+                );
+            }
+        }
     }
 }
 

@@ -6,12 +6,15 @@
 //! half is scored, in a prefill a layer's values go and come while its scores are made.
 
 mod chunk;
+mod kept;
 mod moves;
 mod pull;
 
 use std::ops::Range;
 
 use candle_core::Tensor;
+
+use kept::KeptLayer;
 
 use super::pages::Home;
 use super::standing::{Placed, Standing, Words};
@@ -102,6 +105,8 @@ pub struct LayerRows<'a> {
 /// What the query heads of a (layer, part) chose to read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Choice {
+    /// Whether what the last step pulled was at hand: of it nothing crossed the link.
+    pub finds_kept: bool,
     /// Rows that the query heads asked for, before the union.
     pub asked: u64,
     /// Per KV head the slots of the union, ascending.
@@ -164,8 +169,8 @@ pub trait Resident {
     /// How long the copies of the step's layers took, where it is clocked.
     fn pulls(&mut self) -> Result<Vec<PullTime>>;
 
-    /// How rows are pulled from the host.
-    fn set_pull(&mut self, pull: Pull);
+    /// How rows are pulled from the host, and whether they are kept for the next step: they come in one launch then.
+    fn set_pull(&mut self, pull: Pull, keeps: bool);
 
     /// Writes rows made of chance, of unit variance, to all new slots of the parts.
     fn fill(&mut self, layer: Layer, parts: &[Part<'_>], values_on_host: bool, seed: u32) -> Result<()>;
@@ -186,10 +191,13 @@ pub(super) struct Batch<G: Gpu> {
     pushed: [Option<G::Mark>; 2],
     marks: Vec<G::Mark>,
     pull: Pull,
+    /// Whether rows that were pulled are kept, and those of each layer.
+    keeps: bool,
+    kept: Vec<KeptLayer<G>>,
     /// Clocked pulls: layer, begin and end in the queue of copies, begin and end of the wait for them.
     pulls: Vec<(Layer, [G::Mark; 4])>,
-    /// Per layer, the parts whose choices were made in this step.
-    chosen: Vec<Vec<Range<usize>>>,
+    /// Per layer, the parts whose choices were made in this step, and whether rows of the last were at hand.
+    chosen: Vec<Vec<(Range<usize>, bool)>>,
 }
 
 struct BatchRooms<G: Gpu> {
@@ -224,6 +232,7 @@ struct Now {
 
 #[derive(Clone, Debug)]
 struct NowPart {
+    sequence: SeqId,
     first_row: usize,
     first: Position,
     tokens: usize,
@@ -262,6 +271,8 @@ impl<G: Gpu> Batch<G> {
             pushed: [None, None],
             marks: Vec::new(),
             pull: Pull::default(),
+            keeps: false,
+            kept: Vec::new(),
             pulls: Vec::new(),
             chosen: Vec::new(),
         }
@@ -360,7 +371,14 @@ impl<G: Gpu> GpuAttention<G> {
                 } else {
                     (0..kv_heads).map(|head| self.pages_of(part, head)).collect()
                 };
-                let own = NowPart { first_row, first: part.first, tokens: part.tokens, slots, pages };
+                let own = NowPart {
+                    sequence: part.sequence,
+                    first_row,
+                    first: part.first,
+                    tokens: part.tokens,
+                    slots,
+                    pages,
+                };
                 first_row += part.tokens;
                 own
             })
@@ -568,8 +586,9 @@ impl<G: Gpu> Resident for GpuAttention<G> {
         self.pull_times()
     }
 
-    fn set_pull(&mut self, pull: Pull) {
-        self.batch.pull = pull;
+    fn set_pull(&mut self, pull: Pull, keeps: bool) {
+        self.batch.pull = if keeps { Pull::Gather } else { pull };
+        self.batch.keeps = keeps;
     }
 
     fn fill(&mut self, layer: Layer, parts: &[Part<'_>], values_on_host: bool, seed: u32) -> Result<()> {

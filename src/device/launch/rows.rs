@@ -225,6 +225,71 @@ impl GatherRows {
     }
 }
 
+/// Rows that were pulled, and their positions: what a later [`GatherKept`] finds them by.
+#[derive(Clone, Copy, Debug)]
+pub struct KeptRows {
+    /// `[sequence][kv_head][stride]` rows.
+    pub rows: Array,
+    /// `[sequence][kv_head][stride]`, ascending.
+    pub positions: Array,
+    /// `[sequence][kv_head]`: how many.
+    pub counts: Array,
+    /// Rows from one KV head's first to the next's.
+    pub stride: usize,
+}
+
+/// As [`GatherRows`], but rows that were pulled before come from there: `gather_rows_kept`.
+#[derive(Clone, Copy, Debug)]
+pub struct GatherKept {
+    /// What to pull; rows go to `staged.rows`.
+    pub of: GatherRows,
+    /// Of every slot.
+    pub positions: Array,
+    /// What is pulled, and its positions.
+    pub staged: KeptRows,
+    /// What was pulled before.
+    pub before: Option<KeptRows>,
+}
+
+impl GatherKept {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// As [`GatherRows::launch`].
+    pub fn launch(&self, gpu: &impl Gpu) -> Result<()> {
+        let of = &self.of;
+        check_words(of.row_bytes)?;
+        if of.rows == 0 || of.sequences == 0 {
+            return Ok(());
+        }
+        let nothing = KeptRows { rows: Array::NONE, positions: Array::NONE, counts: Array::NONE, stride: 0 };
+        let before = self.before.unwrap_or(nothing);
+        let [block_size, row_bytes, slot_stride, row_stride, before_stride] =
+            words([of.block_size, of.row_bytes, of.slot_stride, self.staged.stride, before.stride])?;
+        let args = [
+            self.staged.rows.into(),
+            self.staged.positions.into(),
+            self.staged.counts.into(),
+            of.slab.into(),
+            of.slots.into(),
+            of.counts.into(),
+            of.blocks.into(),
+            self.positions.into(),
+            of.lanes.into(),
+            before.rows.into(),
+            before.positions.into(),
+            before.counts.into(),
+            block_size,
+            row_bytes,
+            slot_stride,
+            row_stride,
+            before_stride,
+        ];
+        let grid = grid([of.rows.div_ceil(ROWS), of.kv_heads, of.sequences])?;
+        gpu.launch(&Launch { file: "gather", kernel: "gather_rows_kept", grid, block: 256, args: &args })
+    }
+}
+
 /// Survivors moved together within their lanes, order kept: `compact_rows`.
 #[derive(Clone, Copy, Debug)]
 pub struct CompactRows {

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
+use super::kept::{KeptLayer, from_part};
 use super::{Choice, GpuAttention, NowPart, TopRows};
 use crate::attention::Probabilities;
 use crate::attention::gpu::heads;
 use crate::device::gpu::{Array, Gpu, Result};
-use crate::device::launch::{GatherRows, SelectTop, Union, Weighted};
-use crate::event::Layer;
+use crate::device::launch::{GatherKept, GatherRows, KeptRows, SelectTop, Union, Weighted};
+use crate::event::{Layer, SeqId};
 
 /// How rows are pulled from the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +31,12 @@ pub struct PullTime {
     pub copy_ns: u64,
     /// Of it, not hidden behind other work.
     pub stall_ns: u64,
+}
+
+/// Where the rows of a layer go, of all parts of the step; with what was pulled before, where that is kept.
+struct Staged {
+    rows: Array,
+    kept: Option<(KeptRows, Option<KeptRows>)>,
 }
 
 /// The arrays of a layer's choices, each of all parts of the step.
@@ -86,8 +93,7 @@ impl<G: Gpu> GpuAttention<G> {
         let layers = self.batch.step.layers;
         let base = self.batch.rooms.choices.of(&self.gpu, 4 * layers * choices.words())?;
         let row_bytes = self.pool.cell().row_bytes(self.shape.head_dim());
-        let all = choices.parts * choices.kv_heads * choices.list;
-        self.batch.rooms.staged.of(&self.gpu, all * row_bytes)?;
+        let staged = self.place_staged(&parts, choices, row_bytes)?;
         self.batch.rooms.weights.of(&self.gpu, 4 * choices.parts * choices.heads * choices.list)?;
         let middle = parts.start + parts.len().div_ceil(2);
         let mut pulled = Vec::new();
@@ -98,7 +104,7 @@ impl<G: Gpu> GpuAttention<G> {
             let own = rows.offset(4 * (half.start - parts.start) * choices.heads * stride);
             self.decode_rows(half.clone(), stride, own, false)?;
             self.choose_rows(half.clone(), stride, own, read, choices, base)?;
-            let begun = self.pull_rows(half.clone(), choices, base)?;
+            let begun = self.pull_rows(half.clone(), choices, base, &staged)?;
             pulled.push((half, begun, self.batch.copies.mark()?));
         }
         let layer = self.batch.now().layer;
@@ -109,10 +115,31 @@ impl<G: Gpu> GpuAttention<G> {
                 let goes_on = self.gpu.mark()?;
                 self.batch.pulls.push((layer, [begun, done, waits, goes_on]));
             }
-            self.sum_chosen(half, read, choices, base)?;
+            self.sum_chosen(half, read, choices, base, staged.rows)?;
         }
-        self.batch.chosen[usize::from(layer)].push(parts);
+        let finds = staged.kept.is_some_and(|(_, before)| before.is_some());
+        self.batch.chosen[usize::from(layer)].push((parts, finds));
         Ok(())
+    }
+
+    /// Where rows of the parts are pulled to.
+    fn place_staged(&mut self, parts: &Range<usize>, choices: Choices, row_bytes: usize) -> Result<Staged> {
+        let layer = usize::from(self.batch.now().layer);
+        if self.batch.keeps {
+            while self.batch.kept.len() <= layer {
+                self.batch.kept.push(KeptLayer::new());
+            }
+            // Of some parts alone nobody knows the counts of the others.
+            if *parts == (0..choices.parts) {
+                let sequences: Vec<SeqId> = self.batch.now().parts.iter().map(|part| part.sequence).collect();
+                let sizes = [choices.kv_heads, choices.list, row_bytes];
+                let (to, before) = self.batch.kept[layer].turn(&self.gpu, &sequences, sizes)?;
+                return Ok(Staged { rows: to.rows, kept: Some((to, before)) });
+            }
+            self.batch.kept[layer].forget();
+        }
+        let all = choices.parts * choices.kv_heads * choices.list;
+        Ok(Staged { rows: self.batch.rooms.staged.of(&self.gpu, all * row_bytes)?, kept: None })
     }
 
     fn choose_rows(
@@ -150,18 +177,24 @@ impl<G: Gpu> GpuAttention<G> {
     }
 
     /// Begins to pull what a half chose; when that began, where it is clocked.
-    fn pull_rows(&mut self, half: Range<usize>, choices: Choices, base: Array) -> Result<Option<G::Mark>> {
+    fn pull_rows(
+        &mut self,
+        half: Range<usize>,
+        choices: Choices,
+        base: Array,
+        staged: &Staged,
+    ) -> Result<Option<G::Mark>> {
         let chosen = self.gpu.mark()?;
         self.batch.copies.after(&chosen)?;
         let begun = if self.batch.step.clocked { Some(self.batch.copies.mark()?) } else { None };
         match self.batch.pull {
-            Pull::Gather => self.gather_chosen(half, choices, base)?,
-            Pull::Copies => self.copy_chosen(half, choices, base)?,
+            Pull::Gather => self.gather_chosen(half, choices, base, staged)?,
+            Pull::Copies => self.copy_chosen(half, choices, base, staged.rows)?,
             Pull::Fastest => {
                 let mut marks = vec![self.batch.copies.mark()?];
-                self.gather_chosen(half.clone(), choices, base)?;
+                self.gather_chosen(half.clone(), choices, base, staged)?;
                 marks.push(self.batch.copies.mark()?);
-                self.copy_chosen(half, choices, base)?;
+                self.copy_chosen(half, choices, base, staged.rows)?;
                 marks.push(self.batch.copies.mark()?);
                 let ns = |i: usize| self.batch.copies.elapsed_ns(&marks[i], &marks[i + 1]);
                 self.batch.pull = if ns(0)? <= ns(1)? { Pull::Gather } else { Pull::Copies };
@@ -170,7 +203,13 @@ impl<G: Gpu> GpuAttention<G> {
         Ok(begun)
     }
 
-    fn gather_chosen(&self, half: Range<usize>, choices: Choices, base: Array) -> Result<()> {
+    fn gather_chosen(
+        &self,
+        half: Range<usize>,
+        choices: Choices,
+        base: Array,
+        staged: &Staged,
+    ) -> Result<()> {
         let now = self.batch.now();
         let [counts, _, _, slots] = choices.arrays(base, usize::from(now.layer), half.start);
         let row_bytes = now.tables.cell.row_bytes(self.shape.head_dim());
@@ -181,7 +220,7 @@ impl<G: Gpu> GpuAttention<G> {
             rows: choices.list,
             row_bytes,
             block_size: now.tables.block_size,
-            staged: self.batch.rooms.staged.array(&self.gpu).offset(first),
+            staged: staged.rows.offset(first),
             row_stride: choices.list,
             slab: now.tables.v,
             slots,
@@ -190,10 +229,14 @@ impl<G: Gpu> GpuAttention<G> {
             blocks: now.tables.blocks,
             lanes: now.lanes(half.start, choices.kv_heads),
         };
-        gather.launch(&self.batch.copies)
+        let Some((to, before)) = staged.kept else { return gather.launch(&self.batch.copies) };
+        let own = |kept: KeptRows| from_part(kept, half.start, choices.kv_heads, row_bytes);
+        let positions = now.tables.positions;
+        let kept = GatherKept { of: gather, positions, staged: own(to), before: before.map(own) };
+        kept.launch(&self.batch.copies)
     }
 
-    fn copy_chosen(&self, half: Range<usize>, choices: Choices, base: Array) -> Result<()> {
+    fn copy_chosen(&self, half: Range<usize>, choices: Choices, base: Array, staged: Array) -> Result<()> {
         let (now, copies) = (self.batch.now(), &self.batch.copies);
         let [counts, _, _, slots] = choices.arrays(base, usize::from(now.layer), half.start);
         let mut of_counts = vec![0u32; half.len() * choices.kv_heads];
@@ -201,7 +244,6 @@ impl<G: Gpu> GpuAttention<G> {
         let mut of_slots = vec![0u32; half.len() * choices.kv_heads * choices.list];
         copies.download(slots, bytemuck::cast_slice_mut(&mut of_slots))?;
         let row_bytes = now.tables.cell.row_bytes(self.shape.head_dim());
-        let staged = self.batch.rooms.staged.array(&self.gpu);
         let lists = of_counts.iter().zip(of_slots.chunks(choices.list.max(1)));
         for (lane, (&count, slots)) in lists.enumerate() {
             let (part, head) = (half.start + lane / choices.kv_heads, lane % choices.kv_heads);
@@ -217,7 +259,14 @@ impl<G: Gpu> GpuAttention<G> {
         Ok(())
     }
 
-    fn sum_chosen(&mut self, half: Range<usize>, read: TopRows, choices: Choices, base: Array) -> Result<()> {
+    fn sum_chosen(
+        &mut self,
+        half: Range<usize>,
+        read: TopRows,
+        choices: Choices,
+        base: Array,
+        staged: Array,
+    ) -> Result<()> {
         let heads = heads(self.shape);
         let now = self.batch.now().clone();
         let [counts, _, dropped, _] = choices.arrays(base, usize::from(now.layer), half.start);
@@ -230,7 +279,7 @@ impl<G: Gpu> GpuAttention<G> {
             heads,
             sequences: half.len(),
             rows: choices.list,
-            staged: rooms.staged.array(gpu).offset(first * row_bytes),
+            staged: staged.offset(first * row_bytes),
             row_stride: choices.list,
             weights: rooms.weights.array(gpu).offset(4 * half.start * choices.heads * choices.list),
             weight_stride: choices.list,
@@ -265,20 +314,21 @@ impl<G: Gpu> GpuAttention<G> {
         let mut words = vec![0u32; self.batch.step.layers * choices.words()];
         let base = self.batch.rooms.choices.array(&self.gpu);
         self.gpu.download(base, bytemuck::cast_slice_mut(&mut words))?;
-        let of_layer = |(words, chosen): (&[u32], &Vec<Range<usize>>)| -> Vec<Choice> {
+        let of_layer = |(words, chosen): (&[u32], &Vec<(Range<usize>, bool)>)| -> Vec<Choice> {
             if chosen.is_empty() {
                 return Vec::new();
             }
             let [counts, asked, dropped, slots] = split(words, choices.lengths());
             (0..choices.parts)
                 .map(|part| {
-                    if !chosen.iter().any(|parts| parts.contains(&part)) {
+                    let Some((_, finds)) = chosen.iter().find(|(parts, _)| parts.contains(&part)) else {
                         return Choice::default();
-                    }
+                    };
                     let own = |words: &'_ [u32], n: usize| words[part * n..][..n].to_vec();
                     let counts = own(counts, choices.kv_heads);
                     let lists = slots[part * choices.kv_heads * choices.list..].chunks(choices.list.max(1));
                     Choice {
+                        finds_kept: *finds,
                         asked: own(asked, choices.heads).into_iter().map(u64::from).sum(),
                         slots: counts
                             .iter()
