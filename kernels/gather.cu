@@ -48,7 +48,8 @@ extern "C" __global__ void __launch_bounds__(GATHER_THREADS)
 }
 KV_EXPORT(gather_rows)
 
-extern "C" __global__ void __launch_bounds__(GATHER_THREADS)
+// Four blocks at once: for more of them the compiler would spill.
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS, 4)
     gather_rows_kept(byte* staged, unsigned* staged_positions, unsigned* staged_counts, const byte* slab,
                      const unsigned* slots, const unsigned* counts, const unsigned* blocks, const unsigned* positions,
                      const unsigned* lanes, const byte* before, const unsigned* before_positions,
