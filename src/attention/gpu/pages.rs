@@ -183,6 +183,13 @@ impl<G: Gpu> Pool<G> {
         Some(Place { home, page })
     }
 
+    /// The same of a block that has its pages.
+    pub(super) fn find(&self, block: BlockId) -> Result<Place> {
+        self.place(block).ok_or_else(|| {
+            DeviceError::Limit(format!("block {block} has no page there: a fault of kvista's"))
+        })
+    }
+
     /// Slabs of keys and values of a home; the second is no array where it has none.
     pub(super) fn slabs(&self, gpu: &G, home: Home) -> [Array; 2] {
         let slabs = &self.slabs[home as usize];

@@ -4,7 +4,7 @@ use super::pages::Pool;
 use super::resident::Part;
 use crate::device::gpu::{Array, DeviceError, Gpu, Result, Room};
 use crate::device::launch::{LANE_WORDS, PatchWords};
-use crate::event::{BlockId, SeqId};
+use crate::event::SeqId;
 
 /// Words that are put in place one by one; more go as a piece.
 const MOST_PATCHES: usize = 64;
@@ -82,8 +82,10 @@ impl<G: Gpu> Standing<G> {
                 let known = std::mem::replace(&mut own.regions[region], now);
                 let goes_on = known.of == now.of && known.slots <= now.slots && known.blocks <= now.blocks;
                 let (from_slot, from_block) = if goes_on { (known.slots, known.blocks) } else { (0, 0) };
-                let pages: Vec<u32> =
-                    table.blocks[from_block..].iter().map(|&id| page(pool, id)).collect::<Result<_>>()?;
+                let pages: Vec<u32> = table.blocks[from_block..]
+                    .iter()
+                    .map(|&id| pool.find(id).map(|place| place.page))
+                    .collect::<Result<_>>()?;
                 words.put(gpu, base, region * slots + from_slot, &table.slots[from_slot..])?;
                 words.put(gpu, base, regions * slots + region * blocks + from_block, &pages)?;
                 region += 1;
@@ -154,11 +156,4 @@ impl Words {
         PatchWords { words: placed.positions, places, values, n: self.places.len() }.launch(gpu)?;
         Ok([lanes, values.offset(4 * self.values.len())])
     }
-}
-
-fn page<G: Gpu>(pool: &Pool<G>, block: BlockId) -> Result<u32> {
-    let place = pool.place(block);
-    place.map(|place| place.page).ok_or_else(|| {
-        DeviceError::Limit(format!("block {block} has no page on the device: a fault of kvista's"))
-    })
 }

@@ -89,11 +89,7 @@ impl<G: Gpu> GpuAttention<G> {
                 words.begin_table(h);
                 let Pages::Placed(blocks) = part.of(lane) else { return Err(mixed()) };
                 for &block in blocks {
-                    let Some(place) = self.pool.place(block) else {
-                        return Err(DeviceError::Limit(format!(
-                            "block {block} has no page: a fault of kvista's"
-                        )));
-                    };
+                    let place = self.pool.find(block)?;
                     home = place.home;
                     words.blocks.push(place.page);
                 }

@@ -3,7 +3,7 @@
 use super::GpuAttention;
 use crate::attention::gpu::pages::Home;
 use crate::attention::gpu::word_bytes;
-use crate::device::gpu::{Array, DeviceError, Gpu, Result};
+use crate::device::gpu::{Array, Gpu, Result};
 use crate::device::launch::{CompactRows, LANE_WORDS};
 use crate::event::BlockId;
 
@@ -20,7 +20,7 @@ impl<G: Gpu> GpuAttention<G> {
 
     pub(super) fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<()> {
         self.after_pushes()?;
-        let source = self.pool.place(from).ok_or_else(|| unknown(from))?;
+        let source = self.pool.find(from)?;
         let target = self.pool.put_place(&self.gpu, to, source.home)?;
         let bytes = self.pool.page_bytes();
         for slab in self.pool.slabs(&self.gpu, source.home).into_iter().filter(|&slab| slab != Array::NONE) {
@@ -58,7 +58,7 @@ impl<G: Gpu> GpuAttention<G> {
             lane[0] = tables.len() as u32;
             heads.extend(lane);
             for &block in blocks {
-                tables.push(self.pool.place(block).ok_or_else(|| unknown(block))?.page);
+                tables.push(self.pool.find(block)?.page);
             }
             slots.extend_from_slice(kept);
             slots.resize(slots.len() + stride - kept.len(), 0);
@@ -89,8 +89,4 @@ impl<G: Gpu> GpuAttention<G> {
         };
         compact.launch(&self.gpu)
     }
-}
-
-fn unknown(block: BlockId) -> DeviceError {
-    DeviceError::Limit(format!("block {block} has no page on the device: a fault of kvista's"))
 }
