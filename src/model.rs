@@ -21,6 +21,7 @@ pub mod hub;
 mod matrix;
 mod on_device;
 mod precision;
+mod repeating;
 pub mod sampler;
 mod shards;
 mod tensors;

@@ -125,13 +125,6 @@ impl Decoder {
         Self::load(config, weights, ("random".into(), String::new()), Ok)
     }
 
-    /// A decoder of weights that repeat a few random numbers: wide ones are made at the speed of a copy.
-    #[cfg(test)]
-    pub(crate) fn repeating(config: Config) -> Result<Self> {
-        let source = tests::Repeating::new(1.0 - config.arch.norm_offset);
-        Self::load(config, source, ("repeating".into(), String::new()), Ok)
-    }
-
     /// Elements of all tensors that a configuration asks for.
     #[cfg(test)]
     pub(crate) fn elements(config: &Config) -> u64 {
@@ -411,54 +404,6 @@ pub(super) mod tests {
             let (own, elements) = &self.0[name];
             assert_eq!(own.as_slice(), [len], "{name}");
             Ok(elements.clone())
-        }
-
-        fn dtype(&self) -> String {
-            "f32".into()
-        }
-
-        fn bytes(&self) -> u64 {
-            0
-        }
-    }
-
-    /// Numbers between -1 and 1 that come again and again, but never from the same one on.
-    pub(super) struct Repeating {
-        numbers: Vec<f32>,
-        next: usize,
-        norm: f32,
-    }
-
-    impl Repeating {
-        pub(super) fn new(norm: f32) -> Self {
-            let mut rng = ChaCha8Rng::seed_from_u64(9);
-            Self { numbers: (0..65_521).map(|_| rng.random_range(-1.0..1.0)).collect(), next: 0, norm }
-        }
-    }
-
-    impl Source for Repeating {
-        fn check(&self, _: &str, _: &[usize]) -> Result<()> {
-            Ok(())
-        }
-
-        fn matrix(&mut self, _: &str, shape @ [outputs, inputs]: [usize; 2]) -> Result<Matrix> {
-            let limit = (3.0 / inputs as f32).sqrt();
-            let scaled: Vec<f32> = self.numbers.iter().map(|x| x * limit).collect();
-            let mut elements = Vec::with_capacity(outputs * inputs + scaled.len());
-            elements.extend_from_slice(&scaled[self.next..]);
-            while elements.len() < outputs * inputs {
-                elements.extend_from_slice(&scaled);
-            }
-            elements.truncate(outputs * inputs);
-            self.next = (self.next + 7_919) % scaled.len();
-            Ok(Matrix::f32(elements.into(), shape))
-        }
-
-        fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
-            let is_bias = name.ends_with("bias");
-            Ok((0..len)
-                .map(|i| if is_bias { 0.1 * self.numbers[i % self.numbers.len()] } else { self.norm })
-                .collect())
         }
 
         fn dtype(&self) -> String {

@@ -75,6 +75,11 @@ impl Precision {
         (config.parameters() / self.0.block_size() as u64).saturating_mul(self.0.type_size() as u64)
     }
 
+    /// Whether it is half precision.
+    pub(super) fn is_f16(self) -> bool {
+        self.0 == GgmlDType::F16
+    }
+
     /// The same weights in this type.
     pub(super) fn apply(self, matrix: &Matrix) -> Result<Matrix> {
         match self.0 {

@@ -9,6 +9,7 @@
 
 mod accumulate;
 mod attention;
+mod bounds;
 mod codes;
 mod crush;
 mod decode;

@@ -78,7 +78,8 @@ fn cut(mut config: Config, layers: usize) -> Config {
 fn run(config: Config) {
     let vocab = config.vocab;
     let tokenizer = Tokenizer::bytes(&config).unwrap();
-    let model = Arc::new(Model::new(Decoder::repeating(config).unwrap(), tokenizer));
+    let decoder = Decoder::repeating(config, "f32".parse().unwrap()).unwrap();
+    let model = Arc::new(Model::new(decoder, tokenizer));
     let settings = Settings {
         chunk: 2,
         max_tokens: 2,
