@@ -349,7 +349,8 @@ fn cells(model: &Arc<Model>, cell: Cell, full: Option<Full>, rates: Rates, asked
                 runner.engine.tune("n", &n.to_string())?;
             }
             let times = runner.measure(asked.steps, asked.most)?;
-            let reads = cell.exempt.map_or_else(|| "full".into(), |l| format!("N = {n}, L = {l}"));
+            let again = if full.is_some() { "full, again" } else { "full" };
+            let reads = cell.exempt.map_or_else(|| again.into(), |l| format!("N = {n}, L = {l}"));
             let (line, told) = line(cell, &reads, &times, full, rates);
             println!("{line}");
             eprintln!("  {reads}: ms of a clocked step: {}", times.by_phase());
@@ -400,7 +401,9 @@ fn clock(model: &Arc<Model>, shape: Shape, asked: &Asked) {
          one in {CYCLE} clocked / nothing |\n|---|---|---|---|---|---|---|---|"
     );
     let Some(&context) = asked.contexts.first() else { return };
-    let block_size = LARGEST_BLOCK.min(context);
+    let halves = |size: &u64| context.is_multiple_of(*size) && 2 * size <= context;
+    let sizes = std::iter::successors(Some(LARGEST_BLOCK), |size| Some(size / 2).filter(|&size| size > 0));
+    let Some(block_size) = sizes.into_iter().find(halves) else { return };
     let batch = asked.budget.batch(&shape, None, context);
     for (batch, exempt) in [(batch, None), (batch, Some(1)), (1, None), (1, Some(1))] {
         if batch == 0 || !goes_on(asked) {
