@@ -261,6 +261,8 @@ impl Engine {
     pub(super) fn starve(&mut self, index: usize) -> Result<SeqStep, EngineError> {
         let before = self.cache.free_blocks();
         let decided = self.decide(index, When::EndOfPrompt)?;
+        // What was given back may be another sequence's within this step.
+        self.carry_out_on_device()?;
         if self.cache.free_blocks() == before {
             self.sequences[index].finish = Some(Finish::PoolExhausted);
         }

@@ -78,6 +78,7 @@ impl Engine {
         for (w, gathered) in work.iter().zip(gathered) {
             parts.push(self.close(w, gathered)?);
         }
+        self.carry_out_on_device()?;
         parts.sort_by_key(|p| p.seq);
         self.staged_bytes += self.copies_bytes();
         self.cache.note_copies(Tier::Device, self.staged_bytes);

@@ -65,7 +65,6 @@ impl Engine {
         work: &[Work],
         gathered: &mut [Gathered],
     ) -> Result<Stream, EngineError> {
-        self.carry_out_on_device()?;
         let fed: Vec<usize> = (0..work.len()).filter(|&i| !work[i].computed().is_empty()).collect();
         let layers = self.model.decoder.config().layers;
         let (mut positions, mut parts) = (Vec::new(), Vec::new());
@@ -123,11 +122,12 @@ impl Engine {
         Ok(())
     }
 
-    /// What was decided since the last step is done to the device's pages.
-    fn carry_out_on_device(&mut self) -> Result<(), EngineError> {
+    /// What was decided is done to the device's pages where they are there alone: after every decision, as no lane may move
+    /// together twice in one launch.
+    pub(super) fn carry_out_on_device(&mut self) -> Result<(), EngineError> {
         let ops = self.cache.take_page_ops();
         let mut ops = &ops[..];
-        let device = self.attention.resident().expect("rows stay where there is a device");
+        let Some(device) = self.attention.resident() else { return Ok(()) };
         while let Some((op, rest)) = ops.split_first() {
             ops = rest;
             match op {

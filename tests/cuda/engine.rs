@@ -176,6 +176,16 @@ fn every_kind_of_run_is_the_processors() {
         let halves = Settings { read: read.clone(), pull: pull.into(), ..batch.clone() };
         same(&halves, Rows::Stay, &format!("a batch that reads in halves: {pull}"));
     }
+    // The second chunk does not fit before a decision that is asked for out of turn.
+    let small = Settings {
+        blocks: 224,
+        blocks_given: true,
+        block_size: 4,
+        compact: 0.1,
+        policy: "h2o:budget=40".into(),
+        ..plain.clone()
+    };
+    same(&small, Rows::Stay, "a pool that is too small");
     let crowded = Settings { compact: 0.1, block_size: 4, policy: "h2o:budget=24".into(), ..plain };
     same(&crowded, Rows::Stay, "compaction");
     same(&Settings { read, batch: 2, ..crowded }, Rows::Stay, "compaction of values on the host");
