@@ -176,13 +176,14 @@ fn every_kind_of_run_is_the_processors() {
         let halves = Settings { read: read.clone(), pull: pull.into(), ..batch.clone() };
         same(&halves, Rows::Stay, &format!("a batch that reads in halves: {pull}"));
     }
-    // The second chunk does not fit before a decision that is asked for out of turn.
+    // The second chunks do not fit before decisions that are asked for out of turn; then the run goes on.
     let small = Settings {
-        blocks: 224,
+        blocks: 416,
         blocks_given: true,
+        batch: 2,
         block_size: 4,
         compact: 0.1,
-        policy: "h2o:budget=40".into(),
+        policy: "h2o:budget=24".into(),
         ..plain.clone()
     };
     same(&small, Rows::Stay, "a pool that is too small");
