@@ -313,7 +313,6 @@ impl Cache {
         let home = self.home(layer);
         let heads = self.config.shape.kv_heads;
         let width = self.config.block_size as usize;
-        let has_pages = self.has_pages;
         let sequence = self.sequences.get_mut(&seq).expect("the caller looked it up");
         let table = &mut sequence.tables[usize::from(layer)];
         let in_codes = sequence.calibration.as_ref().is_some_and(|calibration| calibration.is_done(layer));
@@ -321,7 +320,7 @@ impl Cache {
         let take = |key: Option<Head>| {
             let id = self.pool.take(key, home);
             for id in members(key, id, heads) {
-                if has_pages {
+                if self.has_pages {
                     self.pages.allocate(id, home, in_codes);
                 }
                 if in_codes {

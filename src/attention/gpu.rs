@@ -208,15 +208,15 @@ impl<G: Gpu> GpuAttention<G> {
         rows
     }
 
-    /// The latest rows out of the device's memory.
-    fn fetch_rows(&self) -> Result<Probabilities> {
-        let (heads, stride, group) = (self.shape.heads(), self.scored.row_stride, self.shape.group());
+    /// Rows `[head][stride]` over the scored slots, out of the device's memory.
+    fn fetch_rows(&self, from: Array, stride: usize) -> Result<Probabilities> {
+        let (heads, group) = (self.shape.heads(), self.shape.group());
         let mut all = vec![0.0f32; heads * stride];
-        self.gpu.download(self.rooms.rows.array(&self.gpu), bytemuck::cast_slice_mut(&mut all))?;
+        self.gpu.download(from, bytemuck::cast_slice_mut(&mut all))?;
         let mut rows = self.no_rows();
         for (lane, all) in rows.lanes_mut().iter_mut().zip(all.chunks(group * stride.max(1))) {
             let slots = lane.slots;
-            for (row, from) in lane.rows.chunks_mut(slots.max(1)).zip(all.chunks(stride)) {
+            for (row, from) in lane.rows.chunks_mut(slots.max(1)).zip(all.chunks(stride.max(1))) {
                 row.copy_from_slice(&from[..slots]);
             }
         }
@@ -348,7 +348,8 @@ impl<G: Gpu> Attention for GpuAttention<G> {
             if is_lost || self.scored.row_stride == 0 {
                 return self.no_rows();
             }
-            self.fetch_rows().unwrap_or_else(|error| {
+            let from = self.rooms.rows.array(&self.gpu);
+            self.fetch_rows(from, self.scored.row_stride).unwrap_or_else(|error| {
                 *self.fault.borrow_mut() = Some(error);
                 self.no_rows()
             })

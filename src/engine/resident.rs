@@ -10,7 +10,7 @@ use super::forward::{Gathered, common};
 use super::lanes::Lanes;
 use super::sequence::Work;
 use crate::attention::gpu::{Choice, LaneTable, LayerRows, Part, Resident, StepRows, TopRows};
-use crate::attention::{RowSink, Wants, observe};
+use crate::attention::{Attention, RowSink, Wants, observe};
 use crate::cache::{Cache, KvDtype, PageOp};
 use crate::event::{BlockId, Head, Layer, LayerTraffic, Phase, Position, ScoreLevel, SeqId, Stage};
 use crate::model::Stream;
@@ -40,7 +40,7 @@ impl Engine {
     }
 
     fn device(&mut self) -> &mut dyn Resident {
-        self.attention.resident().expect("rows stay where there is a device")
+        resident(&mut *self.attention)
     }
 
     /// Whether the phases of the step that begins are clocked: on a device, where that costs, every so many are, the first
@@ -116,7 +116,7 @@ impl Engine {
             let parts: Vec<Part<'_>> =
                 all.iter().map(|w| part(&self.cache, self.sequences[w.index].id, layer, w)).collect();
             let on_host = self.cache.config().v_on_host(layer as Layer);
-            let device = self.attention.resident().expect("rows stay where there is a device");
+            let device = resident(&mut *self.attention);
             device.fill(layer as Layer, &parts, on_host, seed as u32)?;
         }
         Ok(())
@@ -181,7 +181,7 @@ impl Engine {
             scoring: self.model.decoder.config().scoring(layer),
             values_on_host,
         };
-        let device = self.attention.resident().expect("rows stay where there is a device");
+        let device = resident(&mut *self.attention);
         device.begin_layer(&rows, &parts)?;
         drop(parts);
         self.lap_on_device(at, Phase::Append)?;
@@ -263,7 +263,7 @@ impl Engine {
             Vec::new()
         };
         let mut sinks: Vec<&mut dyn RowSink> = sinks.iter_mut().map(|sink| sink as _).collect();
-        let device = self.attention.resident().expect("rows stay where there is a device");
+        let device = resident(&mut *self.attention);
         device.prefill(part, &lanes, wants, &mut sinks)?;
         if self.timer.is_on() {
             device.mark()?;
@@ -396,6 +396,11 @@ impl Engine {
             self.staged_bytes = self.staged_bytes.max(staged_bytes);
         }
     }
+}
+
+/// The device that rows stay on.
+fn resident(attention: &mut dyn Attention) -> &mut dyn Resident {
+    attention.resident().expect("rows stay where there is a device")
 }
 
 /// What a sequence brings to a layer.

@@ -105,10 +105,15 @@ impl<G: Gpu> GpuAttention<G> {
         Union { of: top, slots: slots_of, counts, weights, dropped, list_stride: list }.launch(gpu)?;
         let mut words = vec![0u32; lengths.iter().sum()];
         gpu.download(all, bytemuck::cast_slice_mut(&mut words))?;
-        let (counts, rest) = words.split_at(lengths[0]);
-        let (asked, rest) = rest.split_at(lengths[1]);
-        let (dropped, rest) = rest.split_at(lengths[2]);
-        let (slots, weights) = rest.split_at(lengths[3]);
+        self.take_selection(split(&words, lengths), list);
+        Ok(())
+    }
+
+    /// A choice of one query, made on the device: counts of unions and of heads, masses that were dropped, slots of unions and
+    /// weights of heads, both at most `list` in a row.
+    pub(super) fn take_selection(&mut self, words: [&[u32]; 5], list: usize) {
+        let [counts, asked, dropped, slots, weights] = words;
+        let group = self.shape.group();
         let floats = |words: &[u32]| -> Vec<f32> { words.iter().map(|&word| f32::from_bits(word)).collect() };
         let per_lane = counts.iter().zip(slots.chunks(list)).zip(weights.chunks(group * list));
         let per_group = asked.chunks(group).zip(dropped.chunks(group));
@@ -120,7 +125,6 @@ impl<G: Gpu> GpuAttention<G> {
             let asked = asked.iter().map(|&n| n as usize).sum();
             lane.take(slots[..count].into(), weights, asked, &floats(dropped));
         }
-        Ok(())
     }
 
     /// A choice made on the host, from the latest probabilities.
@@ -200,4 +204,13 @@ impl<G: Gpu> GpuAttention<G> {
         weighted.launch(gpu)?;
         gpu.download(weighted.out, bytemuck::cast_slice_mut(out))
     }
+}
+
+/// Pieces of these lengths, in a row.
+pub(super) fn split<const N: usize>(mut words: &[u32], lengths: [usize; N]) -> [&[u32]; N] {
+    lengths.map(|n| {
+        let (own, rest) = words.split_at(n);
+        words = rest;
+        own
+    })
 }

@@ -334,7 +334,129 @@ impl<G: Gpu> GpuAttention<G> {
         RopeRows { rows: count, head_dim, half, array: rows, turns, angles }.launch(&self.gpu)
     }
 
-    fn take_layer(&mut self, rows: &LayerRows<'_>, parts: &[Part<'_>]) -> Result<()> {
+    /// Writes new rows to their pages; values whose home is the host in the queue of copies.
+    fn append_rows(
+        &mut self,
+        layer: usize,
+        parts: &[Part<'_>],
+        words: &Words,
+        placed: Placed,
+        home: Home,
+        [keys, values]: [Array; 2],
+    ) -> Result<Tables> {
+        let kv_heads = self.shape.kv_heads();
+        let more = places(parts, kv_heads);
+        let rows = more[0].len();
+        let [lanes, lane_of] =
+            words.patch(&self.gpu, &mut self.batch.rooms.words[layer % 2], placed, &more.concat())?;
+        let slots = lane_of.offset(4 * rows);
+        let [k, v] = self.pool.slabs(&self.gpu, home);
+        let on_host = home == Home::ValuesOnHost;
+        let (cell, block_size) = (self.pool.cell(), self.pool.block_size());
+        let append = Append {
+            cell,
+            rows,
+            head_dim: self.shape.head_dim(),
+            block_size,
+            k,
+            v,
+            keys,
+            values,
+            lane_of,
+            slots,
+            blocks: placed.blocks,
+            lanes,
+            keys_only: on_host,
+        };
+        append.launch(&self.gpu)?;
+        if on_host {
+            let ready = self.gpu.mark()?;
+            let copies = &self.batch.copies;
+            copies.after(&ready)?;
+            // The launch for keys alone, with values for keys.
+            Append { k: v, keys: values, ..append }.launch(copies)?;
+            self.batch.pushed[layer % 2] = Some(copies.mark()?);
+        }
+        let Placed { positions, blocks } = placed;
+        Ok(Tables { lanes, positions, blocks, k, v, cell, block_size })
+    }
+
+    /// Probabilities of some parts of one row each, and their output where values lie on the device.
+    fn decode_rows(
+        &mut self,
+        parts: Range<usize>,
+        stride: usize,
+        rows: Array,
+        has_values: bool,
+    ) -> Result<()> {
+        let heads = super::heads(self.shape);
+        let now = self.batch.now();
+        let (width, sequences) = (self.shape.width(), parts.len());
+        let first_row = now.parts[parts.start].first_row;
+        let (gpu, rooms) = (&self.gpu, &mut self.rooms);
+        let decode = Decode {
+            heads,
+            cell: now.tables.cell,
+            block_size: now.tables.block_size,
+            sequences,
+            slots: stride,
+            scale: self.shape.scale(),
+            bend: now.bend,
+            queries: now.q.offset(4 * first_row * width),
+            k: now.tables.k,
+            v: if has_values { now.tables.v } else { Array::NONE },
+            blocks: now.tables.blocks,
+            positions: now.tables.positions,
+            lanes: now.lanes(parts.start, heads.kv_heads),
+            read: Array::NONE,
+            read_stride: 0,
+            partial: rooms.partial.of(gpu, 4 * Decode::partial_elements(heads, sequences, stride))?,
+            max_sum: rooms.max_sum.of(gpu, 4 * Decode::max_sum_elements(heads, sequences, stride))?,
+            totals: rooms.totals.of(gpu, 8 * sequences * heads.heads)?,
+            out: if has_values { now.out.offset(4 * first_row * width) } else { Array::NONE },
+            rows,
+            row_stride: stride,
+        };
+        decode.launch(gpu)
+    }
+}
+
+impl Now {
+    /// Words of the lanes from a part on.
+    fn lanes(&self, part: usize, kv_heads: usize) -> Array {
+        self.tables.lanes.offset(4 * LANE_WORDS * part * kv_heads)
+    }
+}
+
+impl<G: Gpu> Resident for GpuAttention<G> {
+    fn copy_page(&mut self, from: BlockId, to: BlockId) -> Result<()> {
+        self.copy_block(from, to)
+    }
+
+    fn move_rows(&mut self, lanes: &[(&[BlockId], &[u32], u32)]) -> Result<()> {
+        self.move_lanes(lanes)
+    }
+
+    fn free(&mut self, blocks: &[BlockId]) {
+        self.pool.free(blocks);
+    }
+
+    fn begin_step(&mut self, step: StepRows) -> Result<()> {
+        let (heads, kv_heads) = (self.shape.heads(), self.shape.kv_heads());
+        let angles = |heads: usize| -> Vec<u32> {
+            step.positions.iter().flat_map(|&position| std::iter::repeat_n(position, heads)).collect()
+        };
+        let rooms = &mut self.batch.rooms;
+        rooms.q_angles.filled(&self.gpu, word_bytes(&angles(heads)))?;
+        rooms.k_angles.filled(&self.gpu, word_bytes(&angles(kv_heads)))?;
+        self.batch.marks.clear();
+        self.batch.pulls.clear();
+        self.batch.chosen = vec![Vec::new(); step.layers];
+        self.batch.step = step;
+        Ok(())
+    }
+
+    fn begin_layer(&mut self, rows: &LayerRows<'_>, parts: &[Part<'_>]) -> Result<()> {
         let layer = usize::from(rows.layer);
         // What the queue of copies still reads is not written over.
         if let Some(pushed) = self.batch.pushed[layer % 2].take() {
@@ -396,93 +518,7 @@ impl<G: Gpu> GpuAttention<G> {
         Ok(())
     }
 
-    /// Writes new rows to their pages; values whose home is the host in the queue of copies.
-    fn append_rows(
-        &mut self,
-        layer: usize,
-        parts: &[Part<'_>],
-        words: &Words,
-        placed: Placed,
-        home: Home,
-        [keys, values]: [Array; 2],
-    ) -> Result<Tables> {
-        let kv_heads = self.shape.kv_heads();
-        let more = places(parts, kv_heads);
-        let rows = more[0].len();
-        let [lanes, lane_of] =
-            words.patch(&self.gpu, &mut self.batch.rooms.words[layer % 2], placed, &more.concat())?;
-        let slots = lane_of.offset(4 * rows);
-        let [k, v] = self.pool.slabs(&self.gpu, home);
-        let on_host = home == Home::ValuesOnHost;
-        let (cell, block_size) = (self.pool.cell(), self.pool.block_size());
-        let append = Append {
-            cell,
-            rows,
-            head_dim: self.shape.head_dim(),
-            block_size,
-            k,
-            v,
-            keys,
-            values,
-            lane_of,
-            slots,
-            blocks: placed.blocks,
-            lanes,
-            keys_only: on_host,
-        };
-        append.launch(&self.gpu)?;
-        if on_host {
-            let ready = self.gpu.mark()?;
-            let copies = &self.batch.copies;
-            copies.after(&ready)?;
-            // The launch for keys alone, with values for keys.
-            Append { k: v, keys: values, ..append }.launch(copies)?;
-            self.batch.pushed[layer % 2] = Some(copies.mark()?);
-        }
-        let Placed { positions, blocks } = placed;
-        Ok(Tables { lanes, positions, blocks, k, v, cell, block_size })
-    }
-
-    /// Probabilities of some parts of one row each, and their output where values lie on the device.
-    fn decode_rows(
-        &mut self,
-        parts: Range<usize>,
-        stride: usize,
-        rows: Array,
-        has_values: bool,
-    ) -> Result<()> {
-        let heads = super::heads(self.shape);
-        let now = self.batch.now().clone();
-        let (width, sequences) = (self.shape.width(), parts.len());
-        let first_row = now.parts[parts.start].first_row;
-        let (gpu, rooms) = (&self.gpu, &mut self.rooms);
-        let decode = Decode {
-            heads,
-            cell: now.tables.cell,
-            block_size: now.tables.block_size,
-            sequences,
-            slots: stride,
-            scale: self.shape.scale(),
-            bend: now.bend,
-            queries: now.q.offset(4 * first_row * width),
-            k: now.tables.k,
-            v: if has_values { now.tables.v } else { Array::NONE },
-            blocks: now.tables.blocks,
-            positions: now.tables.positions,
-            lanes: now.lanes(parts.start, heads.kv_heads),
-            read: Array::NONE,
-            read_stride: 0,
-            partial: rooms.partial.of(gpu, 4 * Decode::partial_elements(heads, sequences, stride))?,
-            max_sum: rooms.max_sum.of(gpu, 4 * Decode::max_sum_elements(heads, sequences, stride))?,
-            totals: rooms.totals.of(gpu, 8 * sequences * heads.heads)?,
-            out: if has_values { now.out.offset(4 * first_row * width) } else { Array::NONE },
-            rows,
-            row_stride: stride,
-        };
-        decode.launch(gpu)
-    }
-
-    fn decode_parts(&mut self, parts: Range<usize>, keeps_rows: bool) -> Result<()> {
+    fn decode(&mut self, parts: Range<usize>, keeps_rows: bool) -> Result<()> {
         let heads = self.shape.heads();
         let now = self.batch.now();
         assert!(now.parts[parts.clone()].iter().all(|part| part.tokens == 1), "parts of one row");
@@ -501,50 +537,6 @@ impl<G: Gpu> GpuAttention<G> {
         } else {
             self.decode_rows(parts, stride, rows, true)
         }
-    }
-}
-
-impl Now {
-    /// Words of the lanes from a part on.
-    fn lanes(&self, part: usize, kv_heads: usize) -> Array {
-        self.tables.lanes.offset(4 * LANE_WORDS * part * kv_heads)
-    }
-}
-
-impl<G: Gpu> Resident for GpuAttention<G> {
-    fn copy_page(&mut self, from: BlockId, to: BlockId) -> Result<()> {
-        self.copy_block(from, to)
-    }
-
-    fn move_rows(&mut self, lanes: &[(&[BlockId], &[u32], u32)]) -> Result<()> {
-        self.move_lanes(lanes)
-    }
-
-    fn free(&mut self, blocks: &[BlockId]) {
-        self.pool.free(blocks);
-    }
-
-    fn begin_step(&mut self, step: StepRows) -> Result<()> {
-        let (heads, kv_heads) = (self.shape.heads(), self.shape.kv_heads());
-        let angles = |heads: usize| -> Vec<u32> {
-            step.positions.iter().flat_map(|&position| std::iter::repeat_n(position, heads)).collect()
-        };
-        let rooms = &mut self.batch.rooms;
-        rooms.q_angles.filled(&self.gpu, word_bytes(&angles(heads)))?;
-        rooms.k_angles.filled(&self.gpu, word_bytes(&angles(kv_heads)))?;
-        self.batch.marks.clear();
-        self.batch.pulls.clear();
-        self.batch.chosen = vec![Vec::new(); step.layers];
-        self.batch.step = step;
-        Ok(())
-    }
-
-    fn begin_layer(&mut self, rows: &LayerRows<'_>, parts: &[Part<'_>]) -> Result<()> {
-        self.take_layer(rows, parts)
-    }
-
-    fn decode(&mut self, parts: Range<usize>, keeps_rows: bool) -> Result<()> {
-        self.decode_parts(parts, keeps_rows)
     }
 
     fn prefill(

@@ -1,10 +1,11 @@
 //! A read set: what is chosen, pulled from the host while others are scored, and summed.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 
 use super::kept::{KeptLayer, from_part};
 use super::{Choice, GpuAttention, NowPart, TopRows};
-use crate::attention::Probabilities;
+use crate::attention::gpu::decode::split;
 use crate::attention::gpu::heads;
 use crate::device::gpu::{Array, Gpu, Result};
 use crate::device::launch::{GatherKept, GatherRows, KeptRows, SelectTop, Union, Weighted};
@@ -268,7 +269,7 @@ impl<G: Gpu> GpuAttention<G> {
         staged: Array,
     ) -> Result<()> {
         let heads = heads(self.shape);
-        let now = self.batch.now().clone();
+        let now = self.batch.now();
         let [counts, _, dropped, _] = choices.arrays(base, usize::from(now.layer), half.start);
         let row_bytes = now.tables.cell.row_bytes(heads.head_dim);
         let (gpu, rooms) = (&self.gpu, &self.batch.rooms);
@@ -345,57 +346,39 @@ impl<G: Gpu> GpuAttention<G> {
 
     /// The probabilities of a part of the latest decode, and its selection, as those that the backend tells.
     pub(super) fn fetch_part(&mut self, part: usize) -> Result<()> {
-        let (heads, group) = (self.shape.heads(), self.shape.group());
+        let heads = self.shape.heads();
         let now = self.batch.now();
-        let (range, stride) = now.decoded.clone();
-        let (reads, layer, slots) = (now.values_on_host, now.layer, now.parts[part].slots.clone());
-        let mut all = vec![0.0f32; heads * stride];
-        let from = self.batch.rooms.rows.array(&self.gpu).offset(4 * (part - range.start) * heads * stride);
-        self.gpu.download(from, bytemuck::cast_slice_mut(&mut all))?;
-        self.scored.slots = slots;
-        let mut rows: Probabilities = self.no_rows();
-        for (lane, all) in rows.lanes_mut().iter_mut().zip(all.chunks(group * stride.max(1))) {
-            let slots = lane.slots;
-            for (row, from) in lane.rows.chunks_mut(slots.max(1)).zip(all.chunks(stride.max(1))) {
-                row.copy_from_slice(&from[..slots]);
-            }
-        }
-        self.rows = std::cell::OnceCell::from(rows);
+        let (first, stride, layer) = (now.decoded.0.start, now.decoded.1, usize::from(now.layer));
+        let reads = now.values_on_host;
+        self.scored.slots.clone_from(&now.parts[part].slots);
+        let rows = self.batch.rooms.rows.array(&self.gpu).offset(4 * (part - first) * heads * stride);
+        self.rows = OnceCell::from(self.fetch_rows(rows, stride)?);
         if !reads {
             return Ok(());
         }
         let choices = self.choices_of_step();
-        let base = self.batch.rooms.choices.array(&self.gpu);
-        let arrays = choices.arrays(base, usize::from(layer), part);
-        let lengths = [choices.kv_heads, heads, heads, choices.kv_heads * choices.list];
-        let mut parts: Vec<Vec<u32>> = Vec::new();
-        let weights = self.batch.rooms.weights.array(&self.gpu).offset(4 * part * heads * choices.list);
-        for (array, n) in arrays.into_iter().zip(lengths).chain([(weights, heads * choices.list)]) {
-            let mut words = vec![0u32; n];
+        let list = choices.list;
+        let [counts, asked, dropped, slots] =
+            choices.arrays(self.batch.rooms.choices.array(&self.gpu), layer, part);
+        let weights = self.batch.rooms.weights.array(&self.gpu).offset(4 * part * heads * list);
+        let fetch = |(array, n): (Array, usize)| -> Result<Vec<u32>> {
+            let mut words = vec![0; n];
             self.gpu.download(array, bytemuck::cast_slice_mut(&mut words))?;
-            parts.push(words);
-        }
-        let list = choices.list.max(1);
-        for (h, lane) in self.selection.lanes.iter_mut().enumerate() {
-            let count = parts[0][h] as usize;
-            let of_group = h * group..(h + 1) * group;
-            let weights = of_group.clone().flat_map(|head| parts[4][head * list..][..count].iter());
-            let asked = parts[1][of_group.clone()].iter().map(|&n| n as usize).sum();
-            let dropped: Vec<f32> = parts[2][of_group].iter().map(|&word| f32::from_bits(word)).collect();
-            let weights = weights.map(|&word| f32::from_bits(word)).collect();
-            lane.take(parts[3][h * list..][..count].to_vec(), weights, asked, &dropped);
-        }
+            Ok(words)
+        };
+        let words: Vec<Vec<u32>> = [
+            (counts, choices.kv_heads),
+            (asked, heads),
+            (dropped, heads),
+            (slots, choices.kv_heads * list),
+            (weights, heads * list),
+        ]
+        .into_iter()
+        .map(fetch)
+        .collect::<Result<_>>()?;
+        self.take_selection(std::array::from_fn(|i| &*words[i]), list);
         Ok(())
     }
-}
-
-/// Pieces of these lengths, in a row.
-fn split<const N: usize>(mut words: &[u32], lengths: [usize; N]) -> [&[u32]; N] {
-    lengths.map(|n| {
-        let (own, rest) = words.split_at(n);
-        words = rest;
-        own
-    })
 }
 
 impl NowPart {
