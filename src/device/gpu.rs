@@ -347,17 +347,20 @@ impl<G: Gpu> Room<G> {
         Ok(self.array(gpu))
     }
 
-    /// At least `bytes`, the first `kept` of which stay what they are.
+    /// At least `bytes`, the first `kept` of which stay what they are. No more is taken than asked for: who keeps what is in
+    /// it knows by how much it grows.
     ///
     /// # Errors
     /// There is no more memory.
     pub fn grown(&mut self, gpu: &G, kept: usize, bytes: usize) -> Result<Array> {
-        if self.bytes < bytes && self.memory.is_some() {
+        if self.bytes < bytes {
             let new = self.taken(gpu, bytes)?;
-            gpu.copy(self.array(gpu), new.array(gpu), kept.min(self.bytes))?;
+            if self.memory.is_some() {
+                gpu.copy(self.array(gpu), new.array(gpu), kept.min(self.bytes))?;
+            }
             (self.memory, self.bytes) = (Some(new), bytes);
         }
-        self.of(gpu, bytes)
+        Ok(self.array(gpu))
     }
 
     /// Copies what is given into it.

@@ -240,6 +240,14 @@ fn memory_of_either_kind_is_counted_and_given_back() {
         gpu.copies().upload(array, &pattern(5, 512)).unwrap();
         drop((device, host));
         assert_eq!((gpu.used(), gpu.used_host()), (0, 0));
+        // What grows by its keeper's measure takes that and no more, the first time too.
+        let (mut device, mut host) = (Room::new("a test"), Room::on_host("a test"));
+        for bytes in [4096, 5120] {
+            device.grown(&gpu, 0, bytes).unwrap();
+            host.grown(&gpu, 0, bytes).unwrap();
+            gpu.wait().unwrap();
+            assert_eq!((gpu.used(), gpu.used_host()), (bytes, bytes));
+        }
     }
     let lost = Emulated::mortal(0);
     assert!(matches!(lost.allocate_host("a test", 1), Err(DeviceError::Call { .. })));
