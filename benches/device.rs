@@ -106,11 +106,9 @@ impl Asked {
             end: Instant::now() + Duration::from_secs_f64(60.0 * minutes),
             dry: env::var_os("KVISTA_BENCH_DRY").is_some(),
         };
-        let odd = asked.contexts.iter().find(|&&n| n == 0 || !n.is_multiple_of(asked.block_size.max(1)));
-        if let Some(odd) = odd {
-            return Err(
-                format!("a context of {odd} tokens is no whole blocks of {}", asked.block_size).into()
-            );
+        let size = asked.block_size.max(1);
+        if let Some(odd) = asked.contexts.iter().find(|&&n| n < 2 * size || !n.is_multiple_of(size)) {
+            return Err(format!("a context of {odd} tokens is no two or more whole blocks of {size}").into());
         }
         let steps = 1 + asked.n.len().max(1) * (WARM_UP + 2 * asked.steps);
         if steps as u64 >= asked.block_size {
