@@ -4,6 +4,7 @@
 mod decode;
 mod fill;
 mod patch;
+mod picture;
 mod prefill;
 mod rows;
 mod select;
@@ -12,6 +13,7 @@ mod sums;
 pub use decode::{Cell, Decode};
 pub use fill::FillRows;
 pub use patch::PatchWords;
+pub use picture::{Cells, PictureRows, TopSlots};
 pub use prefill::Softmax;
 pub use rows::{Append, CompactRows, GatherKept, GatherPages, GatherRows, KeptRows, RopeRows};
 pub use select::{SelectTop, Union, Weighted};

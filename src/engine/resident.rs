@@ -9,8 +9,8 @@ use super::core::{Engine, Observe, reading};
 use super::forward::{Gathered, common};
 use super::lanes::Lanes;
 use super::sequence::Work;
-use crate::attention::gpu::{Choice, LaneTable, LayerRows, Part, Resident, StepRows, TopRows};
-use crate::attention::{Attention, RowSink, Wants, observe};
+use crate::attention::gpu::{Choice, LaneTable, LayerRows, Part, Picture, Resident, StepRows, TopRows};
+use crate::attention::{Attention, RowSink, Wants, observe, picture_group};
 use crate::cache::{Cache, KvDtype, PageOp};
 use crate::event::{BlockId, Head, Layer, LayerTraffic, Phase, Position, ScoreLevel, SeqId, Stage};
 use crate::model::Stream;
@@ -89,6 +89,10 @@ impl Engine {
             x = self.layer_on_device(layer, &x, work, &fed, gathered)?;
         }
         self.note_choices(work, &fed, gathered)?;
+        if self.picture_level() != ScoreLevel::Off {
+            self.note_pictures(work, &fed, gathered)?;
+            self.lap_on_device(None, Phase::Probe)?;
+        }
         Ok(x)
     }
 
@@ -213,13 +217,19 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let at = Some(layer as Layer);
         let (level, needs) = (self.picture_level(), self.needs_here());
-        let looks = level != ScoreLevel::Off || needs.attention();
-        self.device().decode(first..first + fed.len(), looks)?;
+        let parts = first..first + fed.len();
+        // Who goes by the rows themselves has them here; then the picture is made of those too.
+        let looks = needs.attention();
+        self.device().decode(parts.clone(), looks || level != ScoreLevel::Off)?;
         self.lap_on_device(at, Phase::Score)?;
         if !looks {
+            if level != ScoreLevel::Off {
+                self.device().draw(level)?;
+                self.lap_on_device(at, Phase::Probe)?;
+            }
             return Ok(());
         }
-        for (part, &i) in (first..).zip(fed) {
+        for (part, &i) in parts.zip(fed) {
             self.device().look_at(part)?;
             let seq = self.sequences[work[i].index].id;
             if level != ScoreLevel::Off {
@@ -230,11 +240,30 @@ impl Engine {
                 let probabilities = self.attention.probabilities();
                 gathered[i].groups.extend(observe(level, layer as Layer, probabilities, selection, &lanes));
             }
-            if needs.attention() {
-                self.accumulate_decode(layer, &work[i]);
-            }
+            self.accumulate_decode(layer, &work[i]);
         }
         self.lap_on_device(at, if level == ScoreLevel::Off { Phase::Policy } else { Phase::Probe })
+    }
+
+    /// Takes the pictures that the device made of decode steps.
+    fn note_pictures(
+        &mut self,
+        work: &[Work],
+        fed: &[usize],
+        gathered: &mut [Gathered],
+    ) -> Result<(), EngineError> {
+        let group = self.model.decoder.config().heads / self.model.decoder.config().kv_heads;
+        for Picture { layer, part, rows } in self.device().pictures()? {
+            let i = fed[part];
+            let table = self.cache.table(self.sequences[work[i].index].id, layer);
+            let mut rows = rows.into_iter();
+            gathered[i].groups.extend((0..table.heads()).map(|head| {
+                let own = rows.by_ref().take(group).collect();
+                let first = head * group as Head;
+                picture_group(layer, head, first, own, table.lane(head).slots)
+            }));
+        }
+        Ok(())
     }
 
     fn reading(&self, layer: usize) -> super::lanes::Reading<'_> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use kvista::engine::backend::Backend;
 use kvista::engine::{Engine, EngineError, Observe, Prompt, Said};
-use kvista::event::{Eviction, Sampled, ScoreLevel, Settings, Step};
+use kvista::event::{AttentionMap, Cells, Eviction, Sampled, ScoreLevel, Settings, Step};
 use kvista::model::config::{Activation, Arch};
 use kvista::model::{Config, Decoder, Model, demo};
 use serde::Deserialize;
@@ -97,6 +97,10 @@ fn same_under(schedule: u32, model: &Arc<Model>, settings: &Settings, rows: Rows
             assert_eq!(gpu.tables, own.tables, "{what}");
             assert_eq!(gpu.resident, own.resident, "{what}");
             same_decisions(&gpu.evictions, &own.evictions, what);
+            assert_eq!(gpu.attention.is_some(), own.attention.is_some(), "{what}");
+            if let (Some(gpu), Some(own)) = (&gpu.attention, &own.attention) {
+                same_pictures(gpu, own, what);
+            }
             assert_eq!(gpu.dropped.len(), own.dropped.len(), "{what}");
             for (gpu, own) in gpu.dropped.iter().zip(&own.dropped) {
                 assert!((gpu - own).abs() < 1e-3, "{what}: {gpu} {own}");
@@ -135,6 +139,39 @@ fn same_under(schedule: u32, model: &Arc<Model>, settings: &Settings, rows: Rows
         assert_eq!((gpu.tiers[1].copies_bytes, own.tiers[1].copies_bytes), (on_host, 0), "{what}");
         if rows == Rows::OnHostToo {
             assert_eq!(gpu.tiers[0].copies_bytes, own.tiers[0].copies_bytes, "{what}");
+        }
+    }
+}
+
+/// The same rows over the same positions, cell for cell but for roundings; where the largest alone are shown, one at the
+/// edge may be another.
+fn same_pictures(gpu: &AttentionMap, own: &AttentionMap, what: &str) {
+    assert_eq!((gpu.level, gpu.query, gpu.groups.len()), (own.level, own.query, own.groups.len()), "{what}");
+    let near = |gpu: u8, own: u8| assert!(gpu.abs_diff(own) <= 4 || gpu.max(own) < 24, "{what}: {gpu} {own}");
+    for (gpu, own) in gpu.groups.iter().zip(&own.groups) {
+        assert_eq!(
+            (gpu.layer, gpu.kv_head, &gpu.positions),
+            (own.layer, own.kv_head, &own.positions),
+            "{what}"
+        );
+        for (gpu, own) in gpu.rows.iter().zip(&own.rows) {
+            assert_eq!(gpu.head, own.head, "{what}");
+            assert!((gpu.dropped - own.dropped).abs() < 5e-3, "{what}: {} {}", gpu.dropped, own.dropped);
+            match (&gpu.cells, &own.cells) {
+                (Cells::Full(gpu), Cells::Full(own)) | (Cells::Blocks(gpu), Cells::Blocks(own)) => {
+                    assert_eq!(gpu.len(), own.len(), "{what}");
+                    gpu.iter().zip(own).for_each(|(&gpu, &own)| near(gpu, own));
+                }
+                (Cells::Top(gpu), Cells::Top(own)) => {
+                    assert!(gpu.len().abs_diff(own.len()) <= 1, "{what}");
+                    let same =
+                        gpu.iter().filter_map(|(p, gpu)| own.iter().find(|o| o.0 == *p).map(|o| (*gpu, o.1)));
+                    let same: Vec<(u8, u8)> = same.collect();
+                    assert!(same.len() + 2 > own.len(), "{what}: {gpu:?} {own:?}");
+                    same.into_iter().for_each(|(gpu, own)| near(gpu, own));
+                }
+                other => panic!("{what}: {other:?}"),
+            }
         }
     }
 }
@@ -234,6 +271,15 @@ fn policies_decide_as_on_the_processor() {
             ..Settings::default()
         };
         same(&settings, Rows::Stay, &format!("{policy} {read} {kv_dtype}"));
+    }
+    for (scores, policy, read) in [
+        (ScoreLevel::Blocks, "h2o:budget=40", ""),
+        (ScoreLevel::Top(5), "tova:budget=40", ""),
+        (ScoreLevel::Top(5), "full", "kcache:n=12,l=1"),
+        (ScoreLevel::Blocks, "full", "kcache:n=12,l=1"),
+    ] {
+        let settings = Settings { scores, policy: policy.into(), read: read.into(), ..Settings::default() };
+        same(&settings, Rows::Stay, &format!("{policy} {read} {scores}"));
     }
     let batch =
         Settings { policy: "h2o:budget=40".into(), batch: 3, temperature: 0.8, ..Settings::default() };

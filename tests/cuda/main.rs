@@ -24,6 +24,7 @@ mod launches;
 mod measured;
 mod moves;
 mod pages;
+mod picture;
 mod prefill;
 mod queues;
 mod scene;

@@ -8,6 +8,7 @@
 mod chunk;
 mod kept;
 mod moves;
+mod picture;
 mod pull;
 mod sums;
 
@@ -16,6 +17,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 
 use kept::KeptLayer;
+use picture::Pictures;
 use sums::LayerSums;
 
 use super::pages::Home;
@@ -25,8 +27,9 @@ use super::{GpuAttention, word_bytes};
 use crate::attention::{HeadLane, Rope, RowSink, Scoring, Wants};
 use crate::device::gpu::{Array, Gpu, Result, Room};
 use crate::device::launch::{Append, Bend, Decode, FillRows, LANE_WORDS, RopeRows};
-use crate::event::{BlockId, Layer, Position, SeqId};
+use crate::event::{BlockId, Layer, Position, ScoreLevel, SeqId};
 
+pub use picture::Picture;
 pub use pull::{Pull, PullTime};
 pub use sums::{Answer, KeptSums, Lost, Question};
 
@@ -162,6 +165,13 @@ pub trait Resident {
     /// tells.
     fn look_at(&mut self, part: usize) -> Result<()>;
 
+    /// Makes the attention picture of the latest [`decode`](Self::decode), whose rows were kept. There is no look at them
+    /// after that.
+    fn draw(&mut self, level: ScoreLevel) -> Result<()>;
+
+    /// The pictures of the step, layers ascending.
+    fn pictures(&mut self) -> Result<Vec<Picture>>;
+
     /// What the sums of the latest step say, per question and part. No slot of these parts has changed since that the tables
     /// do not tell of.
     fn ask(&mut self, questions: &[Question<'_>]) -> Result<Vec<Vec<Answer>>>;
@@ -209,6 +219,7 @@ pub(super) struct Batch<G: Gpu> {
     chosen: Vec<Vec<(Range<usize>, bool)>>,
     /// By layer.
     sums: Vec<LayerSums<G>>,
+    pictures: Pictures<G>,
 }
 
 struct BatchRooms<G: Gpu> {
@@ -294,6 +305,7 @@ impl<G: Gpu> Batch<G> {
             pulls: Vec::new(),
             chosen: Vec::new(),
             sums: Vec::new(),
+            pictures: Pictures::new(),
         }
     }
 
@@ -476,6 +488,7 @@ impl<G: Gpu> Resident for GpuAttention<G> {
         rooms.k_angles.filled(&self.gpu, word_bytes(&angles(kv_heads)))?;
         self.batch.marks.clear();
         self.batch.pulls.clear();
+        self.batch.pictures.begin();
         self.batch.chosen = vec![Vec::new(); step.layers];
         self.batch.step = step;
         Ok(())
@@ -584,6 +597,14 @@ impl<G: Gpu> Resident for GpuAttention<G> {
 
     fn look_at(&mut self, part: usize) -> Result<()> {
         self.fetch_part(part)
+    }
+
+    fn draw(&mut self, level: ScoreLevel) -> Result<()> {
+        self.draw_decoded(level)
+    }
+
+    fn pictures(&mut self) -> Result<Vec<Picture>> {
+        self.fetch_pictures()
     }
 
     fn ask(&mut self, questions: &[Question<'_>]) -> Result<Vec<Vec<Answer>>> {

@@ -42,12 +42,12 @@ struct Staged {
 
 /// The arrays of a layer's choices, each of all parts of the step.
 #[derive(Clone, Copy)]
-struct Choices {
+pub(super) struct Choices {
     parts: usize,
-    heads: usize,
+    pub(super) heads: usize,
     kv_heads: usize,
     /// Most rows of a union.
-    list: usize,
+    pub(super) list: usize,
 }
 
 impl Choices {
@@ -62,7 +62,7 @@ impl Choices {
     }
 
     /// The four arrays from a part on.
-    fn arrays(self, base: Array, layer: usize, part: usize) -> [Array; 4] {
+    pub(super) fn arrays(self, base: Array, layer: usize, part: usize) -> [Array; 4] {
         let per_part = [self.kv_heads, self.heads, self.heads, self.kv_heads * self.list];
         let mut at = layer * self.words();
         let mut arrays = [base; 4];
@@ -75,7 +75,7 @@ impl Choices {
 }
 
 impl<G: Gpu> GpuAttention<G> {
-    fn choices_of_step(&self) -> Choices {
+    pub(super) fn choices_of_step(&self) -> Choices {
         let step = &self.batch.step;
         let slots = step.positions.iter().max().map_or(0, |&last| last as usize + 1);
         let n = step.read.map_or(0, |read| read.n);
@@ -165,6 +165,8 @@ impl<G: Gpu> GpuAttention<G> {
             slots: stride,
             marks: self.rooms.marks.of(&self.gpu, 4 * words)?,
             counts: asked,
+            list: Array::NONE,
+            list_stride: 0,
             rows,
             row_stride: stride,
             positions,
