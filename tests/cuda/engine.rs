@@ -168,7 +168,9 @@ fn same_pictures(gpu: &AttentionMap, own: &AttentionMap, what: &str) {
                         gpu.iter().filter_map(|(p, gpu)| own.iter().find(|o| o.0 == *p).map(|o| (*gpu, o.1)));
                     let same: Vec<(u8, u8)> = same.collect();
                     assert!(same.len() + 2 > own.len(), "{what}: {gpu:?} {own:?}");
-                    same.into_iter().for_each(|(gpu, own)| near(gpu, own));
+                    for (gpu, own) in same {
+                        near(gpu, own);
+                    }
                 }
                 other => panic!("{what}: {other:?}"),
             }
