@@ -2,6 +2,7 @@
 //! header states. Shapes and meanings are told there.
 
 mod decode;
+mod errors;
 mod fill;
 mod patch;
 mod prefill;
@@ -9,6 +10,7 @@ mod rows;
 mod select;
 
 pub use decode::{Cell, Decode};
+pub use errors::CodingErrors;
 pub use fill::FillRows;
 pub use patch::PatchWords;
 pub use prefill::{Accumulate, Softmax};
