@@ -6,6 +6,7 @@
 //! half is scored, in a prefill a layer's values go and come while its scores are made.
 
 mod chunk;
+mod errors;
 mod kept;
 mod moves;
 mod pull;
@@ -14,6 +15,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
+use errors::Errors;
 use kept::KeptLayer;
 
 use super::pages::Home;
@@ -25,6 +27,7 @@ use crate::device::gpu::{Array, Gpu, Result, Room};
 use crate::device::launch::{Append, Bend, Decode, FillRows, LANE_WORDS, RopeRows};
 use crate::event::{BlockId, Layer, Position, SeqId};
 
+pub use errors::LayerErrors;
 pub use pull::{Pull, PullTime};
 
 /// One lane of slots: of all KV heads while they agree, else of one.
@@ -81,6 +84,8 @@ pub struct StepRows {
     pub read: Option<TopRows>,
     /// Whether the device is to be clocked.
     pub clocked: bool,
+    /// Whether it is measured how far rows are off in their codes.
+    pub measured: bool,
 }
 
 /// A layer's new rows, before rotation, and how they are attended.
@@ -160,6 +165,9 @@ pub trait Resident {
     /// What was chosen in the step's decode parts, `[layer][part]`; nothing for a layer that read everything.
     fn choices(&mut self) -> Result<Vec<Vec<Choice>>>;
 
+    /// How far the rows of the step are off in their codes, where that is measured, per layer.
+    fn errors(&mut self, with_channels: bool) -> Result<Vec<LayerErrors>>;
+
     /// Where the step is clocked, notes how far the device has come.
     fn mark(&mut self) -> Result<()>;
 
@@ -198,6 +206,7 @@ pub(super) struct Batch<G: Gpu> {
     pulls: Vec<(Layer, [G::Mark; 4])>,
     /// Per layer, the parts whose choices were made in this step, and whether rows of the last were at hand.
     chosen: Vec<Vec<(Range<usize>, bool)>>,
+    errors: Errors<G>,
 }
 
 struct BatchRooms<G: Gpu> {
@@ -253,6 +262,7 @@ impl<G: Gpu> Batch<G> {
                 layers: 0,
                 read: None,
                 clocked: false,
+                measured: false,
             },
             now: None,
             rooms: BatchRooms {
@@ -275,6 +285,7 @@ impl<G: Gpu> Batch<G> {
             kept: Vec::new(),
             pulls: Vec::new(),
             chosen: Vec::new(),
+            errors: Errors::new(),
         }
     }
 
@@ -483,6 +494,9 @@ impl<G: Gpu> Resident for GpuAttention<G> {
         let v = self.batch.rooms.v[layer % 2].of(&self.gpu, 4 * n * kv_heads * d)?;
         self.gpu.read_tensor(rows.v, v)?;
         let tables = self.append_rows(layer, parts, &words, placed, home, [k, v])?;
+        if self.batch.step.measured {
+            self.measure_rows(layer, [k, v])?;
+        }
         let mut first_row = 0;
         let now_parts = parts
             .iter()
@@ -560,6 +574,10 @@ impl<G: Gpu> Resident for GpuAttention<G> {
 
     fn choices(&mut self) -> Result<Vec<Vec<Choice>>> {
         self.fetch_choices()
+    }
+
+    fn errors(&mut self, with_channels: bool) -> Result<Vec<LayerErrors>> {
+        self.fetch_errors(with_channels)
     }
 
     fn mark(&mut self) -> Result<()> {
