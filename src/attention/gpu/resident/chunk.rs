@@ -44,6 +44,7 @@ impl<G: Gpu> GpuAttention<G> {
             values_made,
             lanes: tables.lanes,
             positions: tables.positions,
+            sums: self.sums_of(part),
         };
         self.attend_chunk(&chunk, lanes, wants, sinks).map(|_| ())
     }
