@@ -142,7 +142,10 @@ impl Cache {
     /// # Panics
     /// Rows go into codes later, or blocks may be sent to the host: then the cache itself has to read them.
     pub fn without_pages(config: CacheConfig) -> Result<Self, CacheError> {
-        assert!(!config.dtype.goes_into_codes_later() && !config.far_blocks, "rows and pages that stay as they are");
+        assert!(
+            !config.dtype.goes_into_codes_later() && !config.far_blocks,
+            "rows and pages that stay as they are"
+        );
         Ok(Self { has_pages: false, changes: Changes::of_ops(), ..Self::new(config)? })
     }
 
