@@ -2,6 +2,7 @@
 //! header states. Shapes and meanings are told there.
 
 mod decode;
+mod errors;
 mod fill;
 mod patch;
 mod picture;
@@ -11,6 +12,7 @@ mod select;
 mod sums;
 
 pub use decode::{Cell, Decode};
+pub use errors::CodingErrors;
 pub use fill::FillRows;
 pub use patch::PatchWords;
 pub use picture::{Cells, PictureRows, TopSlots};

@@ -52,6 +52,9 @@ impl Engine {
             };
             self.judge(&x, work)?;
             self.draw(&x, work, &mut gathered)?;
+            if self.rows_stay() {
+                self.note_errors(computed)?;
+            }
             self.settle_laps()?;
         }
         self.conclude(work, gathered, idle)

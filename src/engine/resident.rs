@@ -9,7 +9,9 @@ use super::core::{Engine, Observe, reading};
 use super::forward::{Gathered, common};
 use super::lanes::Lanes;
 use super::sequence::Work;
-use crate::attention::gpu::{Choice, LaneTable, LayerRows, Part, Picture, Resident, StepRows, TopRows};
+use crate::attention::gpu::{
+    Choice, LaneTable, LayerErrors, LayerRows, Part, Picture, Resident, StepRows, TopRows,
+};
 use crate::attention::{Attention, RowSink, Wants, observe, picture_group};
 use crate::cache::{Cache, KvDtype, PageOp};
 use crate::event::{BlockId, Head, Layer, LayerTraffic, Phase, Position, ScoreLevel, SeqId, Stage};
@@ -29,8 +31,7 @@ pub(super) fn may_stay(
 ) -> bool {
     let reads_rows = needs.keys || needs.values || needs.queries.is_some() || merge.is_some();
     let by_rows = read.is_none_or(|read| matches!(read.rule(), ReadRule::Kcache(_)));
-    let exact = matches!(dtype, KvDtype::F32 | KvDtype::F16);
-    exact && by_rows && !reads_rows && policy.rope() == Rope::Post
+    !dtype.goes_into_codes_later() && by_rows && !reads_rows && policy.rope() == Rope::Post
 }
 
 impl Engine {
@@ -80,7 +81,9 @@ impl Engine {
             _ => None,
         };
         let (sums, clocked) = (self.kept_sums(), self.timer.is_on());
-        self.device().begin_step(StepRows { positions, parts, layers, read, sums, clocked })?;
+        let measured = self.observe != Observe::Off && self.cache.config().dtype.is_coded();
+        let step = StepRows { positions, parts, layers, read, sums, clocked, measured };
+        self.device().begin_step(step)?;
         self.laps.clear();
         self.device().mark()?;
         let mut x = self.arithmetic.embed(&self.model.decoder, ids)?;
@@ -353,6 +356,17 @@ impl Engine {
             self.timer.shift(Some(pull.layer), Phase::Score, Phase::VPull, pull.stall_ns);
         }
         self.timer.skip();
+        Ok(())
+    }
+
+    /// Notes how far the rows of this step's tokens are off in their codes.
+    pub(super) fn note_errors(&mut self, tokens: usize) -> Result<(), EngineError> {
+        let with_channels = self.cache.tells_channels(tokens);
+        for (layer, LayerErrors { k, v, k_channels }) in
+            self.device().errors(with_channels)?.into_iter().enumerate()
+        {
+            self.cache.note_coding(layer as Layer, [k, v], &k_channels)?;
+        }
         Ok(())
     }
 

@@ -16,6 +16,7 @@ mod decode;
 mod device;
 mod emulated;
 mod engine;
+mod errors;
 mod fill;
 #[expect(dead_code, reason = "benches/kernels.rs measures with the rest")]
 mod gpu;

@@ -6,6 +6,7 @@
 //! half is scored, in a prefill a layer's values go and come while its scores are made.
 
 mod chunk;
+mod errors;
 mod kept;
 mod moves;
 mod picture;
@@ -16,6 +17,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
+use errors::Errors;
 use kept::KeptLayer;
 use picture::Pictures;
 use sums::LayerSums;
@@ -29,6 +31,7 @@ use crate::device::gpu::{Array, Gpu, Result, Room};
 use crate::device::launch::{Append, Bend, Decode, FillRows, LANE_WORDS, RopeRows};
 use crate::event::{BlockId, Layer, Position, ScoreLevel, SeqId};
 
+pub use errors::LayerErrors;
 pub use picture::Picture;
 pub use pull::{Pull, PullTime};
 pub use sums::{Answer, KeptSums, Lost, Question};
@@ -89,6 +92,8 @@ pub struct StepRows {
     pub sums: Option<KeptSums>,
     /// Whether the device is to be clocked.
     pub clocked: bool,
+    /// Whether it is measured how far rows are off in their codes.
+    pub measured: bool,
 }
 
 /// A layer's new rows, before rotation, and how they are attended.
@@ -179,6 +184,9 @@ pub trait Resident {
     /// What was chosen in the step's decode parts, `[layer][part]`; nothing for a layer that read everything.
     fn choices(&mut self) -> Result<Vec<Vec<Choice>>>;
 
+    /// How far the rows of the step are off in their codes, where that is measured, per layer.
+    fn errors(&mut self, with_channels: bool) -> Result<Vec<LayerErrors>>;
+
     /// Where the step is clocked, notes how far the device has come.
     fn mark(&mut self) -> Result<()>;
 
@@ -217,6 +225,7 @@ pub(super) struct Batch<G: Gpu> {
     pulls: Vec<(Layer, [G::Mark; 4])>,
     /// Per layer, the parts whose choices were made in this step, and whether rows of the last were at hand.
     chosen: Vec<Vec<(Range<usize>, bool)>>,
+    errors: Errors<G>,
     /// By layer.
     sums: Vec<LayerSums<G>>,
     pictures: Pictures<G>,
@@ -280,6 +289,7 @@ impl<G: Gpu> Batch<G> {
                 read: None,
                 sums: None,
                 clocked: false,
+                measured: false,
             },
             now: None,
             rooms: BatchRooms {
@@ -304,6 +314,7 @@ impl<G: Gpu> Batch<G> {
             kept: Vec::new(),
             pulls: Vec::new(),
             chosen: Vec::new(),
+            errors: Errors::new(),
             sums: Vec::new(),
             pictures: Pictures::new(),
         }
@@ -522,6 +533,9 @@ impl<G: Gpu> Resident for GpuAttention<G> {
         let v = self.batch.rooms.v[layer % 2].of(&self.gpu, 4 * n * kv_heads * d)?;
         self.gpu.read_tensor(rows.v, v)?;
         let (tables, owners) = self.append_rows(layer, parts, &words, placed, home, [k, v])?;
+        if self.batch.step.measured {
+            self.measure_rows(layer, [k, v])?;
+        }
         let mut first_row = 0;
         let now_parts = parts
             .iter()
@@ -613,6 +627,10 @@ impl<G: Gpu> Resident for GpuAttention<G> {
 
     fn choices(&mut self) -> Result<Vec<Vec<Choice>>> {
         self.fetch_choices()
+    }
+
+    fn errors(&mut self, with_channels: bool) -> Result<Vec<LayerErrors>> {
+        self.fetch_errors(with_channels)
     }
 
     fn mark(&mut self) -> Result<()> {
