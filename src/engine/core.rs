@@ -6,7 +6,7 @@ use super::backend::Backend;
 use super::decide::Decided;
 use super::lanes::{Reading, Staging};
 use super::memory::LayerMemory;
-use super::resident::may_stay;
+use super::resident::{may_stay, reserve_pool};
 use super::sequence::{Script, Sequence, Work};
 use super::setup::{Plan, check_kept, pull};
 use super::shadow::Shadow;
@@ -162,6 +162,11 @@ impl Engine {
         if pages == Pages::OnHost && attention.copies().is_some() {
             cache.follow();
         }
+            if s.blocks_given {
+                let tokens = (plan.prompt_ids.len() as u64 + u64::from(s.max_tokens))
+                    .min(model.decoder.card().context.into());
+                reserve_pool(device, cache.config(), tokens, s.batch)?;
+            }
         let site = |seed, lane: usize| Site {
             seed,
             layer: (lane / kv_heads) as Layer,

@@ -15,17 +15,17 @@ use crate::device::backend;
 use crate::emulated::{self, Emulated};
 
 #[derive(Deserialize)]
-struct Golden {
-    prompt_text: String,
+pub(crate) struct Golden {
+    pub(crate) prompt_text: String,
     greedy_ids: Vec<u32>,
 }
 
-fn golden() -> (Arc<Model>, Golden) {
+pub(crate) fn golden() -> (Arc<Model>, Golden) {
     let golden = serde_json::from_str(include_str!("../../src/model/demo/golden.json")).unwrap();
     (Arc::new(demo::load().unwrap()), golden)
 }
 
-fn on_gpu(model: &Arc<Model>, settings: &Settings, prompt: &Prompt, schedule: u32) -> Engine {
+pub(crate) fn on_gpu(model: &Arc<Model>, settings: &Settings, prompt: &Prompt, schedule: u32) -> Engine {
     let settings = Settings { device: "cuda:0".into(), ..settings.clone() };
     Engine::on(backend(schedule), Arc::clone(model), &settings, prompt).unwrap()
 }

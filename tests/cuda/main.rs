@@ -23,6 +23,7 @@ mod host;
 mod launches;
 mod measured;
 mod moves;
+mod memory;
 mod pages;
 mod prefill;
 mod queues;
