@@ -79,7 +79,7 @@ pub struct Engine {
     /// Attention pictures left out so far.
     pub(super) dropped: u64,
     pub(super) staging: Vec<Staging>,
-    /// Per layer, the share of its pulls that was waited for in the newest step that a device was clocked in.
+    /// Per layer, the share of its copies that was waited for in the newest step that a device was clocked in.
     pub(super) exposed: Vec<f64>,
     /// Most bytes staged at once in the present step.
     pub(super) staged_bytes: u64,

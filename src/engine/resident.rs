@@ -337,7 +337,9 @@ impl Engine {
             let layer = usize::from(pull.layer);
             self.traffic[layer].copy_ns = pull.copy_ns;
             self.exposed.resize(self.traffic.len(), 1.0);
-            self.exposed[layer] = (pull.stall_ns as f64 / pull.copy_ns.max(1) as f64).min(1.0);
+            // A chunk's values come back behind those that go, so either may be waited for.
+            let copied_ns = (pull.push_ns + pull.copy_ns).max(1);
+            self.exposed[layer] = (pull.stall_ns as f64 / copied_ns as f64).min(1.0);
             // The wait for rows is in the time of the scores.
             self.timer.shift(Some(pull.layer), Phase::Score, Phase::VPull, pull.stall_ns);
         }

@@ -131,7 +131,7 @@ impl Latency {
     }
 
     pub(super) fn fold(&mut self, step: &Step, seqs: &[SeqState]) {
-        let prefill = step.seqs.iter().any(|s| s.stage == Stage::Prefill);
+        let prefill = step.stage() == Stage::Prefill;
         if prefill {
             self.prefill.fold(step);
         } else {

@@ -30,7 +30,7 @@ pub(crate) fn on_gpu(model: &Arc<Model>, settings: &Settings, prompt: &Prompt, s
     Engine::on(backend(schedule), Arc::clone(model), &settings, prompt).unwrap()
 }
 
-fn steps(mut engine: Engine) -> Vec<Step> {
+pub(crate) fn steps(mut engine: Engine) -> Vec<Step> {
     let mut steps = Vec::new();
     while let Some(step) = engine.step().unwrap() {
         steps.push(step);

@@ -10,6 +10,7 @@
 mod accumulate;
 mod attention;
 mod bounds;
+mod clocked;
 mod codes;
 mod crush;
 mod decode;

@@ -25,6 +25,7 @@ use crate::device::gpu::{Array, Gpu, Result, Room};
 use crate::device::launch::{Append, Bend, Decode, FillRows, LANE_WORDS, RopeRows};
 use crate::event::{BlockId, Layer, Position, SeqId};
 
+pub(super) use pull::Pulled;
 pub use pull::{Pull, PullTime};
 
 /// One lane of slots: of all KV heads while they agree, else of one.
@@ -196,6 +197,8 @@ pub(super) struct Batch<G: Gpu> {
     kept: Vec<KeptLayer<G>>,
     /// Clocked pulls: layer, begin and end in the queue of copies, begin and end of the wait for them.
     pulls: Vec<(Layer, [G::Mark; 4])>,
+    /// Clocked pushes: layer, begin and end in the queue of copies.
+    pushes: Vec<(Layer, [G::Mark; 2])>,
     /// Per layer, the parts whose choices were made in this step, and whether rows of the last were at hand.
     chosen: Vec<Vec<(Range<usize>, bool)>>,
 }
@@ -274,6 +277,7 @@ impl<G: Gpu> Batch<G> {
             keeps: false,
             kept: Vec::new(),
             pulls: Vec::new(),
+            pushes: Vec::new(),
             chosen: Vec::new(),
         }
     }
@@ -373,9 +377,13 @@ impl<G: Gpu> GpuAttention<G> {
             let ready = self.gpu.mark()?;
             let copies = &self.batch.copies;
             copies.after(&ready)?;
+            let begun = self.clocked_copies()?;
             // The launch for keys alone, with values for keys.
             Append { k: v, keys: values, ..append }.launch(copies)?;
             self.batch.pushed[layer % 2] = Some(copies.mark()?);
+            if let Some(begun) = begun {
+                self.batch.pushes.push((layer as Layer, [begun, self.batch.copies.mark()?]));
+            }
         }
         let Placed { positions, blocks } = placed;
         Ok(Tables { lanes, positions, blocks, k, v, cell, block_size })
@@ -451,6 +459,7 @@ impl<G: Gpu> Resident for GpuAttention<G> {
         rooms.k_angles.filled(&self.gpu, word_bytes(&angles(kv_heads)))?;
         self.batch.marks.clear();
         self.batch.pulls.clear();
+        self.batch.pushes.clear();
         self.batch.chosen = vec![Vec::new(); step.layers];
         self.batch.step = step;
         Ok(())
