@@ -160,6 +160,13 @@ impl Latency {
         }
     }
 
+    /// What the times of phases and of copies are, both stages together.
+    pub fn timing(&self) -> Provenance {
+        let all_clocked =
+            [&self.prefill, &self.decode].map(PhaseHistograms::timing) == [Provenance::Measured; 2];
+        if all_clocked { Provenance::Measured } else { Provenance::Sampled }
+    }
+
     /// Generated tokens per second of decode time, all sequences together; `None` before the first. Derived:
     /// tokens sampled in decode steps / their duration.
     pub fn tokens_per_s(&self) -> Option<f64> {
