@@ -17,9 +17,7 @@ use crate::model::{self, Config, Drawn, Qkv, Sampler, Stream};
 use crate::policy::{Kcache, ReadRule, ReadSet, When};
 use crate::probe::PhaseTimer;
 
-/// Full rows come in pictures of so many bytes a second at most, where a device makes them; from then on each is cut off
-/// after its largest probabilities, and says so.
-const MOST_ROW_BYTES_PER_S: u128 = 50_000_000;
+/// What is left of full rows where a device makes too many: [`Engine::thin_rows_above`].
 const THIN_ROWS: ScoreLevel = ScoreLevel::Top(64);
 
 /// Logits from which the draws of a batch are shared out over threads: fewer are drawn from before others are awake.
@@ -112,7 +110,7 @@ impl Engine {
         let time = self.timer.finish();
         step.outer_ns = *self.timer.outer();
         (step.start_ns, step.wall_ns, step.probe.ns) = (time.start_ns, time.wall_ns, time.probe_ns);
-        self.thins_rows |= self.rows_stay() && row_bytes_per_s(&step) > MOST_ROW_BYTES_PER_S;
+        self.thins_rows |= self.rows_stay() && row_bytes_per_s(&step) > self.most_row_bytes_per_s.into();
         Ok(step)
     }
 

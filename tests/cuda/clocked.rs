@@ -1,7 +1,9 @@
-//! What a run on a device tells of itself: how long copies took and were waited for.
+//! What a run on a device tells of itself: how long copies took and were waited for, and which rows it draws whole.
 
-use kvista::engine::Prompt;
-use kvista::event::{LayerTraffic, Phase, Provenance, Settings, Stage, Step};
+use std::sync::Arc;
+
+use kvista::engine::{Engine, Prompt};
+use kvista::event::{Cells, LayerTraffic, Phase, Provenance, ScoreLevel, Settings, Stage, Step};
 
 use crate::device::is_real;
 use crate::emulated;
@@ -68,5 +70,52 @@ fn copies_are_clocked_and_what_is_waited_for_is_their_measured_share() {
             let least = shares[1..].iter().copied().fold(1.0, f64::min);
             assert!(if schedule == 0 { least == 1.0 } else { least < 0.5 }, "{schedule}: {shares:?}");
         }
+    }
+}
+
+/// Full rows of a device are thinned from a rate on, and say so; those of a processor never are.
+#[test]
+fn full_rows_of_a_device_are_thinned_where_they_are_too_many() {
+    if !emulated::is_there() {
+        return;
+    }
+    let (model, _) = golden();
+    let settings = Settings {
+        scores: ScoreLevel::Full,
+        chunk: 32,
+        max_tokens: 3,
+        ignore_eos: true,
+        ..Settings::default()
+    };
+    let prompt = prompt(260);
+    let on_cpu = || Engine::new(Arc::clone(&model), &settings, &prompt).unwrap();
+    let levels = |mut engine: Engine, most: Option<u64>| -> Vec<ScoreLevel> {
+        if let Some(most) = most {
+            engine.thin_rows_above(most);
+        }
+        let told = steps(engine).into_iter().map(|step| {
+            let map = step.seqs[0].attention.as_ref().expect("a picture");
+            for row in map.groups.iter().flat_map(|group| &group.rows) {
+                match (&row.cells, map.level) {
+                    (Cells::Full(cells), ScoreLevel::Full) => assert!(!cells.is_empty()),
+                    (Cells::Top(cells), ScoreLevel::Top(64)) => assert!((1..=64).contains(&cells.len())),
+                    (cells, level) => panic!("{cells:?} at {level:?}"),
+                }
+            }
+            map.level
+        });
+        told.collect()
+    };
+    let thinned = levels(on_gpu(&model, &settings, &prompt, 0), Some(0));
+    assert_eq!(thinned[0], ScoreLevel::Full, "how many they are is known after the first");
+    assert!(
+        thinned.len() > 3 && thinned[1..].iter().all(|&level| level == ScoreLevel::Top(64)),
+        "{thinned:?}"
+    );
+    assert!(levels(on_cpu(), Some(0)).iter().all(|&level| level == ScoreLevel::Full));
+    if !is_real() {
+        // An emulation is slow.
+        let whole = levels(on_gpu(&model, &settings, &prompt, 0), None);
+        assert!(whole.iter().all(|&level| level == ScoreLevel::Full), "{whole:?}");
     }
 }
