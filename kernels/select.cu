@@ -11,9 +11,9 @@
 //   the mass that each head did not ask for.
 // select_keep: grid (kv_heads, sequences). Who stays of scores [sequence][kv_head][score_stride]: positions below `sinks`
 //   and the `recent` newest whatever their score, sinks first where both do not fit, then the highest; ties go to the later
-//   slot, NaN is the lowest. Exactly `budget` stay, or everybody where there are no more. marks of who stays, victims
-//   [sequence][kv_head][list_stride], counts of victims, cutoffs [sequence][kv_head]: the lowest score that stayed of those
-//   that competed, NaN where nobody did.
+//   slot, NaN is the lowest. Exactly `budget` stay, or everybody where there are no more. marks of who stays or null,
+//   victims and their scores, lost, [sequence][kv_head][list_stride], counts of victims, cutoffs [sequence][kv_head]: the
+//   lowest score that stayed of those that competed, NaN where nobody did. A grid of one head decides for the first.
 // select_upper: grid (kv_heads, sequences). Marks the upper half, rounded down, of the scores of live slots from .. to
 //   ([sequence][kv_head] each); ties go to the later slot (KVCrush's bits, arXiv 2503.00022).
 // select_pages: grid (heads, sequences). Of pages of `page` slots the last, and of the others the `n` of largest uppers
@@ -126,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
 KV_EXPORT(select_union)
 
 extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
-    select_keep(unsigned* marks, unsigned* victims, unsigned* counts, float* cutoffs, const float* scores,
+    select_keep(unsigned* marks, unsigned* victims, float* lost, unsigned* counts, float* cutoffs, const float* scores,
                 const unsigned* positions, const unsigned* lanes, int kv_heads, int score_stride, int word_stride,
                 int list_stride, unsigned budget, unsigned sinks, unsigned recent) {
   KV_SELECT_SHARED(shared);
@@ -164,21 +164,25 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
   const Score item = {scores + of_lane * score_stride, own, min(bounds[0], bounds[1]), bounds[1]};
   const unsigned places = everybody ? 0 : budget - early - newest;
   const Cut cut = cut_of(item, lane.slots, places, shared);
-  unsigned lost = 0, lowest = 0xffffffffu;
+  unsigned listed = 0, lowest = 0xffffffffu;
   each_chosen<true>(item, cut, lane.slots, shared, [&](unsigned slot, bool is_chosen) {
     const bool is_live = slot < lane.slots && own[slot] != HOLE;
     const bool competes = is_live && slot >= item.from && slot < item.to;
     const bool stays = is_live && (everybody || !competes || is_chosen);
-    mark(marks + of_lane * word_stride, slot, stays);
+    if (marks != nullptr) mark(marks + of_lane * word_stride, slot, stays);
     if (is_chosen) lowest = min(lowest, key_of_score(item.row[slot]));
     const bool goes = is_live && !stays;
     const Rank rank = rank_in_block(goes, shared);
-    if (goes) victims[of_lane * list_stride + lost + rank.before] = slot;
-    lost += rank.all;
+    if (goes) {
+      const size_t at = of_lane * list_stride + listed + rank.before;
+      victims[at] = slot;
+      lost[at] = score_of_key(key_of_score(item.row[slot]));
+    }
+    listed += rank.all;
   });
   lowest = block_reduce<SELECT_WARPS>(lowest, shared.warps, Min{});
   if (tid == 0) {
-    counts[of_lane] = lost;
+    counts[of_lane] = listed;
     cutoffs[of_lane] = places == 0 ? __int_as_float(0x7fc00000) : score_of_key(lowest);
   }
 }

@@ -46,6 +46,7 @@ mod resident;
 mod sequence;
 mod setup;
 mod shadow;
+mod sums;
 mod teacher;
 mod trunk;
 mod turns;

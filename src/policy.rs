@@ -69,7 +69,7 @@ mod snapkv;
 mod streaming;
 mod tova;
 
-pub use accumulate::{Accumulators, Needs, QueryMoments, Site};
+pub use accumulate::{Accumulators, Needs, QueryMoments, Site, SumKind};
 pub use infllm::Infllm;
 pub use inputs::{HeadInputs, Moment, TokenClass, When};
 pub use kcache::Kcache;
@@ -80,6 +80,7 @@ pub use plan::Plan;
 pub use quest::Quest;
 pub use read::{ReadRule, ReadSet, parse_read};
 pub use registry::{Entry, Evidence, Granularity, Kind, REGISTRY};
+pub use select::{Ranked, RankedBy};
 pub use spec::{Change, Spec, SpecError};
 
 /// How keys must be stored for a policy.
@@ -197,6 +198,12 @@ pub trait EvictPolicy: fmt::Debug + Send + Sync {
         None
     }
 
+    /// The decision of a layer in which one head holds `most` tokens and none more, where it is made of sums of attention
+    /// alone and all residents compete; `None`: [`decide`](Self::decide) has to be asked.
+    fn ranked(&self, _: &Moment, _most: u32) -> Option<Ranked> {
+        None
+    }
+
     /// Decides for one layer and appends its verdicts, heads ascending, one per head or one for the layer; none where
     /// nothing is lost. `heads` are all KV heads of the layer in order. Afterwards the residents are within the bound.
     ///
@@ -301,6 +308,11 @@ impl Policy {
     /// How the budget is shared over the layers, see [`EvictPolicy::shares`].
     pub fn shares(&self) -> Option<Shares> {
         self.rule.shares()
+    }
+
+    /// A decision that can be made where sums of attention are kept, see [`EvictPolicy::ranked`].
+    pub fn ranked(&self, moment: &Moment, most: u32) -> Option<Ranked> {
+        self.rule.ranked(moment, most)
     }
 
     /// Decides for one layer, see [`EvictPolicy::decide`]; appends nothing at a moment at which the policy does not act.

@@ -34,7 +34,10 @@ use crate::device::launch::{Bend, Cell, Heads};
 use crate::event::BlockId;
 
 pub use pages::{NewTokens, PageCopies, Stretch};
-pub use resident::{Choice, LaneTable, LayerRows, Part, Pull, PullTime, Resident, StepRows, TopRows};
+pub use resident::{
+    Answer, Choice, KeptSums, LaneTable, LayerRows, Lost, Part, Pull, PullTime, Question, Resident, StepRows,
+    TopRows,
+};
 
 use pages::Pool;
 use resident::Batch;

@@ -7,13 +7,15 @@ mod patch;
 mod prefill;
 mod rows;
 mod select;
+mod sums;
 
 pub use decode::{Cell, Decode};
 pub use fill::FillRows;
 pub use patch::PatchWords;
-pub use prefill::{Accumulate, Softmax};
+pub use prefill::Softmax;
 pub use rows::{Append, CompactRows, GatherKept, GatherPages, GatherRows, KeptRows, RopeRows};
 pub use select::{SelectTop, Union, Weighted};
+pub use sums::{Accumulate, SelectKeep, SumLanes, Sums};
 
 use super::gpu::{Arg, DeviceError, Result};
 

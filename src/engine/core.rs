@@ -10,6 +10,7 @@ use super::resident::{may_stay, reserve_pool};
 use super::sequence::{Script, Sequence, Work};
 use super::setup::{Plan, check_kept, pull};
 use super::shadow::Shadow;
+use super::sums::Decisions;
 use super::teacher::Teacher;
 use super::turns::{Talk, TurnStart};
 use super::{EngineError, Prompt};
@@ -71,6 +72,8 @@ pub struct Engine {
     pub(super) timer: PhaseTimer,
     /// Where rows stay on a device, the step that it is clocked in next, and whether that of the decode steps has come.
     pub(super) next_clocked: (StepId, bool),
+    /// What a device that keeps sums of attention has decided by them.
+    pub(super) decisions: Decisions,
     /// What the device is being clocked for, since the host last waited for it.
     pub(super) laps: Vec<(Option<Layer>, Phase)>,
     pub(super) observe: Observe,
@@ -210,6 +213,7 @@ impl Engine {
             ropes: config.ropes(plan.info.reach() as usize),
             timer: PhaseTimer::new(Clock::new(), layers),
             next_clocked: (0, false),
+            decisions: Decisions::default(),
             laps: Vec::new(),
             shadow: Shadow::new(&model, &plan.info)?,
             staging: (0..kv_heads).map(|_| Staging::default()).collect(),

@@ -67,7 +67,7 @@ impl Engine {
     }
 
     /// First position that the next query of a layer sees: what lies before it has left the layer's window.
-    fn first_seen(&self, index: usize, layer: Layer) -> Position {
+    pub(super) fn first_seen(&self, index: usize, layer: Layer) -> Position {
         let next = self.sequences[index].fed.len() as Position;
         self.window(usize::from(layer)).map_or(0, |window| (next + 1).saturating_sub(window))
     }
@@ -136,8 +136,8 @@ impl Engine {
         }
     }
 
-    fn verdicts(&self, index: usize, layer: Layer, when: When) -> Vec<Verdict> {
-        let moment = self.moment(index, layer, when);
+    /// Most tokens that a KV head of a layer brings to a decision: those that have left the layer's window do not count.
+    pub(super) fn most_residents(&self, index: usize, layer: Layer) -> u32 {
         let table = self.cache.table(self.sequences[index].id, layer);
         let first = self.first_seen(index, layer);
         let passed = |h: Head| match first {
@@ -147,8 +147,15 @@ impl Engine {
                 slots.take_while(|&&p| p == HOLE || p < first).filter(|&&p| p != HOLE).count()
             }
         };
-        let most = (0..table.heads()).map(|h| table.live(h) - passed(h)).max().unwrap_or(0);
-        if self.policy.rests(&moment, most as u32) {
+        (0..table.heads()).map(|h| table.live(h) - passed(h)).max().unwrap_or(0) as u32
+    }
+
+    fn verdicts(&mut self, index: usize, layer: Layer, when: When) -> Vec<Verdict> {
+        if let Some(verdicts) = self.decisions.remove(&(index, layer)) {
+            return verdicts;
+        }
+        let moment = self.moment(index, layer, when);
+        if self.policy.rests(&moment, self.most_residents(index, layer)) {
             return Vec::new();
         }
         let mut residents = self.residents(index, layer, self.policy.needs());
@@ -260,6 +267,7 @@ impl Engine {
     /// if that frees nothing, the sequence ends and says so.
     pub(super) fn starve(&mut self, index: usize) -> Result<SeqStep, EngineError> {
         let before = self.cache.free_blocks();
+        self.ask_device(&[index], &[(index, When::EndOfPrompt)])?;
         let decided = self.decide(index, When::EndOfPrompt)?;
         // What was given back may be another sequence's within this step.
         self.carry_out_on_device()?;

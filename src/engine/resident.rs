@@ -60,7 +60,7 @@ impl Engine {
     }
 
     fn device(&mut self) -> &mut dyn Resident {
-        resident(&mut *self.attention)
+        device(&mut *self.attention)
     }
 
     /// Whether the phases of the step that begins are clocked: on a device, where that costs, every so many are, the first
@@ -99,8 +99,8 @@ impl Engine {
             }
             _ => None,
         };
-        let clocked = self.timer.is_on();
-        self.device().begin_step(StepRows { positions, parts, layers, read, clocked })?;
+        let (sums, clocked) = (self.kept_sums(), self.timer.is_on());
+        self.device().begin_step(StepRows { positions, parts, layers, read, sums, clocked })?;
         self.laps.clear();
         self.device().mark()?;
         let mut x = self.arithmetic.embed(&self.model.decoder, ids)?;
@@ -134,9 +134,9 @@ impl Engine {
                 self.count_push(seq, layer, w.ids.len());
             }
             let parts: Vec<Part<'_>> =
-                all.iter().map(|w| part(&self.cache, self.sequences[w.index].id, layer, w)).collect();
+                all.iter().map(|w| new_part(&self.cache, self.sequences[w.index].id, layer, w)).collect();
             let on_host = self.cache.config().v_on_host(layer as Layer);
-            let device = resident(&mut *self.attention);
+            let device = device(&mut *self.attention);
             device.fill(layer as Layer, &parts, on_host, seed as u32)?;
         }
         Ok(())
@@ -190,7 +190,7 @@ impl Engine {
         }
         let parts: Vec<Part<'_>> = fed
             .iter()
-            .map(|&i| part(&self.cache, self.sequences[work[i].index].id, layer, &work[i]))
+            .map(|&i| new_part(&self.cache, self.sequences[work[i].index].id, layer, &work[i]))
             .collect();
         let rows = LayerRows {
             layer: layer as Layer,
@@ -201,7 +201,7 @@ impl Engine {
             scoring: self.model.decoder.config().scoring(layer),
             values_on_host,
         };
-        let device = resident(&mut *self.attention);
+        let device = device(&mut *self.attention);
         device.begin_layer(&rows, &parts)?;
         drop(parts);
         self.lap_on_device(at, Phase::Append)?;
@@ -232,8 +232,8 @@ impl Engine {
         gathered: &mut [Gathered],
     ) -> Result<(), EngineError> {
         let at = Some(layer as Layer);
-        let level = self.picture_level();
-        let looks = level != ScoreLevel::Off || self.needs.attention();
+        let (level, needs) = (self.picture_level(), self.needs_here());
+        let looks = level != ScoreLevel::Off || needs.attention();
         self.device().decode(first..first + fed.len(), looks)?;
         self.lap_on_device(at, Phase::Score)?;
         if !looks {
@@ -250,7 +250,9 @@ impl Engine {
                 let probabilities = self.attention.probabilities();
                 gathered[i].groups.extend(observe(level, layer as Layer, probabilities, selection, &lanes));
             }
-            self.accumulate_decode(layer, &work[i]);
+            if needs.attention() {
+                self.accumulate_decode(layer, &work[i]);
+            }
         }
         self.lap_on_device(at, if level == ScoreLevel::Off { Phase::Policy } else { Phase::Probe })
     }
@@ -268,7 +270,7 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let at = Some(layer as Layer);
         let seq = self.sequences[w.index].id;
-        let (level, needs) = (self.picture_level(), self.needs);
+        let (level, needs) = (self.picture_level(), self.needs_here());
         let wants = Wants { column_sums: needs.sum, last_row: needs.last_row || level != ScoreLevel::Off };
         if self.cache.config().v_on_host(layer as Layer) {
             self.count_pull(seq, layer);
@@ -283,7 +285,7 @@ impl Engine {
             Vec::new()
         };
         let mut sinks: Vec<&mut dyn RowSink> = sinks.iter_mut().map(|sink| sink as _).collect();
-        let device = resident(&mut *self.attention);
+        let device = device(&mut *self.attention);
         device.prefill(part, &lanes, wants, &mut sinks)?;
         if self.timer.is_on() {
             device.mark()?;
@@ -421,13 +423,18 @@ impl Engine {
 }
 
 /// The device that rows stay on.
-fn resident(attention: &mut dyn Attention) -> &mut dyn Resident {
+pub(super) fn device(attention: &mut dyn Attention) -> &mut dyn Resident {
     attention.resident().expect("rows stay where there is a device")
 }
 
-/// What a sequence brings to a layer.
-fn part<'a>(cache: &'a Cache, seq: SeqId, layer: usize, w: &Work) -> Part<'a> {
-    let table = cache.table(seq, layer as Layer);
+/// What a sequence brings to a layer that it feeds.
+fn new_part<'a>(cache: &'a Cache, seq: SeqId, layer: usize, w: &Work) -> Part<'a> {
+    part(cache, seq, layer as Layer, (w.first_computed(), w.computed().len()))
+}
+
+/// What a sequence has in a layer; new are so many tokens from a position on.
+pub(super) fn part(cache: &Cache, seq: SeqId, layer: Layer, (first, tokens): (Position, usize)) -> Part<'_> {
+    let table = cache.table(seq, layer);
     let lane = |head| {
         let lane = table.lane(head);
         LaneTable { slots: lane.slots, blocks: lane.entries() }
@@ -435,9 +442,9 @@ fn part<'a>(cache: &'a Cache, seq: SeqId, layer: usize, w: &Work) -> Part<'a> {
     let lanes = if table.is_split() { table.heads() } else { 1 };
     Part {
         sequence: seq,
-        rearranged: cache.rearranged(seq, layer as Layer),
+        rearranged: cache.rearranged(seq, layer),
         tables: (0..lanes).map(lane).collect(),
-        first: w.first_computed(),
-        tokens: w.computed().len(),
+        first,
+        tokens,
     }
 }

@@ -40,6 +40,21 @@ pub struct Needs {
     pub classes: bool,
 }
 
+/// A number per position that attention adds to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SumKind {
+    /// [`Needs::sum`].
+    Sum,
+    /// [`Needs::squares`].
+    Squares,
+    /// [`Needs::count`].
+    Count,
+    /// [`Needs::last_row`].
+    LastRow,
+    /// [`Needs::window`].
+    Window,
+}
+
 /// The temperature of the noisy score: `start + growth` per generated token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Noise {
@@ -65,6 +80,22 @@ impl Needs {
         queries: None,
         classes: false,
     };
+
+    /// The sums that hold all of attention that is needed, in order; `None` where no sum of a fixed number of values holds
+    /// it: histories, noise, sums over a range that differs from token to token.
+    pub fn sums(self) -> Option<Vec<SumKind>> {
+        if self.marks > 0 || self.noisy.is_some() || self.near.is_some() {
+            return None;
+        }
+        let kinds = [
+            (self.sum, SumKind::Sum),
+            (self.squares, SumKind::Squares),
+            (self.count, SumKind::Count),
+            (self.last_row, SumKind::LastRow),
+            (self.window > 0, SumKind::Window),
+        ];
+        Some(kinds.into_iter().filter_map(|(needed, kind)| needed.then_some(kind)).collect())
+    }
 
     /// Whether attention must hand out probabilities.
     pub const fn attention(self) -> bool {
@@ -290,6 +321,29 @@ impl Accumulators {
         grow(&mut self.noisy, query as usize + 1);
         for (&position, &y) in positions.iter().zip(&self.scratch) {
             self.noisy[position as usize] += (y / total) as f32;
+        }
+    }
+
+    /// Takes over what was kept elsewhere: `values[i]` is the kind's for `positions[i]`, a [count](SumKind::Count) as its
+    /// bits. What it does not name stays.
+    pub fn set(&mut self, kind: SumKind, positions: &[Position], values: &[f32]) {
+        let len = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        let kept = match kind {
+            SumKind::Count => {
+                grow(&mut self.count, len);
+                for (&position, value) in positions.iter().zip(values) {
+                    self.count[position as usize] = value.to_bits();
+                }
+                return;
+            }
+            SumKind::Sum => &mut self.sum,
+            SumKind::Squares => &mut self.squares,
+            SumKind::LastRow => &mut self.last_row,
+            SumKind::Window => &mut self.window,
+        };
+        grow(kept, len);
+        for (&position, &value) in positions.iter().zip(values) {
+            kept[position as usize] = value;
         }
     }
 

@@ -22,7 +22,7 @@ use super::inputs::{HeadInputs, Moment};
 use super::param::{self, Param};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
 use super::rule::{Score, Scored};
-use super::select::Protected;
+use super::select::{Protected, RankedBy};
 use crate::event::Head;
 
 const KVPRESS: &str = "kvpress";
@@ -77,6 +77,10 @@ impl Score for H2o {
 
     fn protected(&self, slots: u32) -> Protected {
         Protected::newest_share(self.recent, slots)
+    }
+
+    fn ranked_by(&self) -> Option<RankedBy> {
+        Some(if self.mean { RankedBy::Mean } else { RankedBy::Sum })
     }
 
     fn scores(&self, _: &Moment, _: Head, head: &HeadInputs<'_>) -> Vec<f32> {

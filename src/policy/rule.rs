@@ -10,7 +10,7 @@ use super::inputs::{HeadInputs, Moment, When};
 use super::param::{self, Budget};
 use super::plan::{self, Plan};
 use super::registry::Granularity;
-use super::select::Protected;
+use super::select::{Protected, Ranked, RankedBy};
 use super::spec::Part;
 use super::{Bound, EvictPolicy, Needs, Rope, Shares, SpecError, Verdict};
 use crate::event::Head;
@@ -117,6 +117,11 @@ pub(super) trait Score: fmt::Debug + Send + Sync + 'static {
         Protected::default()
     }
 
+    /// What the scores are where they are sums of attention and nothing else.
+    fn ranked_by(&self) -> Option<RankedBy> {
+        None
+    }
+
     /// One score per resident, in order; the higher stays.
     fn scores(&self, moment: &Moment, h: Head, head: &HeadInputs<'_>) -> Vec<f32>;
 }
@@ -174,6 +179,17 @@ impl<S: Score> EvictPolicy for Scored<S> {
             floor: None,
             crush: None,
         })
+    }
+
+    fn ranked(&self, moment: &Moment, most: u32) -> Option<Ranked> {
+        let (by, slots) = (self.score.ranked_by()?, self.slots(moment)?);
+        let as_one = match self.terms.by {
+            Granularity::Head => false,
+            Granularity::Layer => true,
+            Granularity::Page => return None,
+        };
+        let (budget, protected) = (self.score.stay(slots, most), self.score.protected(slots));
+        Some(Ranked { by, as_one, budget, protected })
     }
 
     fn check(&self, prompt_len: u32) -> Result<(), SpecError> {

@@ -31,6 +31,58 @@ impl Protected {
     }
 }
 
+/// A decision that is made of sums of attention alone, so that it can be made where those are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranked {
+    /// What is a token's score.
+    pub by: RankedBy,
+    /// One decision for all heads of the layer, by their mean; all of them hold the same tokens.
+    pub as_one: bool,
+    /// Slots of each head.
+    pub budget: u32,
+    /// Kept whatever the score.
+    pub protected: Protected,
+}
+
+/// The score of a [`Ranked`] decision; the higher stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RankedBy {
+    /// Attention received so far.
+    Sum,
+    /// The same per query that could see the token.
+    Mean,
+    /// Attention received from the newest query.
+    LastRow,
+}
+
+impl Ranked {
+    /// What was decided elsewhere as [`select`] would: who is lost, ascending, their scores, and the lowest score that
+    /// stayed, if anybody competed.
+    pub fn verdict(
+        &self,
+        head: Option<Head>,
+        victims: Vec<Position>,
+        scores: Vec<f32>,
+        cutoff: Option<f32>,
+    ) -> Option<Verdict> {
+        if victims.is_empty() {
+            return None;
+        }
+        if cutoff.is_none() {
+            return Some(Verdict::unscored(head, Reason::OutsideWindow, victims, self.budget));
+        }
+        Some(Verdict {
+            head,
+            reason: Reason::LowScore,
+            cutoff,
+            victims,
+            scores,
+            kept: self.budget,
+            crush: None,
+        })
+    }
+}
+
 /// Keeps the protected residents and, in the places that are left, the highest-scored others; `None` when everything
 /// fits the budget.
 ///
@@ -64,10 +116,11 @@ pub fn select(
             lost_scores.push(score_of(key));
         }
     }
+    let cutoff = best.lowest(&keys);
     Some(Verdict {
         head,
         reason: Reason::LowScore,
-        cutoff: best.lowest(&keys),
+        cutoff,
         victims,
         scores: lost_scores,
         kept: budget,

@@ -16,7 +16,7 @@ use super::inputs::{HeadInputs, Moment};
 use super::param::{self, Param};
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
 use super::rule::{Score, Scored};
-use super::select::Protected;
+use super::select::{Protected, RankedBy};
 use crate::event::Head;
 
 const KVPRESS: &str = "kvpress";
@@ -60,6 +60,10 @@ impl Score for Tova {
 
     fn protected(&self, _: u32) -> Protected {
         Protected { sinks: 0, recent: u32::from(self.spares_newest) }
+    }
+
+    fn ranked_by(&self) -> Option<RankedBy> {
+        Some(RankedBy::LastRow)
     }
 
     // Groups are equally large, so the mean of their means is the mean over all query heads of the layer.

@@ -52,6 +52,8 @@ struct State {
     /// Allocations and kernels that still succeed; then the device is lost.
     lives: Option<usize>,
     is_lost: bool,
+    /// Bytes that the host asked for.
+    fetched: u64,
 }
 
 /// What a queue was asked for.
@@ -274,12 +276,18 @@ impl Emulated {
             copies_behind: 0,
             lives,
             is_lost: false,
+            fetched: 0,
         };
         Self { open: Arc::new(Open(Arc::new(Mutex::new(state)))), queue: Queue::Compute, schedule }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         locked(&self.open.0)
+    }
+
+    /// Bytes that the host has asked for so far.
+    pub(crate) fn fetched(&self) -> u64 {
+        self.state().fetched
     }
 
     /// Bytes of its memory in use.
@@ -420,6 +428,7 @@ impl Gpu for Emulated {
     }
 
     fn download(&self, from: Array, to: &mut [u8]) -> Result<()> {
+        self.state().fetched += to.len() as u64;
         self.fetch(self.queue, from, to);
         Ok(())
     }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use kvista::engine::backend::Backend;
-use kvista::engine::{Engine, EngineError, Observe, Prompt};
-use kvista::event::{Sampled, ScoreLevel, Settings, Step};
+use kvista::engine::{Engine, EngineError, Observe, Prompt, Said};
+use kvista::event::{Eviction, Sampled, ScoreLevel, Settings, Step};
 use kvista::model::config::{Activation, Arch};
 use kvista::model::{Config, Decoder, Model, demo};
 use serde::Deserialize;
 
-use crate::device::backend;
+use crate::device::{backend, is_real};
 use crate::emulated::{self, Emulated};
 
 #[derive(Deserialize)]
@@ -96,6 +96,7 @@ fn same_under(schedule: u32, model: &Arc<Model>, settings: &Settings, rows: Rows
         for (gpu, own) in gpu.seqs.iter().zip(&own.seqs) {
             assert_eq!(gpu.tables, own.tables, "{what}");
             assert_eq!(gpu.resident, own.resident, "{what}");
+            same_decisions(&gpu.evictions, &own.evictions, what);
             assert_eq!(gpu.dropped.len(), own.dropped.len(), "{what}");
             for (gpu, own) in gpu.dropped.iter().zip(&own.dropped) {
                 assert!((gpu - own).abs() < 1e-3, "{what}: {gpu} {own}");
@@ -134,6 +135,24 @@ fn same_under(schedule: u32, model: &Arc<Model>, settings: &Settings, rows: Rows
         assert_eq!((gpu.tiers[1].copies_bytes, own.tiers[1].copies_bytes), (on_host, 0), "{what}");
         if rows == Rows::OnHostToo {
             assert_eq!(gpu.tiers[0].copies_bytes, own.tiers[0].copies_bytes, "{what}");
+        }
+    }
+}
+
+/// The same are lost for the same reason; scores are off by roundings.
+fn same_decisions(gpu: &[Eviction], own: &[Eviction], what: &str) {
+    assert_eq!(gpu.len(), own.len(), "{what}");
+    for (gpu, own) in gpu.iter().zip(own) {
+        let whole =
+            |e: &Eviction| (e.layer, e.head, e.reason, e.kept, e.positions.clone(), e.cutoff.is_some());
+        assert_eq!(whole(gpu), whole(own), "{what}");
+        let scores =
+            |e: &Eviction| -> Vec<f32> { e.scores.iter().map(|s| s.to_f32()).chain(e.cutoff).collect() };
+        let (gpu, own) = (scores(gpu), scores(own));
+        assert_eq!(gpu.len(), own.len(), "{what}");
+        for (gpu, own) in gpu.into_iter().zip(own) {
+            // Recorded scores have eight bits.
+            assert!(gpu == own || (gpu - own).abs() <= 1e-2 * own.abs() + 1e-4, "{what}: {gpu} {own}");
         }
     }
 }
@@ -190,6 +209,116 @@ fn every_kind_of_run_is_the_processors() {
     let crowded = Settings { compact: 0.1, block_size: 4, policy: "h2o:budget=24".into(), ..plain };
     same(&crowded, Rows::Stay, "compaction");
     same(&Settings { read, batch: 2, ..crowded }, Rows::Stay, "compaction of values on the host");
+}
+
+/// Policies that go by sums of attention, which the device keeps and some of which it decides by; and one that goes by a
+/// history.
+#[test]
+fn policies_decide_as_on_the_processor() {
+    if !emulated::is_there() {
+        return;
+    }
+    for (policy, read, kv_dtype) in [
+        ("h2o:budget=40,variant=kvpress,when=chunk", "", "f32"),
+        ("h2o:budget=40,by=layer,recent=0", "", "f16"),
+        ("tova:budget=40", "", "f32"),
+        ("tova:budget=40,by=head", "kcache:n=12,l=1", "f32"),
+        ("roco:budget=40", "", "f32"),
+        ("pyramidkv:budget=40,window=4", "", "f32"),
+        ("scissorhands:budget=40", "", "f32"),
+    ] {
+        let settings = Settings {
+            policy: policy.into(),
+            read: read.into(),
+            kv_dtype: kv_dtype.into(),
+            ..Settings::default()
+        };
+        same(&settings, Rows::Stay, &format!("{policy} {read} {kv_dtype}"));
+    }
+    let batch =
+        Settings { policy: "h2o:budget=40".into(), batch: 3, temperature: 0.8, ..Settings::default() };
+    same(&batch, Rows::Stay, "a batch that evicts");
+}
+
+/// Of rows that stay on the device nothing is fetched but who is lost, with the score and the cutoff.
+#[test]
+fn a_decision_is_all_that_is_fetched() {
+    if !emulated::is_there() || is_real() {
+        return;
+    }
+    let (model, golden) = golden();
+    let text: String = golden.prompt_text.chars().take(300).collect();
+    let prompt = Prompt { text, ..Prompt::default() };
+    let (layers, kv_heads) = (model.decoder.config().layers, model.decoder.config().kv_heads);
+    for (policy, lanes) in
+        [("full", 0), ("h2o:budget=40", layers * kv_heads), ("snapkv:budget=40,window=8", 0)]
+    {
+        let settings = Settings {
+            policy: policy.into(),
+            device: "cuda:0".into(),
+            max_tokens: 4,
+            ignore_eos: true,
+            ..Settings::default()
+        };
+        let gpu = Emulated::new(0);
+        let backend = Backend::gpu(gpu.clone(), Device::Cpu);
+        let mut engine = Engine::on(backend, Arc::clone(&model), &settings, &prompt).unwrap();
+        engine.set_observe(Observe::Events);
+        while !engine.is_decoding() {
+            engine.step().unwrap();
+        }
+        for _ in 0..3 {
+            let before = gpu.fetched();
+            let step = engine.step().unwrap().unwrap();
+            assert_eq!(
+                step.seqs[0].evictions.iter().map(|e| e.positions.len()).sum::<usize>(),
+                lanes,
+                "{policy}"
+            );
+            // Victim, score, number and cutoff.
+            assert_eq!(gpu.fetched() - before, 16 * lanes as u64, "{policy}");
+        }
+    }
+}
+
+/// What is kept of attention goes on from turn to turn, and a window is the newest turn's.
+#[test]
+fn turns_go_on_from_what_the_device_keeps() {
+    if !emulated::is_there() {
+        return;
+    }
+    let (model, golden) = golden();
+    let text: String = golden.prompt_text.chars().take(200).collect();
+    let prompt = Prompt { text, ..Prompt::default() };
+    for policy in ["h2o:budget=40", "snapkv:budget=40,window=6"] {
+        let settings = Settings {
+            policy: policy.into(),
+            max_tokens: 5,
+            chunk: 48,
+            ignore_eos: true,
+            ..Settings::default()
+        };
+        let run = |mut engine: Engine| {
+            let mut steps = Vec::new();
+            for turn in ["", " Then they went to the park and played with the dog", " The end"] {
+                if !turn.is_empty() {
+                    assert!(matches!(engine.say(turn).unwrap(), Said::Here(_)));
+                }
+                while let Some(step) = engine.step().unwrap() {
+                    steps.push(step);
+                }
+            }
+            steps
+        };
+        let own = run(Engine::new(Arc::clone(&model), &settings, &prompt).unwrap());
+        let gpu = run(on_gpu(&model, &settings, &prompt, 0));
+        assert_eq!(ids(&gpu), ids(&own), "{policy}");
+        assert_eq!(ids(&gpu).len(), 15);
+        assert_eq!(gpu.len(), own.len());
+        for (gpu, own) in gpu.iter().zip(&own) {
+            same_decisions(&gpu.seqs[0].evictions, &own.seqs[0].evictions, policy);
+        }
+    }
 }
 
 /// What other families have beside: windows in some layers, capped scores, norms of queries and keys, another activation, a

@@ -1,5 +1,6 @@
 //! A chunk of queries: keys and values as matrices, products, a softmax between them.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use super::super::lane::{HOLE, HeadLane};
@@ -9,7 +10,7 @@ use super::resident::Pulled;
 use super::tables::Part;
 use super::{GpuAttention, as_bytes, bend, heads, word_bytes};
 use crate::device::gpu::{Array, Gpu, Matrices, Products, Result};
-use crate::device::launch::{Accumulate, Heads, LANE_QUERY, LANE_WORDS, Softmax};
+use crate::device::launch::{Accumulate, Heads, LANE_QUERY, LANE_WORDS, Softmax, Sums};
 use crate::event::Position;
 
 /// Most bytes of a tile of scores.
@@ -41,6 +42,8 @@ pub(super) struct Chunk<M> {
     pub(super) values_pulled: Option<Pulled<M>>,
     pub(super) lanes: Array,
     pub(super) positions: Array,
+    /// Where attention is added up by position, and the queries of its window, where it stays on the device.
+    pub(super) sums: Option<(Sums, Range<Position>)>,
 }
 
 impl<G: Gpu> GpuAttention<G> {
@@ -75,6 +78,7 @@ impl<G: Gpu> GpuAttention<G> {
             values_pulled: None,
             lanes: lane_words,
             positions: lane_words.offset(4 * self.shape.kv_heads() * LANE_WORDS),
+            sums: None,
         };
         let sums_ns = self.attend_chunk(&mut chunk, lanes, wants, sinks)?;
         self.gpu.download(chunk.outputs, bytemuck::cast_slice_mut(out))?;
@@ -98,12 +102,8 @@ impl<G: Gpu> GpuAttention<G> {
         let gpu = self.gpu.clone();
         let per_tile = (TILE_BYTES / (4 * heads * columns)).clamp(1, chunk.tokens);
         let array = self.rooms.tile.of(&gpu, 4 * heads * per_tile * columns)?;
-        let reach = lanes.iter().flat_map(|lane| lane.slots).filter(|&&p| p != HOLE).max();
-        let position_stride = reach.map_or(0, |&last| last as usize + 1);
-        let sums = self.rooms.sums.of(&gpu, 4 * kv_heads * position_stride)?;
-        if wants.column_sums {
-            gpu.clear(sums, 4 * kv_heads * position_stride)?;
-        }
+        let columns_of = if wants.column_sums { Some(self.begin_column_sums(lanes)?) } else { None };
+        let sums = chunk.sums.clone().or(columns_of.map(|sums| (sums, 0..0)));
         let mut probed_ns = 0;
         for first in (0..chunk.tokens).step_by(per_tile) {
             let tile = Tile { first, queries: per_tile.min(chunk.tokens - first), array, columns };
@@ -172,13 +172,14 @@ impl<G: Gpu> GpuAttention<G> {
                     out: rows(chunk.outputs, h),
                 })?;
             }
-            if wants.column_sums {
+            if let Some((sums, window)) = &sums {
                 let accumulate = Accumulate {
                     heads: shape,
+                    sequences: 1,
                     queries: tile.queries,
                     slots: columns,
-                    sums,
-                    position_stride,
+                    sums: *sums,
+                    window: window.clone(),
                     rows: array,
                     row_stride: columns,
                     positions: chunk.positions,
@@ -195,9 +196,9 @@ impl<G: Gpu> GpuAttention<G> {
                 self.keep_last_row(tile)?;
             }
         }
-        if wants.column_sums {
+        if let Some(sums) = columns_of {
             let began = Instant::now();
-            self.fetch_sums(lanes, sums, position_stride)?;
+            self.fetch_column_sums(lanes, sums)?;
             probed_ns += began.elapsed().as_nanos() as u64;
         }
         Ok(probed_ns)
@@ -240,10 +241,21 @@ impl<G: Gpu> GpuAttention<G> {
         Ok(())
     }
 
+    /// Sums of a chunk's own, from nothing.
+    fn begin_column_sums(&mut self, lanes: &[HeadLane<'_>]) -> Result<Sums> {
+        let reach = lanes.iter().flat_map(|lane| lane.slots).filter(|&&p| p != HOLE).max();
+        let stride = reach.map_or(0, |&last| last as usize + 1);
+        let bytes = 4 * lanes.len() * stride;
+        let sum = self.rooms.sums.of(&self.gpu, bytes)?;
+        self.gpu.clear(sum, bytes)?;
+        Ok(Sums { sum, ..Sums::none(stride, Array::NONE) })
+    }
+
     /// What each slot received, out of what each position did.
-    fn fetch_sums(&mut self, lanes: &[HeadLane<'_>], sums: Array, stride: usize) -> Result<()> {
+    fn fetch_column_sums(&mut self, lanes: &[HeadLane<'_>], sums: Sums) -> Result<()> {
+        let stride = sums.stride;
         let mut of_positions = vec![0.0f32; lanes.len() * stride];
-        self.gpu.download(sums, bytemuck::cast_slice_mut(&mut of_positions))?;
+        self.gpu.download(sums.sum, bytemuck::cast_slice_mut(&mut of_positions))?;
         for ((own, lane), sums) in
             self.column_sums.iter_mut().zip(lanes).zip(of_positions.chunks(stride.max(1)))
         {

@@ -9,12 +9,14 @@ mod chunk;
 mod kept;
 mod moves;
 mod pull;
+mod sums;
 
 use std::ops::Range;
 
 use candle_core::Tensor;
 
 use kept::KeptLayer;
+use sums::LayerSums;
 
 use super::pages::Home;
 use super::standing::{Placed, Standing, Words};
@@ -27,6 +29,7 @@ use crate::event::{BlockId, Layer, Position, SeqId};
 
 pub(super) use pull::Pulled;
 pub use pull::{Pull, PullTime};
+pub use sums::{Answer, KeptSums, Lost, Question};
 
 /// One lane of slots: of all KV heads while they agree, else of one.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +83,8 @@ pub struct StepRows {
     pub layers: usize,
     /// What decode steps read of layers whose values live on the host.
     pub read: Option<TopRows>,
+    /// What is kept of attention, where a policy goes by sums of it.
+    pub sums: Option<KeptSums>,
     /// Whether the device is to be clocked.
     pub clocked: bool,
 }
@@ -138,10 +143,10 @@ pub trait Resident {
     /// the parts, one after the other.
     fn begin_layer(&mut self, rows: &LayerRows<'_>, parts: &[Part<'_>]) -> Result<()>;
 
-    /// Attends for some parts of one row each. `keeps_rows` where [`look_at`](Self::look_at) follows.
+    /// Attends for some parts of one row each, and adds up what sums are kept of. `keeps_rows` where [`look_at`](Self::look_at) follows.
     fn decode(&mut self, parts: Range<usize>, keeps_rows: bool) -> Result<()>;
 
-    /// Attends for a part of any number of rows, whose lanes these are; what is wanted is as of
+    /// The same for a part of any number of rows, whose lanes these are; what is wanted is as of
     /// [`Attention::prefill`](crate::attention::Attention::prefill).
     fn prefill(
         &mut self,
@@ -157,6 +162,10 @@ pub trait Resident {
     /// Makes the probabilities and the selection of a part of the latest [`decode`](Self::decode) those that the backend
     /// tells.
     fn look_at(&mut self, part: usize) -> Result<()>;
+
+    /// What the sums of the latest step say, per question and part. No slot of these parts has changed since that the tables
+    /// do not tell of.
+    fn ask(&mut self, questions: &[Question<'_>]) -> Result<Vec<Vec<Answer>>>;
 
     /// What was chosen in the step's decode parts, `[layer][part]`; nothing for a layer that read everything.
     fn choices(&mut self) -> Result<Vec<Vec<Choice>>>;
@@ -201,6 +210,8 @@ pub(super) struct Batch<G: Gpu> {
     pushes: Vec<(Layer, [G::Mark; 2])>,
     /// Per layer, the parts whose choices were made in this step, and whether rows of the last were at hand.
     chosen: Vec<Vec<(Range<usize>, bool)>>,
+    /// By layer.
+    sums: Vec<LayerSums<G>>,
 }
 
 struct BatchRooms<G: Gpu> {
@@ -216,6 +227,8 @@ struct BatchRooms<G: Gpu> {
     choices: Room<G>,
     weights: Room<G>,
     staged: Room<G>,
+    asked_words: Room<G>,
+    answers: Room<G>,
 }
 
 /// The layer under way.
@@ -227,6 +240,8 @@ struct Now {
     /// Of all parts.
     tables: Tables,
     parts: Vec<NowPart>,
+    /// Of each part, its sequence.
+    owners: Array,
     q: Array,
     out: Array,
     /// Parts and row stride of the latest decode.
@@ -255,6 +270,7 @@ impl<G: Gpu> Batch<G> {
                 parts: Vec::new(),
                 layers: 0,
                 read: None,
+                sums: None,
                 clocked: false,
             },
             now: None,
@@ -270,6 +286,8 @@ impl<G: Gpu> Batch<G> {
                 choices: Room::new("a selection"),
                 weights: Room::new("a selection"),
                 staged: Room::new("values pulled from the host"),
+                asked_words: Room::new("block tables"),
+                answers: Room::new("a decision"),
             },
             pushed: [None, None],
             marks: Vec::new(),
@@ -279,6 +297,7 @@ impl<G: Gpu> Batch<G> {
             pulls: Vec::new(),
             pushes: Vec::new(),
             chosen: Vec::new(),
+            sums: Vec::new(),
         }
     }
 
@@ -347,12 +366,13 @@ impl<G: Gpu> GpuAttention<G> {
         placed: Placed,
         home: Home,
         [keys, values]: [Array; 2],
-    ) -> Result<Tables> {
+    ) -> Result<(Tables, Array)> {
         let kv_heads = self.shape.kv_heads();
-        let more = places(parts, kv_heads);
-        let rows = more[0].len();
+        let [lane_of, slots] = places(parts, kv_heads);
+        let rows = lane_of.len();
+        let more = [lane_of, slots, parts.iter().map(|part| part.sequence).collect()].concat();
         let [lanes, lane_of] =
-            words.patch(&self.gpu, &mut self.batch.rooms.words[layer % 2], placed, &more.concat())?;
+            words.patch(&self.gpu, &mut self.batch.rooms.words[layer % 2], placed, &more)?;
         let slots = lane_of.offset(4 * rows);
         let [k, v] = self.pool.slabs(&self.gpu, home);
         let on_host = home == Home::ValuesOnHost;
@@ -386,7 +406,8 @@ impl<G: Gpu> GpuAttention<G> {
             }
         }
         let Placed { positions, blocks } = placed;
-        Ok(Tables { lanes, positions, blocks, k, v, cell, block_size })
+        let owners = slots.offset(4 * rows);
+        Ok((Tables { lanes, positions, blocks, k, v, cell, block_size }, owners))
     }
 
     /// Probabilities of some parts of one row each, and their output where values lie on the device.
@@ -432,8 +453,12 @@ impl<G: Gpu> GpuAttention<G> {
 impl Now {
     /// Words of the lanes from a part on.
     fn lanes(&self, part: usize, kv_heads: usize) -> Array {
-        self.tables.lanes.offset(4 * LANE_WORDS * part * kv_heads)
+        lanes_from(self.tables.lanes, part, kv_heads)
     }
+}
+
+fn lanes_from(lanes: Array, part: usize, kv_heads: usize) -> Array {
+    lanes.offset(4 * LANE_WORDS * part * kv_heads)
 }
 
 impl<G: Gpu> Resident for GpuAttention<G> {
@@ -473,6 +498,7 @@ impl<G: Gpu> Resident for GpuAttention<G> {
         }
         let home = home(rows.values_on_host);
         self.place_new(parts, home)?;
+        self.begin_sums_of_layer(layer)?;
         let (heads, kv_heads, d) = (self.shape.heads(), self.shape.kv_heads(), self.shape.head_dim());
         let n = self.batch.step.positions.len();
         assert_eq!(parts.iter().map(|part| part.tokens).sum::<usize>(), n, "the rows of the step");
@@ -491,7 +517,7 @@ impl<G: Gpu> Resident for GpuAttention<G> {
         self.turn_rows(k, n * kv_heads, angles[1], rows.rope)?;
         let v = self.batch.rooms.v[layer % 2].of(&self.gpu, 4 * n * kv_heads * d)?;
         self.gpu.read_tensor(rows.v, v)?;
-        let tables = self.append_rows(layer, parts, &words, placed, home, [k, v])?;
+        let (tables, owners) = self.append_rows(layer, parts, &words, placed, home, [k, v])?;
         let mut first_row = 0;
         let now_parts = parts
             .iter()
@@ -520,6 +546,7 @@ impl<G: Gpu> Resident for GpuAttention<G> {
             bend: Bend { window: rows.scoring.window, cap: rows.scoring.softcap },
             tables,
             parts: now_parts,
+            owners,
             q,
             out,
             decoded: (0..0, 0),
@@ -533,7 +560,7 @@ impl<G: Gpu> Resident for GpuAttention<G> {
         assert!(now.parts[parts.clone()].iter().all(|part| part.tokens == 1), "parts of one row");
         let stride = now.parts[parts.clone()].iter().map(NowPart::most).max().unwrap_or(0);
         let reads = now.values_on_host;
-        let rows = if keeps_rows || reads {
+        let rows = if keeps_rows || reads || self.batch.step.sums.is_some() {
             self.batch.rooms.rows.of(&self.gpu, 4 * parts.len() * heads * stride)?
         } else {
             Array::NONE
@@ -542,10 +569,11 @@ impl<G: Gpu> Resident for GpuAttention<G> {
             now.decoded = (parts.clone(), stride);
         }
         if reads {
-            self.decode_chosen(parts, stride, rows)
+            self.decode_chosen(parts.clone(), stride, rows)?;
         } else {
-            self.decode_rows(parts, stride, rows, true)
+            self.decode_rows(parts.clone(), stride, rows, true)?;
         }
+        self.accumulate_rows(parts, stride, rows)
     }
 
     fn prefill(
@@ -565,6 +593,10 @@ impl<G: Gpu> Resident for GpuAttention<G> {
 
     fn look_at(&mut self, part: usize) -> Result<()> {
         self.fetch_part(part)
+    }
+
+    fn ask(&mut self, questions: &[Question<'_>]) -> Result<Vec<Vec<Answer>>> {
+        self.answer(questions)
     }
 
     fn choices(&mut self) -> Result<Vec<Vec<Choice>>> {

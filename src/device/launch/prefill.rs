@@ -1,4 +1,4 @@
-//! What lies between the products of a prefill, and the sums that eviction rules keep.
+//! What lies between the products of a prefill.
 
 use super::super::gpu::{Array, Gpu, Launch, Result};
 use super::{Bend, Heads, grid, words};
@@ -52,70 +52,5 @@ impl Softmax {
         ];
         let grid = grid([self.queries, heads, 1])?;
         gpu.launch(&Launch { file: "prefill", kernel: "prefill_softmax", grid, block: 256, args: &args })
-    }
-}
-
-/// Attention that each position received from a tile's queries, added to what it had: `accumulate`, its sum alone.
-#[derive(Clone, Copy, Debug)]
-pub struct Accumulate {
-    /// Heads and row length.
-    pub heads: Heads,
-    /// Queries of the tile.
-    pub queries: usize,
-    /// Most slots of a lane.
-    pub slots: usize,
-    /// `[kv_head][position_stride]` f32.
-    pub sums: Array,
-    /// Positions that there may be.
-    pub position_stride: usize,
-    /// Probabilities, `[head][query][row_stride]`.
-    pub rows: Array,
-    /// From one row to the next.
-    pub row_stride: usize,
-    /// Of every slot.
-    pub positions: Array,
-    /// Of one sequence; a lane's query is the position of the tile's first.
-    pub lanes: Array,
-}
-
-impl Accumulate {
-    /// Starts it.
-    ///
-    /// # Errors
-    /// Sizes that are too large, or a device that fails.
-    pub fn launch(&self, gpu: &impl Gpu) -> Result<()> {
-        if self.slots == 0 {
-            return Ok(());
-        }
-        let [heads, kv_heads, queries, row_stride, position_stride] = words([
-            self.heads.heads,
-            self.heads.kv_heads,
-            self.queries,
-            self.row_stride,
-            self.position_stride,
-        ])?;
-        let none = Array::NONE.into();
-        let args = [
-            self.sums.into(),
-            none,
-            none,
-            none,
-            none,
-            none,
-            self.rows.into(),
-            self.positions.into(),
-            self.lanes.into(),
-            heads,
-            kv_heads,
-            queries,
-            row_stride,
-            position_stride,
-            // No ring and no window.
-            1u32.into(),
-            0u32.into(),
-            0u32.into(),
-        ];
-        let grid = grid([self.slots.div_ceil(256), self.heads.kv_heads, 1])?;
-        gpu.launch(&Launch { file: "accumulate", kernel: "accumulate", grid, block: 256, args: &args })
     }
 }

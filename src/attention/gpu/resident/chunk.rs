@@ -45,6 +45,7 @@ impl<G: Gpu> GpuAttention<G> {
             values_pulled,
             lanes: tables.lanes,
             positions: tables.positions,
+            sums: self.sums_of(part),
         };
         self.attend_chunk(&mut chunk, lanes, wants, sinks).map(|_| ())
     }

@@ -1,0 +1,319 @@
+//! What attention leaves to each position, where policies go by sums of it: added up, kept and, by the simplest of them,
+//! decided on where the rows are.
+
+use std::ops::Range;
+
+use super::{GpuAttention, Part};
+use crate::attention::gpu::heads;
+use crate::device::gpu::{Array, Gpu, Result, Room};
+use crate::device::launch::{Accumulate, SelectKeep, SumLanes, Sums};
+use crate::event::{Layer, Position};
+use crate::policy::{Ranked, RankedBy, SumKind};
+
+/// What is kept of attention for a run's policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptSums {
+    /// The kinds, in the order of [`Needs::sums`](crate::policy::Needs::sums).
+    pub kinds: Vec<SumKind>,
+    /// Positions of the queries that [`SumKind::Window`] is of. Another window begins from nothing.
+    pub window: Range<Position>,
+    /// Sequences of the run.
+    pub sequences: usize,
+    /// Positions that a sequence will come to; there may be more.
+    pub reach: usize,
+}
+
+/// A question about some parts of a layer, of which the policy decides.
+#[derive(Clone, Debug)]
+pub struct Question<'a> {
+    /// Decoder layer.
+    pub layer: Layer,
+    /// All parts of the layer in the step's order, so that their tables stay where they are.
+    pub parts: &'a [Part<'a>],
+    /// Those that are asked about.
+    pub range: Range<usize>,
+    /// Whether who is lost can be told by sums alone; else the sums themselves are wanted.
+    pub ranked: Option<Ranked>,
+}
+
+/// What a part of a question has for an answer, per KV head; for one decision of all heads, of the first.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// Per kind of sum a value per slot, 0 in a hole; counts as their bits.
+    Sums(Vec<Vec<Vec<f32>>>),
+    /// Who is lost.
+    Lost(Vec<Lost>),
+}
+
+/// The slots that a lane loses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lost {
+    /// Ascending.
+    pub slots: Vec<u32>,
+    /// Their scores.
+    pub scores: Vec<f32>,
+    /// The lowest score that stayed, where anybody competed.
+    pub cutoff: Option<f32>,
+}
+
+/// The sums of a layer, `[sequence][kv_head][stride]` of each kind.
+pub(super) struct LayerSums<G: Gpu> {
+    kinds: Vec<(SumKind, Room<G>)>,
+    sequences: usize,
+    stride: usize,
+    window: Range<Position>,
+}
+
+impl<G: Gpu> LayerSums<G> {
+    pub(super) const fn new() -> Self {
+        Self { kinds: Vec::new(), sequences: 0, stride: 0, window: 0..0 }
+    }
+
+    /// Sees to sums of all sequences for positions below `end`.
+    fn fit(&mut self, gpu: &G, kept: &KeptSums, kv_heads: usize, end: usize) -> Result<()> {
+        if self.window != kept.window {
+            let bytes = 4 * self.sequences * kv_heads * self.stride;
+            for (_, room) in self.kinds.iter().filter(|(kind, _)| *kind == SumKind::Window) {
+                gpu.clear(room.array(gpu), bytes)?;
+            }
+            self.window = kept.window.clone();
+        }
+        if kept.sequences <= self.sequences && end <= self.stride {
+            return Ok(());
+        }
+        // Beyond what was foreseen, a conversation grows by turns.
+        let stride = if end <= kept.reach { kept.reach } else { end + end / 4 };
+        let rows = kept.sequences * kv_heads;
+        let mut new = Vec::new();
+        for &kind in &kept.kinds {
+            let mut room = Room::new("sums of attention");
+            let array = room.grown(gpu, 0, 4 * rows * stride)?;
+            gpu.clear(array, 4 * rows * stride)?;
+            if let Some((_, old)) = self.kinds.iter().find(|(of, _)| *of == kind) {
+                let old = old.array(gpu);
+                for row in 0..self.sequences * kv_heads {
+                    let from = old.offset(4 * row * self.stride);
+                    gpu.copy(from, array.offset(4 * row * stride), 4 * self.stride)?;
+                }
+            }
+            new.push((kind, room));
+        }
+        (self.kinds, self.sequences, self.stride) = (new, kept.sequences, stride);
+        Ok(())
+    }
+
+    /// Where they lie, for sequences that `owners` names.
+    fn arrays(&self, gpu: &G, owners: Array) -> Sums {
+        let mut sums = Sums::none(self.stride, owners);
+        for (kind, room) in &self.kinds {
+            *match kind {
+                SumKind::Sum => &mut sums.sum,
+                SumKind::Squares => &mut sums.squares,
+                SumKind::Count => &mut sums.count,
+                SumKind::LastRow => &mut sums.last,
+                SumKind::Window => &mut sums.window,
+            } = room.array(gpu);
+        }
+        sums
+    }
+}
+
+/// Where the answer to a question lies among the words of all.
+struct Asked {
+    first: usize,
+    slots: usize,
+    list: usize,
+    heads: usize,
+}
+
+impl Asked {
+    /// Words of the victims, their scores, how many they are, and cutoffs, per KV head.
+    fn lengths(&self, lanes: usize) -> [usize; 4] {
+        [lanes * self.list, lanes * self.list, lanes, lanes]
+    }
+}
+
+/// Of the sums those that a score is made of.
+fn of_score(sums: Sums, by: RankedBy) -> Sums {
+    let Sums { sum, count, last, stride, owners, .. } = sums;
+    let none = Sums::none(stride, owners);
+    match by {
+        RankedBy::Sum => Sums { sum, ..none },
+        RankedBy::Mean => Sums { sum, count, ..none },
+        RankedBy::LastRow => Sums { last, ..none },
+    }
+}
+
+impl<G: Gpu> GpuAttention<G> {
+    /// Sees to the sums of a layer, where any are kept, for the step's positions.
+    pub(super) fn begin_sums_of_layer(&mut self, layer: usize) -> Result<()> {
+        let Some(kept) = &self.batch.step.sums else { return Ok(()) };
+        let end = self.batch.step.positions.iter().max().map_or(0, |&last| last as usize + 1);
+        while self.batch.sums.len() <= layer {
+            self.batch.sums.push(LayerSums::new());
+        }
+        self.batch.sums[layer].fit(&self.gpu, kept, self.shape.kv_heads(), end)
+    }
+
+    /// Where the sums of the layer under way lie for parts from one on, and the window's queries.
+    pub(super) fn sums_of(&self, part: usize) -> Option<(Sums, Range<Position>)> {
+        let kept = self.batch.step.sums.as_ref()?;
+        let now = self.batch.now();
+        let owners = now.owners.offset(4 * part);
+        Some((self.batch.sums[usize::from(now.layer)].arrays(&self.gpu, owners), kept.window.clone()))
+    }
+
+    /// Adds the probabilities of some parts of one row each, where sums are kept.
+    pub(super) fn accumulate_rows(&self, parts: Range<usize>, stride: usize, rows: Array) -> Result<()> {
+        let Some((sums, window)) = self.sums_of(parts.start) else { return Ok(()) };
+        let (heads, now) = (heads(self.shape), self.batch.now());
+        let accumulate = Accumulate {
+            heads,
+            sequences: parts.len(),
+            queries: 1,
+            slots: stride,
+            sums,
+            window,
+            rows,
+            row_stride: stride,
+            positions: now.tables.positions,
+            lanes: now.lanes(parts.start, heads.kv_heads),
+        };
+        accumulate.launch(&self.gpu)
+    }
+
+    pub(super) fn answer(&mut self, questions: &[Question<'_>]) -> Result<Vec<Vec<Answer>>> {
+        let kv_heads = self.shape.kv_heads();
+        let kinds = self.batch.step.sums.as_ref().map_or(0, |kept| kept.kinds.len());
+        let mut words = 0;
+        let asked: Vec<Asked> = questions
+            .iter()
+            .map(|question| {
+                let own = &question.parts[question.range.clone()];
+                let lanes = own.len() * kv_heads;
+                let tables = || own.iter().flat_map(|part| &part.tables);
+                let slots = tables().map(|table| table.slots.len()).max().unwrap_or(0);
+                let live =
+                    |slots: &[Position]| slots.iter().filter(|&&p| p != crate::attention::HOLE).count();
+                let (list, heads) = match &question.ranked {
+                    Some(ranked) => {
+                        let most = tables().map(|table| live(table.slots)).max().unwrap_or(0);
+                        (
+                            most.saturating_sub(ranked.budget as usize),
+                            if ranked.as_one { 1 } else { kv_heads },
+                        )
+                    }
+                    None => (0, kv_heads),
+                };
+                let asked = Asked { first: words, slots, list, heads };
+                words += match question.ranked {
+                    Some(_) => asked.lengths(lanes).iter().sum(),
+                    None => lanes * kinds * slots,
+                };
+                asked
+            })
+            .collect();
+        let out = self.batch.rooms.answers.of(&self.gpu, 4 * words)?;
+        for (question, asked) in questions.iter().zip(&asked) {
+            self.begin_answer(question, asked, out.offset(4 * asked.first))?;
+        }
+        let mut answers = vec![0u32; words];
+        self.gpu.download(out, bytemuck::cast_slice_mut(&mut answers))?;
+        Ok(questions
+            .iter()
+            .zip(&asked)
+            .map(|(question, asked)| {
+                let words = &answers[asked.first..];
+                question
+                    .range
+                    .clone()
+                    .enumerate()
+                    .map(|(i, part)| {
+                        let own = &question.parts[part];
+                        match question.ranked {
+                            Some(_) => Answer::Lost(lost_of(
+                                words,
+                                asked,
+                                question.range.len() * kv_heads,
+                                i * kv_heads,
+                            )),
+                            None => Answer::Sums(sums_of(words, asked, kinds, i * kv_heads, own)),
+                        }
+                    })
+                    .collect()
+            })
+            .collect())
+    }
+
+    /// Starts what makes the answer to a question.
+    fn begin_answer(&mut self, question: &Question<'_>, asked: &Asked, out: Array) -> Result<()> {
+        let (layer, kv_heads) = (usize::from(question.layer), self.shape.kv_heads());
+        let (placed, words) =
+            self.batch.standing.bring(&self.gpu, &self.pool, layer, question.parts, kv_heads)?;
+        let owners: Vec<u32> = question.parts.iter().map(|part| part.sequence).collect();
+        let [lanes, owners] = words.patch(&self.gpu, &mut self.batch.rooms.asked_words, placed, &owners)?;
+        let first = question.range.start;
+        let of = SumLanes {
+            kv_heads,
+            sequences: question.range.len(),
+            slots: asked.slots,
+            sums: self.batch.sums[layer].arrays(&self.gpu, owners.offset(4 * first)),
+            positions: placed.positions,
+            lanes: super::lanes_from(lanes, first, kv_heads),
+        };
+        let Some(Ranked { by, as_one, budget, protected }) = question.ranked else {
+            return of.take(out, &self.gpu);
+        };
+        let scores = self.rooms.sums.of(&self.gpu, 4 * question.range.len() * kv_heads * asked.slots)?;
+        let [victims, lost, counts, _] = asked.lengths(question.range.len() * kv_heads);
+        let at = |words: usize| out.offset(4 * words);
+        let select = SelectKeep {
+            of: SumLanes { sums: of_score(of.sums, by), ..of },
+            as_one,
+            budget: budget as usize,
+            sinks: protected.sinks,
+            recent: protected.recent,
+            scores,
+            victims: at(0),
+            lost: at(victims),
+            list: asked.list,
+            counts: at(victims + lost),
+            cutoffs: at(victims + lost + counts),
+        };
+        select.launch(&self.gpu)
+    }
+}
+
+/// Per KV head and kind what the slots of a part have.
+fn sums_of(words: &[u32], asked: &Asked, kinds: usize, lane: usize, part: &Part<'_>) -> Vec<Vec<Vec<f32>>> {
+    (0..asked.heads)
+        .map(|head| {
+            let slots = part.table(head).slots.len();
+            let of_kind = |kind: usize| {
+                let first = ((lane + head) * kinds + kind) * asked.slots;
+                words[first..first + slots].iter().map(|&word| f32::from_bits(word)).collect()
+            };
+            (0..kinds).map(of_kind).collect()
+        })
+        .collect()
+}
+
+/// Per KV head who is lost of a part, whose first lane is `lane` of `lanes`.
+fn lost_of(words: &[u32], asked: &Asked, lanes: usize, lane: usize) -> Vec<Lost> {
+    let [victims, lost, counts, cutoffs] = {
+        let [a, b, c, _] = asked.lengths(lanes);
+        [0, a, a + b, a + b + c]
+    };
+    (lane..lane + asked.heads)
+        .map(|lane| {
+            let n = words[counts + lane] as usize;
+            let list = |first: usize| &words[first + lane * asked.list..][..n];
+            let cutoff = f32::from_bits(words[cutoffs + lane]);
+            Lost {
+                slots: list(victims).to_vec(),
+                scores: list(lost).iter().map(|&word| f32::from_bits(word)).collect(),
+                cutoff: (!cutoff.is_nan()).then_some(cutoff),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,139 @@
+//! Sums of attention that a device keeps, and decisions that are due: what they need comes from there for all layers and
+//! sequences at once, and where sums alone decide, who is lost.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::EngineError;
+use super::core::Engine;
+use super::resident::part;
+use crate::attention::gpu::{Answer, KeptSums, Part, Question};
+use crate::cache::HOLE;
+use crate::event::{Head, Layer, Position};
+use crate::policy::{Needs, Ranked, SumKind, Verdict, When};
+
+/// What a layer is asked: of which parts, and whether they can be decided on there.
+type Asked = (Range<usize>, Option<Ranked>);
+
+/// What a device has decided in a step, by sequence and layer.
+pub(super) type Decisions = BTreeMap<(usize, Layer), Vec<Verdict>>;
+
+impl Engine {
+    /// What a device keeps of attention: everything that the policy goes by, where rows stay there too and sums hold it.
+    pub(super) fn kept_sums(&self) -> Option<KeptSums> {
+        if !self.rows_stay() || !self.needs.attention() {
+            return None;
+        }
+        let (end, window) = (self.context_len as Position, self.needs.window);
+        Some(KeptSums {
+            kinds: self.needs.sums()?,
+            window: end.saturating_sub(window)..end,
+            sequences: self.sequences.len(),
+            reach: self.info.longest() as usize,
+        })
+    }
+
+    /// What has to be handed out of attention to be kept here.
+    pub(super) fn needs_here(&self) -> Needs {
+        if self.kept_sums().is_some() { Needs::NONE } else { self.needs }
+    }
+
+    /// Brings what the decisions of some sequences go by, or the decisions themselves. `present` are the sequences of the
+    /// step, in its order.
+    pub(super) fn ask_device(
+        &mut self,
+        present: &[usize],
+        deciding: &[(usize, When)],
+    ) -> Result<(), EngineError> {
+        let Some(kept) = self.kept_sums() else { return Ok(()) };
+        self.decisions.clear();
+        let layers = self.model.decoder.config().layers as Layer;
+        let asked: Vec<(Layer, Vec<Asked>)> =
+            (0..layers).map(|layer| (layer, self.asked(layer, present, deciding))).collect();
+        let parts: Vec<(Layer, Vec<Part<'_>>, &[Asked])> = asked
+            .iter()
+            .filter(|(_, asked)| !asked.is_empty())
+            .map(|(layer, asked)| {
+                let of = |&index: &usize| part(&self.cache, self.sequences[index].id, *layer, (0, 0));
+                (*layer, present.iter().map(of).collect(), &**asked)
+            })
+            .collect();
+        let questions: Vec<Question<'_>> = parts
+            .iter()
+            .flat_map(|(layer, parts, asked)| {
+                asked.iter().map(|(range, ranked)| Question {
+                    layer: *layer,
+                    parts,
+                    range: range.clone(),
+                    ranked: *ranked,
+                })
+            })
+            .collect();
+        if questions.is_empty() {
+            return Ok(());
+        }
+        let answers = super::resident::device(&mut *self.attention).ask(&questions)?;
+        let told: Vec<(Layer, Option<Ranked>, Range<usize>)> =
+            questions.iter().map(|q| (q.layer, q.ranked, q.range.clone())).collect();
+        drop(questions);
+        drop(parts);
+        for ((layer, ranked, range), answers) in told.into_iter().zip(answers) {
+            for (part, answer) in range.zip(answers) {
+                match (answer, ranked) {
+                    (Answer::Sums(heads), _) => self.take_sums(present[part], layer, &kept.kinds, &heads),
+                    (Answer::Lost(heads), ranked) => {
+                        let verdicts = heads.into_iter().enumerate().filter_map(|(h, lost)| {
+                            let ranked = ranked.expect("it was asked who is lost");
+                            let head = (!ranked.as_one).then_some(h as Head);
+                            let table = self.cache.table(self.sequences[present[part]].id, layer);
+                            let slots = table.lane(h as Head).slots;
+                            let victims = lost.slots.iter().map(|&slot| slots[slot as usize]).collect();
+                            ranked.verdict(head, victims, lost.scores, lost.cutoff)
+                        });
+                        let verdicts = verdicts.collect();
+                        self.decisions.insert((present[part], layer), verdicts);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a layer has to be asked for the decisions that are due.
+    fn asked(&self, layer: Layer, present: &[usize], deciding: &[(usize, When)]) -> Vec<Asked> {
+        let mut asked: Vec<Asked> = Vec::new();
+        for &(index, when) in deciding.iter().filter(|(_, when)| self.policy.acts(*when)) {
+            let Some(part) = present.iter().position(|&of| of == index) else { continue };
+            let moment = self.moment(index, layer, when);
+            let most = self.most_residents(index, layer);
+            let shares = self.policy.shares().is_some() && self.sequences[index].shares.is_empty();
+            if most == 0 || !shares && self.policy.rests(&moment, most) {
+                continue;
+            }
+            // What has left a layer's window lies there still and does not compete.
+            let ranked =
+                self.policy.ranked(&moment, most).filter(|_| !shares && self.first_seen(index, layer) == 0);
+            match asked.last_mut() {
+                Some((range, of)) if range.end == part && *of == ranked => range.end += 1,
+                _ => asked.push((part..part + 1, ranked)),
+            }
+        }
+        asked
+    }
+
+    /// The device's sums as the host's own.
+    fn take_sums(&mut self, index: usize, layer: Layer, kinds: &[SumKind], heads: &[Vec<Vec<f32>>]) {
+        for (h, of_kinds) in heads.iter().enumerate() {
+            let lane = self.lane_index(usize::from(layer), h);
+            let s = &mut self.sequences[index];
+            let slots = self.cache.table(s.id, layer).lane(h as Head).slots;
+            let live = |values: &[f32]| -> (Vec<Position>, Vec<f32>) {
+                slots.iter().copied().zip(values.iter().copied()).filter(|&(p, _)| p != HOLE).unzip()
+            };
+            for (&kind, values) in kinds.iter().zip(of_kinds) {
+                let (positions, values) = live(values);
+                s.accumulators[lane].set(kind, &positions, &values);
+            }
+        }
+    }
+}
