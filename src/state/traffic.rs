@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{LayerTraffic, Stage, Step};
+use crate::event::{LayerTraffic, Provenance, Stage, Step};
 
 /// Per layer, newest step and totals.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -13,7 +13,7 @@ pub struct Traffic {
     pub total: Vec<LayerTraffic>,
     /// Steps in which anything moved host to device.
     pub pull_steps: u64,
-    /// What chunks of the prompt have of the sum of all layers' `copy_ns`.
+    /// What chunks of the prompt have of the sum of all layers' `copy_ns`, where a device is clocked now and then.
     #[serde(skip)]
     pub prompt_copy_ns: u64,
 }
@@ -37,7 +37,7 @@ impl Traffic {
             };
             *last = *t;
             total.add(t);
-            if step.stage() == Stage::Prefill {
+            if step.timing == Provenance::Sampled && step.stage() == Stage::Prefill {
                 self.prompt_copy_ns = self.prompt_copy_ns.saturating_add(t.copy_ns);
             }
         }
