@@ -4,7 +4,7 @@ use super::EngineError;
 use super::core::{Engine, rotation, sequence_seed};
 use super::lanes::full_precision;
 use super::merging::bound_arcs;
-use crate::cache::{HOLE, Victims};
+use crate::cache::{CacheError, HOLE, Victims};
 use crate::event::evict::MAX_SCORED_VICTIMS;
 use crate::event::{Crush, Eviction, Finish, Head, Layer, Merge, Position, Reason, SeqStep, Stage};
 use crate::policy::{HeadInputs, Moment, Needs, Verdict, When};
@@ -258,7 +258,11 @@ impl Engine {
             .map(|h: Head| (table.lane(h).slots.len(), table.stranded(h)))
             .fold((0, 0), |(a, b), (x, y)| (a + x, b + y));
         if stranded as f64 > self.info.settings.compact * slots as f64 {
-            self.cache.compact(seq, layer)?;
+            match self.cache.compact(seq, layer) {
+                // No block is free for what others share: nothing has moved, and the next decision tries again.
+                Err(CacheError::Exhausted(_)) => {}
+                moved => moved?,
+            }
         }
         Ok(())
     }
