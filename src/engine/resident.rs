@@ -13,7 +13,7 @@ use crate::attention::gpu::{
     Choice, LaneTable, LayerErrors, LayerRows, Part, Picture, Resident, StepRows, TopRows,
 };
 use crate::attention::{Attention, RowSink, Wants, observe, picture_group};
-use crate::cache::{Cache, KvDtype, PageOp};
+use crate::cache::{Cache, CacheConfig, KvDtype, KvShape, PageOp};
 use crate::event::{BlockId, Head, Layer, LayerTraffic, Phase, Position, ScoreLevel, SeqId, Stage};
 use crate::model::Stream;
 use crate::policy::{Merging, Needs, Policy, ReadRule, ReadSet, Rope};
@@ -32,6 +32,26 @@ pub(super) fn may_stay(
     let reads_rows = needs.keys || needs.values || needs.queries.is_some() || merge.is_some();
     let by_rows = read.is_none_or(|read| matches!(read.rule(), ReadRule::Kcache(_)));
     !dtype.goes_into_codes_later() && by_rows && !reads_rows && policy.rope() == Rope::Post
+}
+
+/// Takes memory for a pool that is bounded (`--blocks`) at once, as far as so many tokens need it: a slab that grows lies there
+/// twice meanwhile, and what just fits would not fit then. Each kind of layer has its share of the pool.
+pub(super) fn reserve_pool(
+    device: &mut dyn Resident,
+    config: &CacheConfig,
+    tokens: u64,
+    batch: u32,
+) -> Result<(), EngineError> {
+    let KvShape { layers, kv_heads, .. } = config.shape;
+    let (layers, kv_heads, blocks) = (u64::from(layers), u64::from(kv_heads), u64::from(config.blocks));
+    let per_layer = kv_heads * u64::from(batch) * tokens.div_ceil(config.block_size.into());
+    for on_host in [false, true] {
+        let of_kind =
+            (0..config.shape.layers).filter(|&layer| config.v_on_host(layer) == on_host).count() as u64;
+        let pages = (of_kind * per_layer).min(blocks * of_kind / layers);
+        device.reserve(pages as usize, on_host)?;
+    }
+    Ok(())
 }
 
 impl Engine {
@@ -351,7 +371,9 @@ impl Engine {
             let layer = usize::from(pull.layer);
             self.traffic[layer].copy_ns = pull.copy_ns;
             self.exposed.resize(self.traffic.len(), 1.0);
-            self.exposed[layer] = (pull.stall_ns as f64 / pull.copy_ns.max(1) as f64).min(1.0);
+            // A chunk's values come back behind those that go, so either may be waited for.
+            let copied_ns = (pull.push_ns + pull.copy_ns).max(1);
+            self.exposed[layer] = (pull.stall_ns as f64 / copied_ns as f64).min(1.0);
             // The wait for rows is in the time of the scores.
             self.timer.shift(Some(pull.layer), Phase::Score, Phase::VPull, pull.stall_ns);
         }

@@ -15,22 +15,22 @@ use crate::device::{backend, is_real};
 use crate::emulated::{self, Emulated};
 
 #[derive(Deserialize)]
-struct Golden {
-    prompt_text: String,
+pub(crate) struct Golden {
+    pub(crate) prompt_text: String,
     greedy_ids: Vec<u32>,
 }
 
-fn golden() -> (Arc<Model>, Golden) {
+pub(crate) fn golden() -> (Arc<Model>, Golden) {
     let golden = serde_json::from_str(include_str!("../../src/model/demo/golden.json")).unwrap();
     (Arc::new(demo::load().unwrap()), golden)
 }
 
-fn on_gpu(model: &Arc<Model>, settings: &Settings, prompt: &Prompt, schedule: u32) -> Engine {
+pub(crate) fn on_gpu(model: &Arc<Model>, settings: &Settings, prompt: &Prompt, schedule: u32) -> Engine {
     let settings = Settings { device: "cuda:0".into(), ..settings.clone() };
     Engine::on(backend(schedule), Arc::clone(model), &settings, prompt).unwrap()
 }
 
-fn steps(mut engine: Engine) -> Vec<Step> {
+pub(crate) fn steps(mut engine: Engine) -> Vec<Step> {
     let mut steps = Vec::new();
     while let Some(step) = engine.step().unwrap() {
         steps.push(step);

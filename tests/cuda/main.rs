@@ -10,6 +10,7 @@
 mod accumulate;
 mod attention;
 mod bounds;
+mod clocked;
 mod codes;
 mod crush;
 mod decode;
@@ -23,6 +24,7 @@ mod gpu;
 mod host;
 mod launches;
 mod measured;
+mod memory;
 mod moves;
 mod pages;
 mod picture;

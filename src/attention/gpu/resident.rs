@@ -33,6 +33,7 @@ use crate::event::{BlockId, Layer, Position, ScoreLevel, SeqId};
 
 pub use errors::LayerErrors;
 pub use picture::Picture;
+pub(super) use pull::Pulled;
 pub use pull::{Pull, PullTime};
 pub use sums::{Answer, KeptSums, Lost, Question};
 
@@ -223,6 +224,8 @@ pub(super) struct Batch<G: Gpu> {
     kept: Vec<KeptLayer<G>>,
     /// Clocked pulls: layer, begin and end in the queue of copies, begin and end of the wait for them.
     pulls: Vec<(Layer, [G::Mark; 4])>,
+    /// Clocked pushes: layer, begin and end in the queue of copies.
+    pushes: Vec<(Layer, [G::Mark; 2])>,
     /// Per layer, the parts whose choices were made in this step, and whether rows of the last were at hand.
     chosen: Vec<Vec<(Range<usize>, bool)>>,
     errors: Errors<G>,
@@ -313,6 +316,7 @@ impl<G: Gpu> Batch<G> {
             keeps: false,
             kept: Vec::new(),
             pulls: Vec::new(),
+            pushes: Vec::new(),
             chosen: Vec::new(),
             errors: Errors::new(),
             sums: Vec::new(),
@@ -416,9 +420,13 @@ impl<G: Gpu> GpuAttention<G> {
             let ready = self.gpu.mark()?;
             let copies = &self.batch.copies;
             copies.after(&ready)?;
+            let begun = self.clocked_copies()?;
             // The launch for keys alone, with values for keys.
             Append { k: v, keys: values, ..append }.launch(copies)?;
             self.batch.pushed[layer % 2] = Some(copies.mark()?);
+            if let Some(begun) = begun {
+                self.batch.pushes.push((layer as Layer, [begun, self.batch.copies.mark()?]));
+            }
         }
         let Placed { positions, blocks } = placed;
         let owners = slots.offset(4 * rows);
@@ -500,6 +508,7 @@ impl<G: Gpu> Resident for GpuAttention<G> {
         self.batch.marks.clear();
         self.batch.pulls.clear();
         self.batch.pictures.begin();
+        self.batch.pushes.clear();
         self.batch.chosen = vec![Vec::new(); step.layers];
         self.batch.step = step;
         Ok(())
