@@ -1,7 +1,7 @@
 //! Drawing a token from logits.
 
 use candle_core::{Device, Tensor};
-use candle_transformers::generation::{LogitsProcessor, Sampling};
+use candle_transformers::generation::LogitsProcessor;
 
 use super::{Error, Result};
 
@@ -20,8 +20,6 @@ pub struct Drawn {
 pub struct Sampler {
     /// `None` at temperature 0.
     random: Option<LogitsProcessor>,
-    /// Probability that the nucleus has at least; `None` where all may be drawn.
-    top_p: Option<f32>,
     /// Never drawn.
     masked: Vec<u32>,
 }
@@ -32,10 +30,10 @@ impl Sampler {
         // Below the first the library is greedy too, with its own rule for equals; an infinite temperature makes NaN of
         // the masked; a nucleus of nothing would be taken for none at all.
         let random = (temperature >= 1e-7).then(|| {
-            LogitsProcessor::from_sampling(seed, Sampling::All { temperature: temperature.min(1e6) })
+            let top_p = (top_p < 1.0).then_some(top_p.max(1e-6));
+            LogitsProcessor::new(seed, Some(temperature.min(1e6)), top_p)
         });
-        let top_p = (top_p < 1.0).then_some(top_p.max(1e-6) as f32);
-        Self { random, top_p, masked: masked.to_vec() }
+        Self { random, masked: masked.to_vec() }
     }
 
     /// Draws from one row of logits, `[vocab]`.
@@ -56,12 +54,7 @@ impl Sampler {
                         *logit = f32::NEG_INFINITY;
                     }
                 }
-                let allowed = Tensor::from_vec(allowed, logits.len(), &Device::Cpu)?;
-                random.sample_f(&allowed, |probabilities| {
-                    if let Some(top_p) = self.top_p {
-                        keep_nucleus(probabilities, top_p);
-                    }
-                })?
+                random.sample(&Tensor::from_vec(allowed, logits.len(), &Device::Cpu)?)?
             }
         };
         Ok(Drawn { id, logprob: logprob(logits, id), margin: ranked.margin })
@@ -120,37 +113,6 @@ fn largest_finite(logits: &[f32]) -> f32 {
         }
     }
     most.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, larger)
-}
-
-/// Leaves the largest probabilities that reach `top_p` together, the lower id first among equals, and makes the others 0.
-fn keep_nucleus(probabilities: &mut [f32], top_p: f32) {
-    // Bits of positive numbers are in their order.
-    let rank = |(id, p): (usize, f32)| u64::from(!p.to_bits()) << 32 | id as u64;
-    let of_rank = |rank: u64| f32::from_bits(!((rank >> 32) as u32));
-    // All that are smaller sum to less than the nucleus may leave out. But for roundings it has none of them, and most
-    // of a vocabulary are: only the others are sorted.
-    let least = (1.0 - top_p) / probabilities.len() as f32;
-    let (mut sum, mut last) = (0.0, 0);
-    for is_small in [false, true] {
-        let all = probabilities.iter().copied().enumerate();
-        let mut ranks: Vec<u64> = all.filter(|(_, p)| (*p < least) == is_small).map(rank).collect();
-        ranks.sort_unstable();
-        for rank in ranks {
-            if sum >= top_p {
-                break;
-            }
-            sum += of_rank(rank);
-            last = rank;
-        }
-        if sum >= top_p {
-            break;
-        }
-    }
-    for (id, p) in probabilities.iter_mut().enumerate() {
-        if rank((id, *p)) > last {
-            *p = 0.0;
-        }
-    }
 }
 
 /// Natural logarithm of an id's probability under the plain softmax of a row of logits.
@@ -231,29 +193,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn the_nucleus_is_what_sorting_all_would_keep(
-            weights in prop::collection::vec(0u8..9, 1..200),
-            skew in 0i32..6,
-            top_p in 1e-6f32..1.0,
-        ) {
-            let weights: Vec<f32> = weights.into_iter().map(|w| f32::from(w).powi(skew)).collect();
-            let all = weights.iter().sum::<f32>().max(1.0);
-            let probabilities: Vec<f32> = weights.into_iter().map(|w| w / all).collect();
-            let mut order: Vec<usize> = (0..probabilities.len()).collect();
-            order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
-            let (mut expected, mut sum) = (vec![0.0; order.len()], 0.0);
-            for id in order {
-                if sum < top_p {
-                    expected[id] = probabilities[id];
-                    sum += probabilities[id];
-                }
-            }
-            let mut kept = probabilities;
-            keep_nucleus(&mut kept, top_p);
-            prop_assert_eq!(kept, expected);
-        }
-
         #[test]
         fn greedy_is_the_first_largest(logits in prop::collection::vec(-50i8..50, 1..300), masked in prop::collection::vec(0u32..300, 0..20)) {
             let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
