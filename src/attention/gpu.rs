@@ -123,12 +123,16 @@ struct Scored {
 /// It does not: one line.
 pub fn check(shape: Shape, kv_dtype: &str) -> Result<Cell> {
     heads(shape).check()?;
-    match kv_dtype {
+    // What else is spelled there, an exact window or shares of outliers, is the cache's matter.
+    match kv_dtype.split(':').next().unwrap_or(kv_dtype) {
         "f32" => Ok(Cell::F32),
         "f16" => Ok(Cell::F16),
         "int8" => Ok(Cell::Int8),
+        "int4" => Ok(Cell::Int4),
+        "int2" => Ok(Cell::Int2),
         other => Err(DeviceError::Limit(format!(
-            "pages of {other} are not read yet: use --kv-dtype f32, f16 or int8, or --device cpu"
+            "pages of {other} are not read yet: use --kv-dtype f32, f16, int8, int4 or int2, or --device \
+             cpu"
         ))),
     }
 }
@@ -389,12 +393,16 @@ impl<G: Gpu> PageCopies for GpuAttention<G> {
         self.pool.append(&self.gpu, tokens)
     }
 
-    fn put(&mut self, stretches: &[Stretch<'_>]) -> Result<()> {
-        self.pool.put(&self.gpu, stretches)
+    fn put(&mut self, stretches: &[Stretch<'_>], values_on_host: bool) -> Result<()> {
+        self.pool.put(&self.gpu, stretches, values_on_host)
     }
 
     fn free(&mut self, blocks: &[BlockId]) {
         self.pool.free(blocks);
+    }
+
+    fn held_bytes(&self) -> u64 {
+        self.pool.held_bytes() as u64
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use super::Cache;
+use super::pool::Part;
 use super::table::{LaneView, RowMove};
 use crate::event::{BlockId, Head, Layer, SeqId};
 
@@ -14,6 +15,10 @@ pub struct ChangedRows {
     pub head: Head,
     /// Slots of its lane as it is now.
     pub slots: Range<usize>,
+    /// Whether it is their keys that changed.
+    pub keys: bool,
+    /// Whether it is their values.
+    pub values: bool,
 }
 
 /// Something done to pages that a backend alone has, in the order in which it happened.
@@ -45,6 +50,8 @@ struct Written {
     head: Head,
     block: BlockId,
     rows: Range<usize>,
+    /// One of the two pages, where the other stays as it is.
+    only: Option<Part>,
 }
 
 /// Kept where somebody follows.
@@ -78,9 +85,30 @@ impl Changes {
 
     pub(super) fn write(
         &mut self,
+        of: (SeqId, Layer, Head),
+        lane: LaneView<'_>,
+        slots: Range<usize>,
+    ) {
+        self.note(of, lane, slots, None);
+    }
+
+    /// Keys or values of a lane went into codes.
+    pub(super) fn code(
+        &mut self,
+        of: (SeqId, Layer, Head),
+        lane: LaneView<'_>,
+        slots: Range<usize>,
+        part: Part,
+    ) {
+        self.note(of, lane, slots, Some(part));
+    }
+
+    fn note(
+        &mut self,
         (seq, layer, head): (SeqId, Layer, Head),
         lane: LaneView<'_>,
         slots: Range<usize>,
+        only: Option<Part>,
     ) {
         if !self.followed {
             return;
@@ -88,7 +116,7 @@ impl Changes {
         let (width, written) = (lane.block_size as usize, self.rows.entry((seq, layer)).or_default());
         for i in slots.start / width..slots.end.div_ceil(width) {
             let rows = slots.start.max(i * width) - i * width..slots.end.min((i + 1) * width) - i * width;
-            written.push(Written { head, block: lane.block(i), rows });
+            written.push(Written { head, block: lane.block(i), rows, only });
         }
     }
 
@@ -107,8 +135,8 @@ impl Changes {
 }
 
 impl Cache {
-    /// From now on changes of exact pages and of pages of rows in 8-bit codes are kept until they are
-    /// [taken](Self::take_changes). All that there is counts as changed, so that a copy can begin with nothing.
+    /// From now on changes of exact pages and of pages of uniform codes are kept until they are
+    /// [taken](Self::take_changes): rows that are written, and those that go into codes later. All that there is counts as changed, so that a copy can begin with nothing.
     pub fn follow(&mut self) {
         self.changes = Changes { followed: true, ..Changes::default() };
         for (&seq, sequence) in &self.sequences {
@@ -121,7 +149,7 @@ impl Cache {
         }
     }
 
-    /// Rows of a (sequence, layer) that were written or moved since the last call; some may be named twice.
+    /// Rows of a (sequence, layer) that were written, moved or put into codes since the last call; some may be named twice.
     ///
     /// # Panics
     /// The model has no such layer.
@@ -132,13 +160,14 @@ impl Cache {
         for head in 0..table.heads() {
             let lane = table.lane(head);
             let places: HashMap<BlockId, usize> = lane.blocks().enumerate().map(|(i, id)| (id, i)).collect();
-            for Written { block, rows, .. } in written.iter().filter(|written| written.head == head) {
+            for Written { block, rows, only, .. } in written.iter().filter(|written| written.head == head) {
                 // What was lost meanwhile is nobody's business any more.
                 let Some(&i) = places.get(block) else { continue };
                 let first = i * lane.block_size as usize;
                 let slots = first + rows.start..first + rows.end.min(lane.block_slots(i).len());
                 if !slots.is_empty() {
-                    changed.push(ChangedRows { head, slots });
+                    let [keys, values] = [Part::K, Part::V].map(|part| only.is_none_or(|only| only == part));
+                    changed.push(ChangedRows { head, slots, keys, values });
                 }
             }
         }
@@ -200,7 +229,7 @@ mod tests {
         for id in cache.take_freed() {
             copies.remove(&id);
         }
-        for ChangedRows { head, slots } in cache.take_changes(0, layer) {
+        for ChangedRows { head, slots, .. } in cache.take_changes(0, layer) {
             for slot in slots {
                 let id = cache.table(0, layer).lane(head).block(slot / 3);
                 let page = copies.entry(id).or_insert_with(|| vec![[f32::NAN; 2]; 3]);

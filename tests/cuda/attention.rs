@@ -123,13 +123,14 @@ impl Layer {
                     stretches.push(Stretch {
                         block,
                         row: from % self.block_size,
-                        keys: self.rows(h, 0, from, to),
+                        keys: Some(self.rows(h, 0, from, to)),
                         values: (!values_on_host).then(|| self.rows(h, 1, from, to)),
+                        in_codes: [0; 2],
                     });
                 }
             }
         }
-        copies.put(&stretches).unwrap();
+        copies.put(&stretches, values_on_host).unwrap();
         let of_fresh = |part: usize| -> Vec<f32> {
             let rows = |token: usize| {
                 self.heads.iter().flat_map(move |head| {
