@@ -83,12 +83,7 @@ impl Changes {
         self.ops.get_or_insert_default().push(PageOp::Move { blocks, kept, first: hole - skipped });
     }
 
-    pub(super) fn write(
-        &mut self,
-        of: (SeqId, Layer, Head),
-        lane: LaneView<'_>,
-        slots: Range<usize>,
-    ) {
+    pub(super) fn write(&mut self, of: (SeqId, Layer, Head), lane: LaneView<'_>, slots: Range<usize>) {
         self.note(of, lane, slots, None);
     }
 
@@ -388,6 +383,73 @@ mod tests {
                         for (slot, _) in lane.slots.iter().enumerate().filter(|(_, p)| **p != Position::MAX) {
                             prop_assert_eq!(pages[&lane.block(slot / 3)][slot % 3], row_of(&own, seq, layer, head, slot));
                         }
+                    }
+                }
+            }
+        }
+    }
+
+    fn decoded(pages: &Pages<'_>, slot: usize) -> Vec<f32> {
+        let Pages::Coded(list) = pages else { panic!("pages in codes") };
+        let mut row = vec![0.0; 32];
+        list.row(slot).decode(&mut row);
+        row
+    }
+
+    proptest! {
+        /// Rows that go into codes after they were written, are lost and move together: a copy that is told of keys and of
+        /// values each for themselves holds what the cache reads.
+        #[test]
+        fn a_copy_can_follow_rows_into_codes(steps in prop::collection::vec((1usize..60, any::<u64>()), 1..8), windows in 1u32..3) {
+            let mut cache = Cache::new(CacheConfig {
+                shape: KvShape { layers: 1, kv_heads: HEADS, head_dim: 32 },
+                block_size: 32,
+                dtype: KvDtype::Kivi { bits: 4, residual: 32 * windows },
+                ..*cache().config()
+            })
+            .unwrap();
+            cache.add(0);
+            cache.follow();
+            let mut copies = HashMap::<(BlockId, usize), [Vec<f32>; 2]>::new();
+            let mut next = 0;
+            for (n, lost) in steps {
+                cache.reserve(0, next, n).unwrap();
+                let rows: Vec<f32> = (0..n * 64).map(|i| ((next as usize * 64 + i) as f32 * 0.37).sin()).collect();
+                cache.write(0, 0, next, &rows, &rows).unwrap();
+                next += n as Position;
+                cache.quantise(0, 0).unwrap();
+                let of = |head: Head| -> Vec<Position> {
+                    let lane = cache.table(0, 0).lane(head);
+                    let is_lost = |p: Position| lost >> ((p as usize * 5 + usize::from(head)) % 64) & 3 == 3;
+                    lane.slots.iter().copied().filter(|&p| p != Position::MAX && is_lost(p)).collect()
+                };
+                let victims: Vec<Vec<Position>> = (0..HEADS).map(of).collect();
+                let sets: Vec<&[Position]> = victims.iter().map(Vec::as_slice).collect();
+                cache.evict(0, 0, &Victims::PerHead(&sets)).unwrap();
+                if lost % 2 > 0 {
+                    cache.compact(0, 0).unwrap();
+                }
+                cache.take_ops(0);
+                if lost % 5 == 0 {
+                    continue;
+                }
+                for ChangedRows { head, slots, keys, values } in cache.take_changes(0, 0) {
+                    let (k, v) = cache.pages(0, 0, head);
+                    for slot in slots {
+                        let id = cache.table(0, 0).lane(head).block(slot / 32);
+                        let copy = copies.entry((id, slot % 32)).or_default();
+                        for (copy, pages) in copy.iter_mut().zip([(keys, &k), (values, &v)]) {
+                            if pages.0 {
+                                *copy = decoded(pages.1, slot);
+                            }
+                        }
+                    }
+                }
+                for head in 0..HEADS {
+                    let (lane, (k, v)) = (cache.table(0, 0).lane(head), cache.pages(0, 0, head));
+                    for (slot, _) in lane.slots.iter().enumerate().filter(|(_, p)| **p != Position::MAX) {
+                        let copy = &copies[&(lane.block(slot / 32), slot % 32)];
+                        prop_assert_eq!(copy, &[decoded(&k, slot), decoded(&v, slot)], "slot {}", slot);
                     }
                 }
             }

@@ -9,7 +9,7 @@ mod rows;
 mod select;
 mod sums;
 
-pub use decode::{CODED_PAGE, Cell, Decode};
+pub use decode::{Cell, Decode};
 pub use fill::FillRows;
 pub use patch::PatchWords;
 pub use prefill::Softmax;

@@ -220,9 +220,8 @@ impl<G: Gpu> Paged<G> {
     }
 
     fn held_bytes(&self) -> usize {
-        let frames = |slabs: &Slabs<G>| {
-            (slabs.used - slabs.free.len()) * if slabs.values.is_some() { 2 } else { 1 }
-        };
+        let frames =
+            |slabs: &Slabs<G>| (slabs.used - slabs.free.len()) * if slabs.values.is_some() { 2 } else { 1 };
         self.slabs.iter().map(frames).sum::<usize>() * self.frame_bytes()
     }
 }

@@ -4,7 +4,7 @@ use super::super::gpu::{Array, DeviceError, Gpu, Launch, Result};
 use super::{Bend, Heads, SPLIT, grid, words};
 
 /// Slots of a page of keys in codes of 4 or 2 bits, and channels of a group of such values.
-pub const CODED_PAGE: usize = 32;
+const CODED_PAGE: usize = 32;
 
 /// Largest block.
 const MAX_BLOCK_SIZE: usize = 1024;
@@ -18,8 +18,8 @@ pub enum Cell {
     F16,
     /// Codes of 8 bits, scale and zero behind them.
     Int8,
-    /// Codes of 4 bits, of keys by channel and page, of values by token and [`CODED_PAGE`] channels; rows that are not in
-    /// codes yet are exact, in pages of f32 of their own.
+    /// Codes of 4 bits, of keys by channel and page, of values by token and 32 channels; rows that are not in codes yet are
+    /// exact, in pages of f32 of their own.
     Int4,
     /// The same with 2 bits.
     Int2,
