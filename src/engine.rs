@@ -16,6 +16,7 @@
 
 mod accumulate;
 pub mod backend;
+mod brought;
 mod copies;
 mod core;
 mod decide;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::EngineError;
+use super::brought::Residents;
 use super::core::Engine;
-use super::decide::Residents;
 use crate::attention::PageBounds;
 use crate::cache::NewRows;
 use crate::event::crush::BitRow;
@@ -30,13 +30,14 @@ impl Engine {
             return Ok(Vec::new());
         };
         let rule = Arc::clone(rule);
-        let residents = self.residents(index, layer, rule.needs());
+        let residents = self.brought(index).residents(layer, rule.needs());
         let lost: Vec<Vec<bool>> =
             (0..).zip(&residents).map(|(head, own)| own.lost(head, verdicts)).collect();
-        let moment = self.moment(index, layer, when);
+        let moment = self.brought(index).moment(layer, when);
         let mut memory = self.sequences[index].memory[usize::from(layer)];
         let partings: Vec<Parting<'_>> = self
-            .inputs(index, layer, &residents)
+            .brought(index)
+            .inputs(layer, &residents)
             .into_iter()
             .zip(&lost)
             .map(|(head, lost)| Parting { head, lost })
@@ -132,7 +133,7 @@ impl Engine {
         let seq = self.sequences[index].id;
         let d = self.model.decoder.config().head_dim;
         let row_bytes = self.cache.config().dtype.written_row_bytes(d) as u64;
-        let pair = [lower, upper].map(|layer| self.lane_residents(index, layer, head, ROWS));
+        let pair = [lower, upper].map(|layer| self.brought(index).lane_residents(layer, head, ROWS));
         let common = common(&pair, first);
         let side = |s: usize, of: fn(&Residents) -> &[f32]| -> Vec<f32> {
             common.iter().flat_map(|both| &of(&pair[s])[both[s] * d..][..d]).copied().collect()

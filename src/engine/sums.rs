@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::EngineError;
 use super::core::Engine;
 use super::resident::part;
@@ -104,15 +106,17 @@ impl Engine {
         let mut asked: Vec<Asked> = Vec::new();
         for &(index, when) in deciding.iter().filter(|(_, when)| self.policy.acts(*when)) {
             let Some(part) = present.iter().position(|&of| of == index) else { continue };
-            let moment = self.moment(index, layer, when);
-            let most = self.most_residents(index, layer);
+            let moment = self.brought(index).moment(layer, when);
+            let most = self.brought(index).most_residents(layer);
             let shares = self.policy.shares().is_some() && self.sequences[index].shares.is_empty();
             if most == 0 || !shares && self.policy.rests(&moment, most) {
                 continue;
             }
             // What has left a layer's window lies there still and does not compete.
-            let ranked =
-                self.policy.ranked(&moment, most).filter(|_| !shares && self.first_seen(index, layer) == 0);
+            let ranked = self
+                .policy
+                .ranked(&moment, most)
+                .filter(|_| !shares && self.brought(index).first_seen(layer) == 0);
             match asked.last_mut() {
                 Some((range, of)) if range.end == part && *of == ranked => range.end += 1,
                 _ => asked.push((part..part + 1, ranked)),
@@ -123,17 +127,17 @@ impl Engine {
 
     /// The device's sums as the host's own.
     fn take_sums(&mut self, index: usize, layer: Layer, kinds: &[SumKind], heads: &[Vec<Vec<f32>>]) {
-        for (h, of_kinds) in heads.iter().enumerate() {
-            let lane = self.lane_index(usize::from(layer), h);
-            let s = &mut self.sequences[index];
-            let slots = self.cache.table(s.id, layer).lane(h as Head).slots;
-            let live = |values: &[f32]| -> (Vec<Position>, Vec<f32>) {
-                slots.iter().copied().zip(values.iter().copied()).filter(|&(p, _)| p != HOLE).unzip()
-            };
+        let first = self.lane_index(usize::from(layer), 0);
+        let s = &mut self.sequences[index];
+        let table = self.cache.table(s.id, layer);
+        let lanes = s.accumulators[first..][..heads.len()].par_iter_mut().zip(heads).enumerate();
+        lanes.for_each(|(h, (accumulators, of_kinds))| {
+            let slots = table.lane(h as Head).slots;
             for (&kind, values) in kinds.iter().zip(of_kinds) {
-                let (positions, values) = live(values);
-                s.accumulators[lane].set(kind, &positions, &values);
+                let live = slots.iter().copied().zip(values.iter().copied()).filter(|&(p, _)| p != HOLE);
+                let (positions, values): (Vec<Position>, Vec<f32>) = live.unzip();
+                accumulators.set(kind, &positions, &values);
             }
-        }
+        });
     }
 }

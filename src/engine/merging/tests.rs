@@ -258,7 +258,7 @@ fn the_papers_d2o_is_an_evictor_and_a_merge() {
     );
     let last = steps.last().unwrap();
     let fed = engine.sequences[0].fed.len() as u32;
-    let slots = engine.policy.bound(&engine.moment(0, 2, When::Token), 4).unwrap().per_head;
+    let slots = engine.policy.bound(&engine.brought(0).moment(2, When::Token), 4).unwrap().per_head;
     let mean = 0.2 * engine.prompt.len() as f32;
     assert!((slots as f32 - shares[2] * mean).abs() <= 1.0 + 0.5 * shares[2], "{slots} {shares:?}");
     for (layer, residents) in last.seqs[0].resident.chunks_exact(4).enumerate() {

@@ -63,7 +63,7 @@ fn check_budget(engine: &Engine, part: &SeqStep) {
     };
     let kv_heads = engine.model.decoder.config().kv_heads;
     for (layer, residents) in part.resident.chunks_exact(kv_heads).enumerate() {
-        let moment = engine.moment(part.seq as usize, layer as Layer, when);
+        let moment = engine.brought(part.seq as usize).moment(layer as Layer, when);
         let Some(bound) = engine.policy.bound(&moment, kv_heads as u32) else { continue };
         if engine.policy.acts(when) {
             assert!(residents.iter().all(|&n| n <= bound.per_head), "{residents:?} residents, {bound:?}");
