@@ -18,6 +18,9 @@
 //!
 //! Criterion's filter picks rows: `cargo bench --bench policy -- kvcrush`.
 
+#[path = "common/median.rs"]
+mod median;
+
 use std::cell::RefCell;
 use std::fmt::Write;
 use std::hint::black_box;
@@ -35,6 +38,8 @@ use kvista::policy::{
     parse_policy,
 };
 use rustix::time::{ClockId, Timespec, clock_gettime};
+
+use median::median;
 
 const CONTEXT: usize = 4_096;
 const LAYERS: usize = 12;
@@ -291,12 +296,7 @@ fn decode(layers: usize, kv_heads: usize, policy: &str) -> (f64, f64) {
         deciding.push(step.outer_ns[Phase::Policy as usize] as f64 / 1e3 / layers as f64);
     }
     let step = computed_by_all().saturating_sub(start).as_nanos() as f64 / 1e3 / ENGINE_STEPS as f64;
-    (step, median(&mut deciding))
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    (step, median(deciding).0)
 }
 
 /// What is clocked, spelled with `{}` for the budget.
@@ -360,7 +360,7 @@ fn clock(criterion: &mut Criterion, kv_heads: usize, rule: &str) -> Row {
             });
         });
     }
-    clocked.into_inner().map(|mut us| if us.is_empty() { None } else { Some(median(&mut us)) })
+    clocked.into_inner().map(|us| if us.is_empty() { None } else { Some(median(us).0) })
 }
 
 /// Microseconds per layer: end of prompt, step, step at 4k. `None` where the filter left it out.

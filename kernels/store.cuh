@@ -30,22 +30,29 @@ struct StoreInt8 {
   KV_DEVICE static size_t row_bytes(int head_dim) { return Int8::row_bytes(head_dim); }
 };
 
-// Writes a row; each thread of the warp has the elements `j * 32 + threadIdx.x % 32`.
+// Codes of a row whose elements share scale and zero: 0 to this.
+constexpr float ROW_LEVELS = 255.0f;
+
+// Scale and zero of a row; each thread of the warp has the elements `j * 32 + threadIdx.x % 32`.
+KV_DEVICE Affine affine_of_row(const float (&x)[PER_LANE], int head_dim) {
+  Extent extent = no_extent();
+#pragma unroll
+  for (int j = 0; j < PER_LANE; ++j) {
+    if (j * 32 + static_cast<int>(threadIdx.x % 32) < head_dim) widen(extent, x[j]);
+  }
+  return fit(Extent{warp_min(extent.min), warp_max(extent.max)}, ROW_LEVELS);
+}
+
+// Writes a row, whose elements the threads have so too.
 template <class Store>
 KV_DEVICE void store_row(byte* to, const float (&x)[PER_LANE], int head_dim) {
   const int in_warp = threadIdx.x % 32;
   if constexpr (Store::affine) {
-    Extent extent = no_extent();
-#pragma unroll
-    for (int j = 0; j < PER_LANE; ++j) {
-      if (j * 32 + in_warp < head_dim) widen(extent, x[j]);
-    }
-    extent = Extent{warp_min(extent.min), warp_max(extent.max)};
-    const Affine affine = fit(extent, 255.0f);
+    const Affine affine = affine_of_row(x, head_dim);
 #pragma unroll
     for (int j = 0; j < PER_LANE; ++j) {
       const int e = j * 32 + in_warp;
-      if (e < head_dim) to[e] = static_cast<byte>(code_of(affine, x[j], 255.0f));
+      if (e < head_dim) to[e] = static_cast<byte>(code_of(affine, x[j], ROW_LEVELS));
     }
     if (in_warp == 0) {
       KV_ALIGNED(to + head_dim, 4);

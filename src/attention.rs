@@ -45,7 +45,7 @@ use crate::event::Position;
 
 pub use bounds::PageBounds;
 pub use lane::{HOLE, HeadLane, Pages, Rotation, Rows, Shape, ShapeError};
-pub use observe::observe;
+pub use observe::{PictureCells, PictureRow, observe, picture_group};
 pub use pages::{LanePages, PageSelection};
 pub use probabilities::Probabilities;
 pub use rope::{Rope, Ropes, Scaling};

@@ -133,15 +133,19 @@ impl Cache {
     }
 
     /// An empty cache that says where every row lies and what that takes, and has no pages itself: a backend has them,
-    /// and does to them what [`take_page_ops`](Self::take_page_ops) tells. Exact pages only.
+    /// and does to them what [`take_page_ops`](Self::take_page_ops) tells. Pages of rows that are stored for good as they
+    /// are written.
     ///
     /// # Errors
     /// As [`new`](Self::new).
     ///
     /// # Panics
-    /// Rows go into codes, or blocks may be sent to the host: then the cache itself has to read them.
+    /// Rows go into codes later, or blocks may be sent to the host: then the cache itself has to read them.
     pub fn without_pages(config: CacheConfig) -> Result<Self, CacheError> {
-        assert!(!config.dtype.is_coded() && !config.far_blocks, "exact pages that stay where they are");
+        assert!(
+            !config.dtype.goes_into_codes_later() && !config.far_blocks,
+            "rows and pages that stay as they are"
+        );
         Ok(Self { has_pages: false, changes: Changes::of_ops(), ..Self::new(config)? })
     }
 

@@ -1,4 +1,4 @@
-//! What paired steps come to.
+//! What steps come to.
 
 /// The median of `values` and a 95 % interval of it: the order statistics that a binomial with p = 1/2 leaves 2.5 %
 /// beyond on each side (normal approximation).

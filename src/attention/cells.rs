@@ -36,6 +36,11 @@ impl CellTable {
         Self { first_cell, first_bucket, lowest }
     }
 
+    /// The smallest probability of each cell, ascending; 0 for cell 0.
+    pub(super) fn bounds(&self) -> &[f32] {
+        &self.lowest[..256]
+    }
+
     /// What [`quantise`] gives.
     #[inline]
     pub(super) fn quantise(&self, p: f32) -> u8 {

@@ -36,8 +36,8 @@ use crate::event::BlockId;
 
 pub use pages::{NewTokens, PageCopies, Stretch};
 pub use resident::{
-    Answer, Choice, KeptSums, LaneTable, LayerRows, Lost, Part, Pull, PullTime, Question, Resident, StepRows,
-    TopRows,
+    Answer, Choice, KeptSums, LaneTable, LayerErrors, LayerRows, Lost, Part, Picture, Pull, PullTime,
+    Question, Resident, StepRows, TopRows,
 };
 
 use pages::Pool;

@@ -55,6 +55,56 @@ pub fn observe(
     groups
 }
 
+/// A query head's row as cells, of a picture that was made elsewhere.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PictureRow {
+    /// The cells.
+    pub pixels: PictureCells,
+    /// The mass that none of them carries, as of [`observe`].
+    pub dropped: f32,
+}
+
+/// Cells of a row by slot.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PictureCells {
+    /// Of every slot.
+    Slots(Vec<u8>),
+    /// Of the slots that were chosen, ascending.
+    Top(Vec<(u32, u8)>),
+    /// Of every block of slots.
+    Blocks(Vec<u8>),
+}
+
+/// What [`observe`] gives for rows that are cells already: `rows` of one KV head, the first of which is query head `first`,
+/// over its slots.
+pub fn picture_group(
+    layer: Layer,
+    kv_head: Head,
+    first: Head,
+    rows: Vec<PictureRow>,
+    slots: &[Position],
+) -> AttentionGroup {
+    let has_holes = slots.contains(&HOLE);
+    let cells = |pixels: PictureCells| match pixels {
+        PictureCells::Slots(cells) if !has_holes => Cells::Full(cells),
+        PictureCells::Slots(cells) => {
+            let live = cells.into_iter().zip(slots).filter(|&(_, &position)| position != HOLE);
+            Cells::Full(live.map(|(cell, _)| cell).collect())
+        }
+        PictureCells::Top(cells) => {
+            let shown = cells.into_iter().filter(|&(_, cell)| cell > 0);
+            Cells::Top(shown.map(|(slot, cell)| (slots[slot as usize], cell)).collect())
+        }
+        PictureCells::Blocks(cells) => Cells::Blocks(cells),
+    };
+    let rows = (first..).zip(rows).map(|(head, PictureRow { pixels, dropped })| HeadRow {
+        head,
+        dropped,
+        cells: cells(pixels),
+    });
+    AttentionGroup { layer, kv_head, positions: live_ranges(slots), rows: rows.collect() }
+}
+
 #[derive(Default)]
 struct Scratch {
     row: Vec<f32>,

@@ -1,6 +1,5 @@
 //! Putting other values in rows of tokens that stay.
 
-use super::dtype::KvDtype;
 use super::pool::Part;
 use super::{Cache, CacheError, Pages, TableError};
 use crate::event::{Head, Layer, Position, SeqId};
@@ -22,7 +21,7 @@ impl Cache {
     ///
     /// # Errors
     /// The token is not resident; its page is shared with another sequence, whose rows these are too; or its row is in codes
-    /// that share scales with other rows ([`KvDtype::Kivi`]).
+    /// that share scales with other rows ([`KvDtype::Kivi`](super::KvDtype::Kivi)).
     ///
     /// # Panics
     /// A row is not of `head_dim` elements.
@@ -51,7 +50,7 @@ impl Cache {
                 why: "its page is shared with another sequence",
             });
         }
-        if matches!(self.config.dtype, KvDtype::Kivi { .. } | KvDtype::Nuq(_)) {
+        if self.config.dtype.goes_into_codes_later() {
             return Err(CacheError::Unalterable {
                 layer,
                 position,
@@ -77,7 +76,7 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{CacheConfig, KvShape, RopeMode, Victims};
+    use super::super::{CacheConfig, KvDtype, KvShape, RopeMode, Victims};
     use super::*;
 
     fn cache(dtype: KvDtype) -> Cache {

@@ -68,6 +68,15 @@ impl Tally {
         }
     }
 
+    /// What a backend measured: rows of a step, and the channels of all steps, where it tells them.
+    fn add(&mut self, layer: Layer, [k, v]: [CodingError; 2], k_channels: &[[f64; 2]]) {
+        let LayerTally { step, channels } = &mut self.layers[usize::from(layer)];
+        (step.k, step.v) = (step.k.with(&k), step.v.with(&v));
+        if channels.len() == k_channels.len() {
+            channels.copy_from_slice(k_channels);
+        }
+    }
+
     pub(super) fn recoded(&mut self, layer: Layer, rows: u64) {
         self.layers[usize::from(layer)].step.recoded_rows += rows;
     }
@@ -138,6 +147,27 @@ impl Cache {
         Ok(())
     }
 
+    /// Whether the channels of K are told, if this step puts so many tokens into codes.
+    pub fn tells_channels(&self, tokens: usize) -> bool {
+        tokens as u64 >= TELLING_TOKENS && self.tally.layers.iter().any(|layer| !layer.channels.is_empty())
+    }
+
+    /// Notes what a backend measured of the rows that it put into codes in this step: errors of keys and of values, and
+    /// squared error and squares of every K channel since the run began, `[kv_head][channel]`; none where it does not tell.
+    ///
+    /// # Errors
+    /// No such layer.
+    pub fn note_coding(
+        &mut self,
+        layer: Layer,
+        keys_and_values: [CodingError; 2],
+        k_channels: &[[f64; 2]],
+    ) -> Result<(), CacheError> {
+        self.check_layer(layer)?;
+        self.tally.add(layer, keys_and_values, k_channels);
+        Ok(())
+    }
+
     /// Rows that went into codes since the last call, by layer; layers without any are absent.
     pub fn take_coding(&mut self) -> Vec<LayerCoding> {
         self.tally.take()
@@ -163,10 +193,12 @@ impl Cache {
     }
 
     fn value_bytes(&self, seq: SeqId, layer: Layer, head: Head, slots: impl Iterator<Item = usize>) -> u64 {
-        let row_bytes = self.config.dtype.written_row_bytes(self.config.shape.head_dim);
+        let (dtype, head_dim) = (self.config.dtype, self.config.shape.head_dim);
         match self.pages(seq, layer, head).1 {
-            Pages::Coded(pages) => slots.map(|slot| pages.row(slot).bytes() as u64).sum(),
-            Pages::F32(_) | Pages::F16(_) => (slots.count() * row_bytes) as u64,
+            Pages::Coded(pages) if dtype.goes_into_codes_later() => {
+                slots.map(|slot| pages.row(slot).bytes() as u64).sum()
+            }
+            _ => (slots.count() * dtype.written_row_bytes(head_dim)) as u64,
         }
     }
 }
@@ -181,4 +213,96 @@ pub(super) fn in_codes(lane: LaneView<'_>, page: impl Fn(usize) -> usize) -> usi
 fn before_newest(lane: LaneView<'_>, from: usize, n: usize) -> usize {
     let mut exact = (from..lane.slots.len()).rev().filter(|&slot| lane.slots[slot] != HOLE);
     exact.nth(n).map_or(from, |slot| slot + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{CacheConfig, RopeMode, Victims};
+    use super::*;
+
+    const CONFIG: CacheConfig = CacheConfig {
+        shape: KvShape { layers: 2, kv_heads: 2, head_dim: 8 },
+        block_size: 4,
+        blocks: 100,
+        dtype: KvDtype::Int8,
+        rope: RopeMode::Post,
+        host_v_from_layer: Some(1),
+        far_blocks: false,
+        salt: [0; 32],
+    };
+
+    /// Rows in 8-bit codes may lie in a backend's pages alone: what they take is counted as if they lay here.
+    #[test]
+    fn rows_that_are_elsewhere_take_as_much() {
+        let (mut own, mut without) = (Cache::new(CONFIG).unwrap(), Cache::without_pages(CONFIG).unwrap());
+        for (step, (first, n)) in [(0, 40), (40, 1), (41, 3)].into_iter().enumerate() {
+            let rows: Vec<f32> = (0..n * 16).map(|i| (i * i % 101) as f32 / 7.0 - 5.0).collect();
+            let victims: Vec<u32> = (0..first + n as u32).filter(|p| p % 3 == step as u32).collect();
+            for cache in [&mut own, &mut without] {
+                cache.add(0);
+                cache.reserve(0, first, n).unwrap();
+            }
+            for layer in 0..2 {
+                own.write(0, layer, first, &rows, &rows).unwrap();
+                without.note_written(0, layer, first, n).unwrap();
+            }
+            for cache in [&mut own, &mut without] {
+                cache.evict(0, 0, &Victims::All(&victims)).unwrap();
+                cache.compact(0, 0).unwrap();
+                cache.take_ops(0);
+            }
+            assert_eq!(own.usage(), without.usage());
+            for (layer, head) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                let bytes = |cache: &Cache| {
+                    [cache.live_value_bytes(0, layer, head), cache.newest_value_bytes(0, layer, head, 1)]
+                };
+                assert_eq!(bytes(&own), bytes(&without));
+                assert_eq!(bytes(&own), [own.table(0, layer).live(head) as u64 * 12, 12]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_backend_measured_is_told_as_what_was_measured_here() {
+        let (mut own, mut without) = (Cache::new(CONFIG).unwrap(), Cache::without_pages(CONFIG).unwrap());
+        own.add(0);
+        // Too few tokens for their channels to be told, then enough.
+        let mut channels = vec![[0.0; 2]; 16];
+        for (first, n) in [(0, 3), (3, 32)] {
+            let rows: Vec<f32> = (0..n * 16).map(|i| (i * i % 101) as f32 / 7.0 - 5.0).collect();
+            own.reserve(0, first, n).unwrap();
+            own.write(0, 1, first, &rows, &rows).unwrap();
+            let mut sum = CodingError { rows: 2 * n as u64, ..CodingError::default() };
+            for (i, row) in rows.chunks(8).enumerate() {
+                let (token, head) = (first as usize + i / 2, i % 2);
+                let mut read = [0.0; 8];
+                let Pages::Coded(pages) = own.pages(0, 1, head as Head).0 else { panic!("pages in codes") };
+                pages.row(token).decode(&mut read);
+                for (i, (&was, is)) in row.iter().zip(read).enumerate() {
+                    let of = [(f64::from(was) - f64::from(is)).powi(2), f64::from(was).powi(2)];
+                    let channel = &mut channels[head * 8 + i];
+                    (channel[0], channel[1]) = (channel[0] + of[0], channel[1] + of[1]);
+                    (sum.squared_error, sum.squares) = (sum.squared_error + of[0], sum.squares + of[1]);
+                }
+            }
+            let of_channels = if without.tells_channels(n) { &*channels } else { &[] };
+            without.note_coding(1, [sum, sum], of_channels).unwrap();
+            let (own, without) = (own.take_coding(), without.take_coding());
+            assert_eq!(own[0].k_channels.len(), if n < 32 { 0 } else { 16 });
+            assert_eq!((own.len(), own[0].layer, &own[0].k_channels), (1, 1, &without[0].k_channels));
+            assert_eq!((own[0].k.rows, own[0].v.rows), (without[0].k.rows, without[0].v.rows));
+            assert!((own[0].k.relative().unwrap() - without[0].k.relative().unwrap()).abs() < 1e-12);
+        }
+        assert!(without.note_coding(2, [CodingError::default(); 2], &[]).is_err(), "there are two layers");
+    }
+
+    #[test]
+    #[should_panic(expected = "rows and pages that stay as they are")]
+    fn rows_that_go_into_codes_later_lie_here() {
+        let _ = Cache::without_pages(CacheConfig {
+            block_size: 32,
+            dtype: KvDtype::Kivi { bits: 4, residual: 32 },
+            ..CONFIG
+        });
+    }
 }

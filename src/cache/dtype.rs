@@ -210,6 +210,11 @@ impl KvDtype {
         matches!(self, Self::Int8 | Self::Kivi { .. } | Self::Nuq(_))
     }
 
+    /// Whether rows are written exact, and go into codes together with others once they are [told to](super::Cache::quantise).
+    pub const fn goes_into_codes_later(self) -> bool {
+        matches!(self, Self::Kivi { .. } | Self::Nuq(_))
+    }
+
     /// The block size that goes with the type where a person names none.
     pub const fn usual_block_size(self) -> u32 {
         if let Self::Kivi { .. } = self { KIVI_GROUP as u32 } else { 16 }

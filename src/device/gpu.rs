@@ -348,12 +348,15 @@ impl<G: Gpu> Room<G> {
     }
 
     /// At least `bytes`, the first `kept` of which stay what they are. No more is taken than asked for: who keeps what is in
-    /// it knows by how much it grows.
+    /// it knows by how much it grows. While it grows both pieces are there, unless nothing is kept.
     ///
     /// # Errors
     /// There is no more memory.
     pub fn grown(&mut self, gpu: &G, kept: usize, bytes: usize) -> Result<Array> {
         if self.bytes < bytes {
+            if kept == 0 {
+                (self.memory, self.bytes) = (None, 0);
+            }
             let new = self.taken(gpu, bytes)?;
             if self.memory.is_some() {
                 gpu.copy(self.array(gpu), new.array(gpu), kept.min(self.bytes))?;

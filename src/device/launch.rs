@@ -2,16 +2,20 @@
 //! header states. Shapes and meanings are told there.
 
 mod decode;
+mod errors;
 mod fill;
 mod patch;
+mod picture;
 mod prefill;
 mod rows;
 mod select;
 mod sums;
 
 pub use decode::{Cell, Decode};
+pub use errors::CodingErrors;
 pub use fill::FillRows;
 pub use patch::PatchWords;
+pub use picture::{Cells, PictureRows, TopSlots};
 pub use prefill::Softmax;
 pub use rows::{Append, CompactRows, GatherKept, GatherPages, GatherRows, KeptRows, RopeRows};
 pub use select::{SelectTop, Union, Weighted};

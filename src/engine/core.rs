@@ -6,7 +6,7 @@ use super::backend::Backend;
 use super::decide::Decided;
 use super::lanes::{Reading, Staging};
 use super::memory::LayerMemory;
-use super::resident::may_stay;
+use super::resident::{may_stay, reserve_pool};
 use super::sequence::{Script, Sequence, Work};
 use super::setup::{Plan, check_kept, pull};
 use super::shadow::Shadow;
@@ -34,6 +34,9 @@ pub enum Observe {
     /// The same, and the attention picture at the run's score level.
     Rows,
 }
+
+/// Bytes of full rows a second that are as many as a recording takes.
+const MOST_ROW_BYTES_PER_S: u64 = 50_000_000;
 
 /// Where the rows of a run lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,12 +80,13 @@ pub struct Engine {
     pub(super) step: StepId,
     /// Changes to stamp on the next step.
     tuning: Vec<Tuning>,
-    /// Whether full rows have become too many to be drawn whole.
+    /// Whether full rows have become too many to be drawn whole, and from what on they are.
     pub(super) thins_rows: bool,
+    pub(super) most_row_bytes_per_s: u64,
     /// Attention pictures left out so far.
     pub(super) dropped: u64,
     pub(super) staging: Vec<Staging>,
-    /// Per layer, the share of its pulls that was waited for in the newest step that a device was clocked in.
+    /// Per layer, the share of its copies that was waited for in the newest step that a device was clocked in.
     pub(super) exposed: Vec<f64>,
     /// Most bytes staged at once in the present step.
     pub(super) staged_bytes: u64,
@@ -161,6 +165,11 @@ impl Engine {
         let mut attention = backend.attention(shape, s)?;
         if let (Pages::OnDevice, Some(device)) = (pages, attention.resident()) {
             device.set_pull(pull(s)?, s.keep_pulled);
+            if s.blocks_given {
+                let tokens = (plan.prompt_ids.len() as u64 + u64::from(s.max_tokens))
+                    .min(model.decoder.card().context.into());
+                reserve_pool(device, cache.config(), tokens, s.batch)?;
+            }
         }
         if pages == Pages::OnHost && attention.copies().is_some() {
             cache.follow();
@@ -223,6 +232,7 @@ impl Engine {
             step: 0,
             tuning: Vec::new(),
             thins_rows: false,
+            most_row_bytes_per_s: MOST_ROW_BYTES_PER_S,
             dropped: 0,
             exposed: Vec::new(),
             staged_bytes: 0,
@@ -243,6 +253,12 @@ impl Engine {
     /// How much is observed from the next step on.
     pub const fn set_observe(&mut self, observe: Observe) {
         self.observe = observe;
+    }
+
+    /// From how many bytes of full rows a second on each row is cut off after its largest probabilities, and says so, where a
+    /// device makes them: 50 MB/s unless this says otherwise. What a processor computes is not that fast.
+    pub const fn thin_rows_above(&mut self, bytes_per_s: u64) {
+        self.most_row_bytes_per_s = bytes_per_s;
     }
 
     /// Counts an attention picture that will be left out of the next step because a listener lags.

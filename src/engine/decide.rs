@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::EngineError;
 use super::core::Engine;
 use super::merging::bound_arcs;
-use crate::cache::{HOLE, Victims};
+use crate::cache::{CacheError, HOLE, Victims};
 use crate::event::evict::MAX_SCORED_VICTIMS;
 use crate::event::{Crush, Eviction, Finish, Head, Layer, Merge, Position, Reason, SeqStep, Stage};
 use crate::policy::{Needs, Verdict, When};
@@ -136,7 +136,11 @@ impl Engine {
             .map(|h: Head| (table.lane(h).slots.len(), table.stranded(h)))
             .fold((0, 0), |(a, b), (x, y)| (a + x, b + y));
         if stranded as f64 > self.info.settings.compact * slots as f64 {
-            self.cache.compact(seq, layer)?;
+            match self.cache.compact(seq, layer) {
+                // No block is free for what others share: nothing has moved, and the next decision tries again.
+                Err(CacheError::Exhausted(_)) => {}
+                moved => moved?,
+            }
         }
         Ok(())
     }

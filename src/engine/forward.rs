@@ -1,5 +1,7 @@
 //! One forward: model, cache and attention glued together, and the [`Step`] that tells of it.
 
+use rayon::prelude::*;
+
 use super::EngineError;
 use super::accumulate::{RowsInto, class};
 use super::core::{Engine, Observe, reading};
@@ -11,14 +13,15 @@ use crate::event::{
     AttentionGroup, AttentionMap, Cells, Fed, Finish, Head, Layer, LayerTraffic, Origin, PHASES, Phase,
     Position, ProbeCost, Provenance, Sampled, ScoreLevel, SeqId, SeqStep, Stage, Step, Tier,
 };
-use crate::model::{Config, Qkv, Stream};
+use crate::model::{self, Config, Drawn, Qkv, Sampler, Stream};
 use crate::policy::{Kcache, ReadRule, ReadSet, When};
 use crate::probe::PhaseTimer;
 
-/// Full rows come in pictures of so many bytes a second at most, where a device makes them; from then on each is cut off
-/// after its largest probabilities, and says so.
-const MOST_ROW_BYTES_PER_S: u128 = 50_000_000;
+/// What is left of full rows where a device makes too many: [`Engine::thin_rows_above`].
 const THIN_ROWS: ScoreLevel = ScoreLevel::Top(64);
+
+/// Logits from which the draws of a batch are shared out over threads: fewer are drawn from before others are awake.
+const SHARED_LOGITS: usize = 1 << 14;
 
 /// What one sequence's step gathers while the layers run.
 #[derive(Default)]
@@ -52,6 +55,9 @@ impl Engine {
             };
             self.judge(&x, work)?;
             self.draw(&x, work, &mut gathered)?;
+            if self.rows_stay() {
+                self.note_errors(computed)?;
+            }
             self.settle_laps()?;
         }
         self.conclude(work, gathered, idle)
@@ -111,7 +117,7 @@ impl Engine {
         let time = self.timer.finish();
         step.outer_ns = *self.timer.outer();
         (step.start_ns, step.wall_ns, step.probe.ns) = (time.start_ns, time.wall_ns, time.probe_ns);
-        self.thins_rows |= self.rows_stay() && row_bytes_per_s(&step) > MOST_ROW_BYTES_PER_S;
+        self.thins_rows |= self.rows_stay() && row_bytes_per_s(&step) > self.most_row_bytes_per_s.into();
         Ok(step)
     }
 
@@ -374,9 +380,17 @@ impl Engine {
             self.timer.lap(None, Phase::Logits);
         }
         let vocab = self.model.decoder.config().vocab;
-        let drawing = work.iter().zip(gathered).filter(|(w, _)| w.draws);
-        for ((w, gathered), logits) in drawing.zip(logits.chunks_exact(vocab)) {
-            let drawn = self.sequences[w.index].sampler.draw(logits)?;
+        let rows: Vec<(&Work, &[f32])> =
+            work.iter().filter(|w| w.draws).zip(logits.chunks_exact(vocab)).collect();
+        // Work is in the order of its sequences.
+        let mut left = rows.iter().peekable();
+        let draws = self.sequences.iter_mut().enumerate().filter_map(|(index, s)| {
+            left.next_if(|(w, _)| w.index == index).map(|(_, logits)| (&mut s.sampler, *logits))
+        });
+        let drawn = draw_all(draws.collect());
+        let gathered = gathered.iter_mut().zip(work).filter(|(_, w)| w.draws).map(|(gathered, _)| gathered);
+        for ((gathered, (w, logits)), drawn) in gathered.zip(rows).zip(drawn) {
+            let drawn = drawn?;
             #[cfg(test)]
             let drawn = self.witness.draw(drawn, logits);
             let drawn = self.corrected(w, drawn, logits);
@@ -492,6 +506,17 @@ impl Engine {
     }
 }
 
+/// Draws for each sequence from its row of logits, in their order: no draw depends on another, nor on who makes it.
+fn draw_all(draws: Vec<(&mut Sampler, &[f32])>) -> Vec<model::Result<Drawn>> {
+    let draw = |(sampler, logits): (&mut Sampler, &[f32])| sampler.draw(logits);
+    let logits: usize = draws.iter().map(|(_, logits)| logits.len()).sum();
+    if draws.len() == 1 || logits < SHARED_LOGITS || rayon::current_num_threads() == 1 {
+        draws.into_iter().map(draw).collect()
+    } else {
+        draws.into_par_iter().map(draw).collect()
+    }
+}
+
 /// Cells of full rows in a step, a byte each, per second of it.
 fn row_bytes_per_s(step: &Step) -> u128 {
     let rows = step.seqs.iter().filter_map(|part| part.attention.as_ref()).flat_map(|map| &map.groups);
@@ -576,6 +601,48 @@ fn renormalise(out: &mut [f32], selection: &Selection, head_dim: usize) {
             for x in head {
                 *x /= mass;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_draws_the_same_on_any_number_of_threads() {
+        let rows: Vec<Vec<f32>> = (0..6u32)
+            .map(|seed| (0..9_000u32).map(|i| f64::from(i ^ (seed << 7)).sin() as f32 * 8.0).collect())
+            .collect();
+        assert!(rows.iter().map(Vec::len).sum::<usize>() >= SHARED_LOGITS);
+        let broken = vec![f32::NAN; rows[0].len()];
+        let drawn = |threads, broken: &[(usize, &[f32])]| {
+            let mut samplers: Vec<_> =
+                (0..6u32).map(|seed| Sampler::new(seed.into(), f64::from(seed % 3), 0.9, &[seed])).collect();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let draw = |samplers: &mut [Sampler]| {
+                let mut rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+                for &(at, row) in broken {
+                    rows[at] = row;
+                }
+                pool.install(|| draw_all(samplers.iter_mut().zip(rows).collect()))
+            };
+            (0..5).map(|_| draw(&mut samplers)).collect::<Vec<_>>()
+        };
+        let all = |threads| {
+            let steps = drawn(threads, &[]);
+            steps.into_iter().flatten().map(Result::unwrap).collect::<Vec<_>>()
+        };
+        let one = all(1);
+        assert_eq!(one.len(), 30);
+        assert_eq!((all(2), all(5)), (one.clone(), one));
+        let short = [f32::INFINITY];
+        for threads in [1, 4] {
+            let step = &drawn(threads, &[(2, &broken), (4, &short)])[0];
+            let told: Vec<String> =
+                step.iter().filter_map(|drawn| drawn.as_ref().err()).map(ToString::to_string).collect();
+            let expected = [9_000, 1].map(|n| model::Error::NoFiniteLogit(n).to_string());
+            assert_eq!(told, expected, "in the order of the sequences");
         }
     }
 }

@@ -408,6 +408,35 @@ fn check_traffic(engine: &Engine, step: &Step, evicts: bool) {
     }
 }
 
+/// What others share is copied before it moves, for which a full pool has no block.
+#[test]
+fn what_a_full_pool_cannot_compact_stays_as_it_is() {
+    for (text, budget) in [("!AA", 22), ("a beginning of some length", 12)] {
+        for blocks in 9..90 {
+            let settings = Settings {
+                policy: format!("streaming:budget={budget},sinks=3,when=prompt"),
+                block_size: 4,
+                blocks,
+                blocks_given: true,
+                chunk: 1,
+                max_tokens: 24,
+                ignore_eos: true,
+                batch: 3,
+                compact: 0.1,
+                ..Settings::default()
+            };
+            let prompt = Prompt { text: text.into(), ..Prompt::default() };
+            let case = Case { config: shape(1, 6, 3, 2), weights: 0, prompt, settings, tunes: Vec::new() };
+            let Ok(mut engine) = Engine::new(case.model(), &case.settings, &case.prompt) else { continue };
+            let mut ledger = Ledger::default();
+            while let Some(step) = engine.step().unwrap() {
+                ledger.enter(&engine, &step);
+                check_tiers(&engine, &step);
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 

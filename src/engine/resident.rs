@@ -9,9 +9,11 @@ use super::core::{Engine, Observe, reading};
 use super::forward::{Gathered, common};
 use super::lanes::Lanes;
 use super::sequence::Work;
-use crate::attention::gpu::{Choice, LaneTable, LayerRows, Part, Resident, StepRows, TopRows};
-use crate::attention::{Attention, RowSink, Wants, observe};
-use crate::cache::{Cache, KvDtype, PageOp};
+use crate::attention::gpu::{
+    Choice, LaneTable, LayerErrors, LayerRows, Part, Picture, Resident, StepRows, TopRows,
+};
+use crate::attention::{Attention, RowSink, Wants, observe, picture_group};
+use crate::cache::{Cache, CacheConfig, KvDtype, KvShape, PageOp};
 use crate::event::{BlockId, Head, Layer, LayerTraffic, Phase, Position, ScoreLevel, SeqId, Stage};
 use crate::model::Stream;
 use crate::policy::{Merging, Needs, Policy, ReadRule, ReadSet, Rope};
@@ -29,8 +31,27 @@ pub(super) fn may_stay(
 ) -> bool {
     let reads_rows = needs.keys || needs.values || needs.queries.is_some() || merge.is_some();
     let by_rows = read.is_none_or(|read| matches!(read.rule(), ReadRule::Kcache(_)));
-    let exact = matches!(dtype, KvDtype::F32 | KvDtype::F16);
-    exact && by_rows && !reads_rows && policy.rope() == Rope::Post
+    !dtype.goes_into_codes_later() && by_rows && !reads_rows && policy.rope() == Rope::Post
+}
+
+/// Takes memory for a pool that is bounded (`--blocks`) at once, as far as so many tokens need it: a slab that grows lies there
+/// twice meanwhile, and what just fits would not fit then. Each kind of layer has its share of the pool.
+pub(super) fn reserve_pool(
+    device: &mut dyn Resident,
+    config: &CacheConfig,
+    tokens: u64,
+    batch: u32,
+) -> Result<(), EngineError> {
+    let KvShape { layers, kv_heads, .. } = config.shape;
+    let (layers, kv_heads, blocks) = (u64::from(layers), u64::from(kv_heads), u64::from(config.blocks));
+    let per_layer = kv_heads * u64::from(batch) * tokens.div_ceil(config.block_size.into());
+    for on_host in [false, true] {
+        let of_kind =
+            (0..config.shape.layers).filter(|&layer| config.v_on_host(layer) == on_host).count() as u64;
+        let pages = (of_kind * per_layer).min(blocks * of_kind / layers);
+        device.reserve(pages as usize, on_host)?;
+    }
+    Ok(())
 }
 
 impl Engine {
@@ -80,7 +101,9 @@ impl Engine {
             _ => None,
         };
         let (sums, clocked) = (self.kept_sums(), self.timer.is_on());
-        self.device().begin_step(StepRows { positions, parts, layers, read, sums, clocked })?;
+        let measured = self.observe != Observe::Off && self.cache.config().dtype.is_coded();
+        let step = StepRows { positions, parts, layers, read, sums, clocked, measured };
+        self.device().begin_step(step)?;
         self.laps.clear();
         self.device().mark()?;
         let mut x = self.arithmetic.embed(&self.model.decoder, ids)?;
@@ -89,6 +112,10 @@ impl Engine {
             x = self.layer_on_device(layer, &x, work, &fed, gathered)?;
         }
         self.note_choices(work, &fed, gathered)?;
+        if self.picture_level() != ScoreLevel::Off {
+            self.note_pictures(work, &fed, gathered)?;
+            self.lap_on_device(None, Phase::Probe)?;
+        }
         Ok(x)
     }
 
@@ -213,13 +240,19 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let at = Some(layer as Layer);
         let (level, needs) = (self.picture_level(), self.needs_here());
-        let looks = level != ScoreLevel::Off || needs.attention();
-        self.device().decode(first..first + fed.len(), looks)?;
+        let parts = first..first + fed.len();
+        // Who goes by the rows themselves has them here; then the picture is made of those too.
+        let looks = needs.attention();
+        self.device().decode(parts.clone(), looks || level != ScoreLevel::Off)?;
         self.lap_on_device(at, Phase::Score)?;
         if !looks {
+            if level != ScoreLevel::Off {
+                self.device().draw(level)?;
+                self.lap_on_device(at, Phase::Probe)?;
+            }
             return Ok(());
         }
-        for (part, &i) in (first..).zip(fed) {
+        for (part, &i) in parts.zip(fed) {
             self.device().look_at(part)?;
             let seq = self.sequences[work[i].index].id;
             if level != ScoreLevel::Off {
@@ -230,11 +263,30 @@ impl Engine {
                 let probabilities = self.attention.probabilities();
                 gathered[i].groups.extend(observe(level, layer as Layer, probabilities, selection, &lanes));
             }
-            if needs.attention() {
-                self.accumulate_decode(layer, &work[i]);
-            }
+            self.accumulate_decode(layer, &work[i]);
         }
         self.lap_on_device(at, if level == ScoreLevel::Off { Phase::Policy } else { Phase::Probe })
+    }
+
+    /// Takes the pictures that the device made of decode steps.
+    fn note_pictures(
+        &mut self,
+        work: &[Work],
+        fed: &[usize],
+        gathered: &mut [Gathered],
+    ) -> Result<(), EngineError> {
+        let group = self.model.decoder.config().heads / self.model.decoder.config().kv_heads;
+        for Picture { layer, part, rows } in self.device().pictures()? {
+            let i = fed[part];
+            let table = self.cache.table(self.sequences[work[i].index].id, layer);
+            let mut rows = rows.into_iter();
+            gathered[i].groups.extend((0..table.heads()).map(|head| {
+                let own = rows.by_ref().take(group).collect();
+                let first = head * group as Head;
+                picture_group(layer, head, first, own, table.lane(head).slots)
+            }));
+        }
+        Ok(())
     }
 
     fn reading(&self, layer: usize) -> super::lanes::Reading<'_> {
@@ -319,11 +371,24 @@ impl Engine {
             let layer = usize::from(pull.layer);
             self.traffic[layer].copy_ns = pull.copy_ns;
             self.exposed.resize(self.traffic.len(), 1.0);
-            self.exposed[layer] = (pull.stall_ns as f64 / pull.copy_ns.max(1) as f64).min(1.0);
+            // A chunk's values come back behind those that go, so either may be waited for.
+            let copied_ns = (pull.push_ns + pull.copy_ns).max(1);
+            self.exposed[layer] = (pull.stall_ns as f64 / copied_ns as f64).min(1.0);
             // The wait for rows is in the time of the scores.
             self.timer.shift(Some(pull.layer), Phase::Score, Phase::VPull, pull.stall_ns);
         }
         self.timer.skip();
+        Ok(())
+    }
+
+    /// Notes how far the rows of this step's tokens are off in their codes.
+    pub(super) fn note_errors(&mut self, tokens: usize) -> Result<(), EngineError> {
+        let with_channels = self.cache.tells_channels(tokens);
+        for (layer, LayerErrors { k, v, k_channels }) in
+            self.device().errors(with_channels)?.into_iter().enumerate()
+        {
+            self.cache.note_coding(layer as Layer, [k, v], &k_channels)?;
+        }
         Ok(())
     }
 

@@ -219,7 +219,7 @@ fn merge_rule(
     }
     let merge = parse_merge(&settings.merge)?;
     let name = merge.entry().name;
-    if matches!(dtype, KvDtype::Kivi { .. } | KvDtype::Nuq(_)) {
+    if dtype.goes_into_codes_later() {
         return refuse(format!(
             "--merge {name}: rows of {dtype} pages share scales and cannot be altered one by one: use f32, f16 or int8"
         ));
@@ -255,7 +255,7 @@ pub(super) fn check_kept(s: &Settings, read: Option<&ReadSet>, pages: Pages) -> 
     if pages == Pages::OnHost || read.is_none() {
         return refuse(
             "--keep-pulled keeps rows that KCache pulled on a GPU whose pages are there alone: use --device cuda, --read \
-             kcache:…, pages of f32 or f16 and a policy that reads no rows, or leave it out",
+             kcache:…, pages of f32, f16 or int8 and a policy that reads no rows, or leave it out",
         );
     }
     if s.pull == "copies" {

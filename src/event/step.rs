@@ -465,6 +465,12 @@ pub struct Step {
 }
 
 impl Step {
+    /// Prefill or decode: one chunk of a prompt makes a batch's step one of prefill.
+    pub fn stage(&self) -> Stage {
+        let prefills = self.seqs.iter().any(|part| part.stage == Stage::Prefill);
+        if prefills { Stage::Prefill } else { Stage::Decode }
+    }
+
     /// Time of one phase, layers and the rest together.
     pub fn phase_ns(&self, phase: Phase) -> u64 {
         let i = phase as usize;

@@ -22,14 +22,14 @@ pub struct LayerTraffic {
     pub reused_rows: u64,
     /// Time from the choice of rows until they may be summed (measured): gathering them, and on a GPU run the copy over the
     /// real link. Rows that go to the host are not in it, they are part of [`Phase::Append`](super::Phase::Append). Where
-    /// rows stay on a GPU it is told by its own clock, in the decode steps that it is clocked in; else it is 0 there.
+    /// rows stay on a GPU it is told by its own clock, in the steps that it is clocked in; else it is 0 there.
     pub copy_ns: u64,
     /// Time that the bytes of both directions would take at the configured link speed (modelled, on a GPU run too: what
     /// the real link took is in `copy_ns`).
     pub link_ns: u64,
     /// The part of `link_ns` that attention waits for, because it is not hidden behind compute (modelled). All of it where
     /// nothing is computed while rows are on their way: on a CPU run, and where rows pass the host. Where they stay on a
-    /// GPU, the share is the one that the layer waited for in the newest step that was clocked.
+    /// GPU, the share is the one of its copies, both ways, that the layer waited for in the newest step that was clocked.
     pub stall_ns: u64,
 }
 

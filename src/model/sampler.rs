@@ -1,7 +1,7 @@
 //! Drawing a token from logits.
 
 use candle_core::{Device, Tensor};
-use candle_transformers::generation::LogitsProcessor;
+use candle_transformers::generation::{LogitsProcessor, Sampling};
 
 use super::{Error, Result};
 
@@ -20,6 +20,8 @@ pub struct Drawn {
 pub struct Sampler {
     /// `None` at temperature 0.
     random: Option<LogitsProcessor>,
+    /// Probability that the nucleus has at least; `None` where all may be drawn.
+    top_p: Option<f32>,
     /// Never drawn.
     masked: Vec<u32>,
 }
@@ -30,10 +32,10 @@ impl Sampler {
         // Below the first the library is greedy too, with its own rule for equals; an infinite temperature makes NaN of
         // the masked; a nucleus of nothing would be taken for none at all.
         let random = (temperature >= 1e-7).then(|| {
-            let top_p = (top_p < 1.0).then_some(top_p.max(1e-6));
-            LogitsProcessor::new(seed, Some(temperature.min(1e6)), top_p)
+            LogitsProcessor::from_sampling(seed, Sampling::All { temperature: temperature.min(1e6) })
         });
-        Self { random, masked: masked.to_vec() }
+        let top_p = (top_p < 1.0).then_some(top_p.max(1e-6) as f32);
+        Self { random, top_p, masked: masked.to_vec() }
     }
 
     /// Draws from one row of logits, `[vocab]`.
@@ -45,16 +47,21 @@ impl Sampler {
         let id = match &mut self.random {
             None => ranked.best,
             Some(random) => {
-                let mut allowed = logits.to_vec();
+                let mut allowed: Vec<f32> = logits
+                    .iter()
+                    .map(|&logit| if logit.is_finite() { logit } else { f32::NEG_INFINITY })
+                    .collect();
                 for &id in &self.masked {
                     if let Some(logit) = allowed.get_mut(id as usize) {
                         *logit = f32::NEG_INFINITY;
                     }
                 }
-                for logit in allowed.iter_mut().filter(|logit| !logit.is_finite()) {
-                    *logit = f32::NEG_INFINITY;
-                }
-                random.sample(&Tensor::from_vec(allowed, logits.len(), &Device::Cpu)?)?
+                let allowed = Tensor::from_vec(allowed, logits.len(), &Device::Cpu)?;
+                random.sample_f(&allowed, |probabilities| {
+                    if let Some(top_p) = self.top_p {
+                        keep_nucleus(probabilities, top_p);
+                    }
+                })?
             }
         };
         Ok(Drawn { id, logprob: logprob(logits, id), margin: ranked.margin })
@@ -71,19 +78,21 @@ impl Sampler {
     fn top_two(&self, logits: &[f32]) -> Option<Ranked> {
         let mut best: Option<(u32, f32)> = None;
         let mut second = f32::NEG_INFINITY;
-        for (id, &logit) in (0u32..).zip(logits) {
-            if !logit.is_finite() || best.is_some_and(|(_, best)| logit <= best && logit <= second) {
+        for (first, block) in (0u32..).step_by(SCANNED).zip(logits.chunks(SCANNED)) {
+            // Few blocks have anything that would change the result.
+            if largest_finite(block) <= second {
                 continue;
             }
-            // Only ids that would change the result are looked up.
-            if self.masked.contains(&id) {
-                continue;
-            }
-            match best {
-                Some((_, value)) if logit <= value => second = logit,
-                _ => {
-                    second = best.map_or(f32::NEG_INFINITY, |(_, value)| value);
-                    best = Some((id, logit));
+            for (id, &logit) in (first..).zip(block) {
+                if !logit.is_finite() || logit <= second || self.masked.contains(&id) {
+                    continue;
+                }
+                match best {
+                    Some((_, value)) if logit <= value => second = logit,
+                    _ => {
+                        second = best.map_or(f32::NEG_INFINITY, |(_, value)| value);
+                        best = Some((id, logit));
+                    }
                 }
             }
         }
@@ -96,12 +105,60 @@ struct Ranked {
     margin: f32,
 }
 
+/// Logits of which the largest is looked at first.
+const SCANNED: usize = 64;
+
+/// The largest that is a number; -inf where there is none. Some at a time, so that a compiler makes vectors of it.
+fn largest_finite(logits: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let larger = |most: f32, logit: f32| if logit > most && logit < f32::INFINITY { logit } else { most };
+    let mut most = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (most, &logit) in most.iter_mut().zip(chunk) {
+            *most = larger(*most, logit);
+        }
+    }
+    most.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, larger)
+}
+
+/// Leaves the largest probabilities that reach `top_p` together, the lower id first among equals, and makes the others 0.
+fn keep_nucleus(probabilities: &mut [f32], top_p: f32) {
+    // Bits of positive numbers are in their order.
+    let rank = |(id, p): (usize, f32)| u64::from(!p.to_bits()) << 32 | id as u64;
+    let of_rank = |rank: u64| f32::from_bits(!((rank >> 32) as u32));
+    // All that are smaller sum to less than the nucleus may leave out. But for roundings it has none of them, and most
+    // of a vocabulary are: only the others are sorted.
+    let least = (1.0 - top_p) / probabilities.len() as f32;
+    let (mut sum, mut last) = (0.0, 0);
+    for is_small in [false, true] {
+        let all = probabilities.iter().copied().enumerate();
+        let mut ranks: Vec<u64> = all.filter(|(_, p)| (*p < least) == is_small).map(rank).collect();
+        ranks.sort_unstable();
+        for rank in ranks {
+            if sum >= top_p {
+                break;
+            }
+            sum += of_rank(rank);
+            last = rank;
+        }
+        if sum >= top_p {
+            break;
+        }
+    }
+    for (id, p) in probabilities.iter_mut().enumerate() {
+        if rank((id, *p)) > last {
+            *p = 0.0;
+        }
+    }
+}
+
 /// Natural logarithm of an id's probability under the plain softmax of a row of logits.
 ///
 /// Summed in f64: over a large vocabulary f32 loses the digits that a comparison of runs needs.
 pub fn logprob(logits: &[f32], id: u32) -> f32 {
     let finite = || logits.iter().copied().filter(|logit| logit.is_finite());
-    let largest = f64::from(finite().fold(f32::NEG_INFINITY, f32::max));
+    let largest = f64::from(largest_finite(logits));
     let sum: f64 = finite().map(|logit| (f64::from(logit) - largest).exp()).sum();
     (f64::from(logits[id as usize]) - largest - sum.ln()) as f32
 }
@@ -146,6 +203,19 @@ mod tests {
     }
 
     #[test]
+    fn of_a_large_vocabulary_every_place_is_looked_at() {
+        let mut logits = vec![f32::NAN; 1003];
+        for (best, second) in [(0, 1002), (1001, 3), (500, 501), (64, 63), (999, 1000)] {
+            logits.fill(-1e30);
+            (logits[best], logits[second], logits[7]) = (2.0, -3.5, f32::INFINITY);
+            let drawn = greedy(&logits, &[]);
+            assert_eq!((drawn.id as usize, drawn.margin), (best, 5.5));
+            let expected = -f64::exp(-5.5).ln_1p();
+            assert!((f64::from(drawn.logprob) - expected).abs() < 1e-7);
+        }
+    }
+
+    #[test]
     fn the_nucleus_and_the_seed_hold() {
         let logits = [2.0, 1.9, -1.0, -2.0];
         let ids = |seed, top_p| {
@@ -162,7 +232,30 @@ mod tests {
 
     proptest! {
         #[test]
-        fn greedy_is_the_first_largest(logits in prop::collection::vec(-5i8..5, 1..40), masked in prop::collection::vec(0u32..40, 0..5)) {
+        fn the_nucleus_is_what_sorting_all_would_keep(
+            weights in prop::collection::vec(0u8..9, 1..200),
+            skew in 0i32..6,
+            top_p in 1e-6f32..1.0,
+        ) {
+            let weights: Vec<f32> = weights.into_iter().map(|w| f32::from(w).powi(skew)).collect();
+            let all = weights.iter().sum::<f32>().max(1.0);
+            let probabilities: Vec<f32> = weights.into_iter().map(|w| w / all).collect();
+            let mut order: Vec<usize> = (0..probabilities.len()).collect();
+            order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
+            let (mut expected, mut sum) = (vec![0.0; order.len()], 0.0);
+            for id in order {
+                if sum < top_p {
+                    expected[id] = probabilities[id];
+                    sum += probabilities[id];
+                }
+            }
+            let mut kept = probabilities;
+            keep_nucleus(&mut kept, top_p);
+            prop_assert_eq!(kept, expected);
+        }
+
+        #[test]
+        fn greedy_is_the_first_largest(logits in prop::collection::vec(-50i8..50, 1..300), masked in prop::collection::vec(0u32..300, 0..20)) {
             let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
             let allowed = || (0u32..).zip(&logits).filter(|(id, _)| !masked.contains(id));
             let largest = allowed().map(|(_, x)| *x).fold(f32::NEG_INFINITY, f32::max);

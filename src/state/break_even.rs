@@ -87,7 +87,10 @@ impl State {
         // A device that is clocked in some steps tells there how long its copies took, waited for or not.
         let decode = &self.latency.decode;
         let pull_ns = match decode.timing() {
-            Provenance::Sampled => self.traffic.sum().copy_ns as f64 / decode.clocked() as f64,
+            Provenance::Sampled => {
+                let copy_ns = self.traffic.sum().copy_ns.saturating_sub(self.traffic.prompt_copy_ns);
+                copy_ns as f64 / decode.clocked() as f64
+            }
             _ => ns(&[Phase::VPull]) as f64,
         };
         let (read_gbps, pull_gbps) = (read_bytes / read_ns as f64, pulled_bytes / pull_ns);
@@ -202,6 +205,34 @@ mod tests {
     fn a_gpu_reads_keys_and_values_in_one_go() {
         let rates = folded(&run("kcache:n=4,l=1", "cuda:0"), STEPS).row_rates().unwrap();
         close(rates.read_gbps, (2.0 * 56.0 + 62.0) * 8.0 / (100.0 + 10.0 + 120.0));
+    }
+
+    /// A device is clocked in some steps, of the prompt too: how fast rows are pulled is told by decode steps alone.
+    #[test]
+    fn a_device_that_is_clocked_now_and_then_pulls_as_fast_as_its_decode_steps_say() {
+        let run = run("kcache:n=4,l=1", "cuda:0");
+        let mut state = State::new(Arc::clone(&run)).unwrap();
+        for i in 0..STEPS {
+            let mut step = step(i);
+            step.timing = Provenance::Sampled;
+            if i < 12 {
+                step.seqs[0].stage = Stage::Prefill;
+            }
+            if i % 32 == 10 {
+                // Copies are hidden but for a tenth.
+                step.layer_ns[1][Phase::VPull as usize] = 2;
+                step.traffic[0].copy_ns = if i == 10 { 7_000 } else { 20 };
+            } else {
+                step.layer_ns.clear();
+                step.outer_ns = Default::default();
+            }
+            state.fold(&step).unwrap();
+        }
+        assert_eq!((state.latency.decode.clocked(), state.traffic.sum().copy_ns), (2, 7_040));
+        let rates = state.row_rates().unwrap();
+        close(rates.pull_gbps, 40.0 / 20.0);
+        let sought = State::from_keyframe(run, &state.keyframe()).unwrap();
+        assert_eq!(sought.row_rates(), Some(rates));
     }
 
     #[test]

@@ -52,11 +52,7 @@ impl StepSummary {
             step: step.step,
             start_ns: step.start_ns,
             wall_ns: step.wall_ns,
-            stage: if step.seqs.iter().any(|s| s.stage == Stage::Prefill) {
-                Stage::Prefill
-            } else {
-                Stage::Decode
-            },
+            stage: step.stage(),
             tokens: step.seqs.iter().map(|s| s.fed.len() as u32).sum(),
             victims: step.victims() as u32,
             resident: seqs.iter().flat_map(|s| &s.resident).map(|&n| u64::from(n)).sum(),

@@ -40,6 +40,7 @@ struct Tail {
     /// Layers and rows.
     compacted: (u64, u64),
     crush: Vec<Picture>,
+    prompt_copy_ns: u64,
 }
 
 impl Tail {
@@ -52,8 +53,11 @@ impl State {
     /// This state as bytes. [`RunInfo`] is not in it.
     pub fn keyframe(&self) -> Vec<u8> {
         let mut bytes = postcard::to_extend(self, vec![VERSION]).expect("every field is serialisable");
-        let tail =
-            Tail { compacted: (self.compacted.layers, self.compacted.rows), crush: self.crush.to_wire() };
+        let tail = Tail {
+            compacted: (self.compacted.layers, self.compacted.rows),
+            crush: self.crush.to_wire(),
+            prompt_copy_ns: self.traffic.prompt_copy_ns,
+        };
         // Behind the rest and only as far as needed, so that recordings without them keep their version.
         let behind = [
             !self.coding.layers.is_empty(),
@@ -107,6 +111,7 @@ impl State {
                 serde_json::from_slice(behind).map_err(|e| KeyframeError::Damaged(e.to_string()))?;
             state.compacted = Compacted { layers: tail.compacted.0, rows: tail.compacted.1 };
             state.crush = tail.crush.into_iter().collect();
+            state.traffic.prompt_copy_ns = tail.prompt_copy_ns;
         }
         state.run = blank.run;
         state.check()?;

@@ -131,7 +131,7 @@ impl Latency {
     }
 
     pub(super) fn fold(&mut self, step: &Step, seqs: &[SeqState]) {
-        let prefill = step.seqs.iter().any(|s| s.stage == Stage::Prefill);
+        let prefill = step.stage() == Stage::Prefill;
         if prefill {
             self.prefill.fold(step);
         } else {
@@ -158,6 +158,13 @@ impl Latency {
                 record(&mut self.end_to_end, seq.engine_ns);
             }
         }
+    }
+
+    /// What the times of phases and of copies are, both stages together.
+    pub fn timing(&self) -> Provenance {
+        let all_clocked =
+            [&self.prefill, &self.decode].map(PhaseHistograms::timing) == [Provenance::Measured; 2];
+        if all_clocked { Provenance::Measured } else { Provenance::Sampled }
     }
 
     /// Generated tokens per second of decode time, all sequences together; `None` before the first. Derived:

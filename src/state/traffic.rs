@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{LayerTraffic, Step};
+use crate::event::{LayerTraffic, Provenance, Stage, Step};
 
 /// Per layer, newest step and totals.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -13,13 +13,16 @@ pub struct Traffic {
     pub total: Vec<LayerTraffic>,
     /// Steps in which anything moved host to device.
     pub pull_steps: u64,
+    /// What chunks of the prompt have of the sum of all layers' `copy_ns`, where a device is clocked now and then.
+    #[serde(skip)]
+    pub prompt_copy_ns: u64,
 }
 
 impl Traffic {
     pub(super) fn new(layers: usize) -> Self {
         let empty: Vec<_> =
             (0..layers).map(|l| LayerTraffic { layer: l as u16, ..LayerTraffic::default() }).collect();
-        Self { last: empty.clone(), total: empty, pull_steps: 0 }
+        Self { last: empty.clone(), total: empty, pull_steps: 0, prompt_copy_ns: 0 }
     }
 
     pub(super) fn fold(&mut self, step: &Step) {
@@ -34,6 +37,9 @@ impl Traffic {
             };
             *last = *t;
             total.add(t);
+            if step.timing == Provenance::Sampled && step.stage() == Stage::Prefill {
+                self.prompt_copy_ns = self.prompt_copy_ns.saturating_add(t.copy_ns);
+            }
         }
         self.pull_steps += u64::from(step.traffic.iter().any(|t| t.h2d_bytes > 0));
     }

@@ -75,6 +75,8 @@ enum Step {
 struct Memory {
     pieces: BTreeMap<u64, Held>,
     taken: u64,
+    /// Most bytes that were there at once: of the device, of the host.
+    most: [usize; 2],
 }
 
 struct Held {
@@ -168,6 +170,9 @@ impl Memory {
         let start = buffer.arg().bits();
         self.taken += 1;
         self.pieces.insert(start, Held { buffer, number: self.taken, on_host, taken_at });
+        let most = &mut self.most[usize::from(on_host)];
+        let now = self.pieces.values().filter(|held| held.on_host == on_host).map(|held| held.buffer.len());
+        *most = (*most).max(now.sum());
         start
     }
 }
@@ -293,6 +298,12 @@ impl Emulated {
     /// Bytes of the host's page-locked memory in use.
     pub(crate) fn used_host(&self) -> usize {
         self.used_where(true)
+    }
+
+    /// Most bytes of its memory and of the host's that were in use at once. What the queue that computes has not given back
+    /// yet is in use: let it not be the late one.
+    pub(crate) fn most_used(&self) -> [usize; 2] {
+        self.state().memory.most
     }
 
     fn used_where(&self, on_host: bool) -> usize {

@@ -128,6 +128,8 @@ impl ReadSet<'_> {
             slots: most,
             marks: of_head(SelectTop::words(most)),
             counts: of_head(1),
+            list: Array::NONE,
+            list_stride: 0,
             rows: on.floats(self.rows).offset(4 * from * heads.heads * stride),
             row_stride: stride,
             positions: on.words(&self.scene.positions),

@@ -10,20 +10,24 @@
 mod accumulate;
 mod attention;
 mod bounds;
+mod clocked;
 mod codes;
 mod crush;
 mod decode;
 mod device;
 mod emulated;
 mod engine;
+mod errors;
 mod fill;
 #[expect(dead_code, reason = "benches/kernels.rs measures with the rest")]
 mod gpu;
 mod host;
 mod launches;
 mod measured;
+mod memory;
 mod moves;
 mod pages;
+mod picture;
 mod prefill;
 mod queues;
 mod scene;

@@ -95,6 +95,8 @@ impl<G: Gpu> GpuAttention<G> {
             slots,
             marks,
             counts: asked,
+            list: Array::NONE,
+            list_stride: 0,
             rows: rooms.rows.array(gpu),
             row_stride: slots,
             positions,

@@ -122,6 +122,11 @@ impl<G: Gpu> Slabs<G> {
     /// Sees to memory for so many frames.
     fn grow(&mut self, gpu: &G, frame_bytes: usize, capacity: usize) -> Result<()> {
         if capacity > self.capacity {
+            if self.free.len() == self.used {
+                // Nothing is kept, and nothing is there any more where there is no memory for as much.
+                self.free.clear();
+                (self.used, self.capacity) = (0, 0);
+            }
             for room in [Some(&mut self.keys), self.values.as_mut()].into_iter().flatten() {
                 room.grown(gpu, self.used * frame_bytes, capacity * frame_bytes)?;
             }

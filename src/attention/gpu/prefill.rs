@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::super::lane::{HOLE, HeadLane};
 use super::super::probabilities::add_group_mean;
 use super::super::{PrefillTime, Queries, RowSink, Wants};
+use super::resident::Pulled;
 use super::tables::Part;
 use super::{GpuAttention, as_bytes, bend, heads, word_bytes};
 use crate::device::gpu::{Array, Gpu, Matrices, Products, Result};
@@ -37,8 +38,8 @@ pub(super) struct Chunk<M> {
     pub(super) keys: Array,
     pub(super) values: Array,
     pub(super) stride: usize,
-    /// Where the values are made by another queue, when they are there.
-    pub(super) values_made: Option<M>,
+    /// Where the values come from the host, the pull that brings them.
+    pub(super) values_pulled: Option<Pulled<M>>,
     pub(super) lanes: Array,
     pub(super) positions: Array,
     /// Where attention is added up by position, and the queries of its window, where it stays on the device.
@@ -66,7 +67,7 @@ impl<G: Gpu> GpuAttention<G> {
         let keys = self.matrix(lanes, Part::Keys, queries.first, stride)?;
         let lane_words = self.rooms.words.array(&self.gpu);
         let rows = self.turned_queries(queries.rows, queries.first, lanes);
-        let chunk = Chunk {
+        let mut chunk = Chunk {
             queries: self.rooms.queries.filled(&self.gpu, as_bytes(&rows))?,
             outputs: self.rooms.out.of(&self.gpu, size_of_val(out))?,
             first: queries.first,
@@ -74,12 +75,12 @@ impl<G: Gpu> GpuAttention<G> {
             keys,
             values,
             stride,
-            values_made: None,
+            values_pulled: None,
             lanes: lane_words,
             positions: lane_words.offset(4 * self.shape.kv_heads() * LANE_WORDS),
             sums: None,
         };
-        let sums_ns = self.attend_chunk(&chunk, lanes, wants, sinks)?;
+        let sums_ns = self.attend_chunk(&mut chunk, lanes, wants, sinks)?;
         self.gpu.download(chunk.outputs, bytemuck::cast_slice_mut(out))?;
         time.probe_ns = sums_ns;
         // One number for both products: they run behind each other on the device, and are waited for together.
@@ -90,7 +91,7 @@ impl<G: Gpu> GpuAttention<G> {
     /// Attends, and hands out what is wanted; how long the host was busy with that.
     pub(super) fn attend_chunk(
         &mut self,
-        chunk: &Chunk<G::Mark>,
+        chunk: &mut Chunk<G::Mark>,
         lanes: &[HeadLane<'_>],
         wants: Wants,
         sinks: &mut [&mut dyn RowSink],
@@ -156,8 +157,8 @@ impl<G: Gpu> GpuAttention<G> {
                 bend: bend(lanes),
             };
             softmax.launch(&gpu)?;
-            if let Some(made) = chunk.values_made.as_ref().filter(|_| first == 0) {
-                gpu.after(made)?;
+            if let Some(pulled) = chunk.values_pulled.take() {
+                self.wait_for(pulled)?;
             }
             for h in 0..kv_heads {
                 gpu.multiply(&Products {

@@ -6,8 +6,10 @@
 //! half is scored, in a prefill a layer's values go and come while its scores are made.
 
 mod chunk;
+mod errors;
 mod kept;
 mod moves;
+mod picture;
 mod pull;
 mod sums;
 
@@ -15,7 +17,9 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
+use errors::Errors;
 use kept::KeptLayer;
+use picture::Pictures;
 use sums::LayerSums;
 
 use super::pages::Home;
@@ -25,8 +29,11 @@ use super::{GpuAttention, word_bytes};
 use crate::attention::{HeadLane, Rope, RowSink, Scoring, Wants};
 use crate::device::gpu::{Array, Gpu, Result, Room};
 use crate::device::launch::{Append, Bend, Decode, FillRows, LANE_WORDS, RopeRows};
-use crate::event::{BlockId, Layer, Position, SeqId};
+use crate::event::{BlockId, Layer, Position, ScoreLevel, SeqId};
 
+pub use errors::LayerErrors;
+pub use picture::Picture;
+pub(super) use pull::Pulled;
 pub use pull::{Pull, PullTime};
 pub use sums::{Answer, KeptSums, Lost, Question};
 
@@ -86,6 +93,8 @@ pub struct StepRows {
     pub sums: Option<KeptSums>,
     /// Whether the device is to be clocked.
     pub clocked: bool,
+    /// Whether it is measured how far rows are off in their codes.
+    pub measured: bool,
 }
 
 /// A layer's new rows, before rotation, and how they are attended.
@@ -162,12 +171,22 @@ pub trait Resident {
     /// tells.
     fn look_at(&mut self, part: usize) -> Result<()>;
 
+    /// Makes the attention picture of the latest [`decode`](Self::decode), whose rows were kept. There is no look at them
+    /// after that.
+    fn draw(&mut self, level: ScoreLevel) -> Result<()>;
+
+    /// The pictures of the step, layers ascending.
+    fn pictures(&mut self) -> Result<Vec<Picture>>;
+
     /// What the sums of the latest step say, per question and part. No slot of these parts has changed since that the tables
     /// do not tell of.
     fn ask(&mut self, questions: &[Question<'_>]) -> Result<Vec<Vec<Answer>>>;
 
     /// What was chosen in the step's decode parts, `[layer][part]`; nothing for a layer that read everything.
     fn choices(&mut self) -> Result<Vec<Vec<Choice>>>;
+
+    /// How far the rows of the step are off in their codes, where that is measured, per layer.
+    fn errors(&mut self, with_channels: bool) -> Result<Vec<LayerErrors>>;
 
     /// Where the step is clocked, notes how far the device has come.
     fn mark(&mut self) -> Result<()>;
@@ -205,10 +224,14 @@ pub(super) struct Batch<G: Gpu> {
     kept: Vec<KeptLayer<G>>,
     /// Clocked pulls: layer, begin and end in the queue of copies, begin and end of the wait for them.
     pulls: Vec<(Layer, [G::Mark; 4])>,
+    /// Clocked pushes: layer, begin and end in the queue of copies.
+    pushes: Vec<(Layer, [G::Mark; 2])>,
     /// Per layer, the parts whose choices were made in this step, and whether rows of the last were at hand.
     chosen: Vec<Vec<(Range<usize>, bool)>>,
+    errors: Errors<G>,
     /// By layer.
     sums: Vec<LayerSums<G>>,
+    pictures: Pictures<G>,
 }
 
 struct BatchRooms<G: Gpu> {
@@ -269,6 +292,7 @@ impl<G: Gpu> Batch<G> {
                 read: None,
                 sums: None,
                 clocked: false,
+                measured: false,
             },
             now: None,
             rooms: BatchRooms {
@@ -292,8 +316,11 @@ impl<G: Gpu> Batch<G> {
             keeps: false,
             kept: Vec::new(),
             pulls: Vec::new(),
+            pushes: Vec::new(),
             chosen: Vec::new(),
+            errors: Errors::new(),
             sums: Vec::new(),
+            pictures: Pictures::new(),
         }
     }
 
@@ -393,9 +420,13 @@ impl<G: Gpu> GpuAttention<G> {
             let ready = self.gpu.mark()?;
             let copies = &self.batch.copies;
             copies.after(&ready)?;
+            let begun = self.clocked_copies()?;
             // The launch for keys alone, with values for keys.
             Append { k: v, keys: values, ..append }.launch(copies)?;
             self.batch.pushed[layer % 2] = Some(copies.mark()?);
+            if let Some(begun) = begun {
+                self.batch.pushes.push((layer as Layer, [begun, self.batch.copies.mark()?]));
+            }
         }
         let Placed { positions, blocks } = placed;
         let owners = slots.offset(4 * rows);
@@ -478,6 +509,8 @@ impl<G: Gpu> Resident for GpuAttention<G> {
         rooms.k_angles.filled(&self.gpu, word_bytes(&angles(kv_heads)))?;
         self.batch.marks.clear();
         self.batch.pulls.clear();
+        self.batch.pictures.begin();
+        self.batch.pushes.clear();
         self.batch.chosen = vec![Vec::new(); step.layers];
         self.batch.step = step;
         Ok(())
@@ -511,6 +544,9 @@ impl<G: Gpu> Resident for GpuAttention<G> {
         let v = self.batch.rooms.v[layer % 2].of(&self.gpu, 4 * n * kv_heads * d)?;
         self.gpu.read_tensor(rows.v, v)?;
         let (tables, owners) = self.append_rows(layer, parts, &words, placed, home, [k, v])?;
+        if self.batch.step.measured {
+            self.measure_rows(layer, [k, v])?;
+        }
         let mut first_row = 0;
         let now_parts = parts
             .iter()
@@ -588,12 +624,24 @@ impl<G: Gpu> Resident for GpuAttention<G> {
         self.fetch_part(part)
     }
 
+    fn draw(&mut self, level: ScoreLevel) -> Result<()> {
+        self.draw_decoded(level)
+    }
+
+    fn pictures(&mut self) -> Result<Vec<Picture>> {
+        self.fetch_pictures()
+    }
+
     fn ask(&mut self, questions: &[Question<'_>]) -> Result<Vec<Vec<Answer>>> {
         self.answer(questions)
     }
 
     fn choices(&mut self) -> Result<Vec<Vec<Choice>>> {
         self.fetch_choices()
+    }
+
+    fn errors(&mut self, with_channels: bool) -> Result<Vec<LayerErrors>> {
+        self.fetch_errors(with_channels)
     }
 
     fn mark(&mut self) -> Result<()> {

@@ -19,6 +19,10 @@ pub struct SelectTop {
     pub marks: Array,
     /// `[sequence][head]`: how many.
     pub counts: Array,
+    /// `[sequence][head][list_stride]`: which, ascending; none where marks do.
+    pub list: Array,
+    /// From one head's list to the next's.
+    pub list_stride: usize,
     /// Probabilities `[sequence][head][row_stride]`.
     pub rows: Array,
     /// From one row to the next.
@@ -48,12 +52,18 @@ impl SelectTop {
             return Ok(());
         }
         let Heads { heads, kv_heads, .. } = self.heads;
-        let [heads_, kv_heads, row_stride, word_stride, n] =
-            words([heads, kv_heads, self.row_stride, Self::words(self.slots), self.n.min(self.slots)])?;
+        let [heads_, kv_heads, row_stride, word_stride, list_stride, n] = words([
+            heads,
+            kv_heads,
+            self.row_stride,
+            Self::words(self.slots),
+            self.list_stride,
+            self.n.min(self.slots),
+        ])?;
         let args = [
             self.marks.into(),
             self.counts.into(),
-            Array::NONE.into(),
+            self.list.into(),
             self.rows.into(),
             self.positions.into(),
             self.lanes.into(),
@@ -61,7 +71,7 @@ impl SelectTop {
             kv_heads,
             row_stride,
             word_stride,
-            0u32.into(),
+            list_stride,
             n,
             u32::from(self.own).into(),
         ];

@@ -34,7 +34,8 @@ pub(crate) fn app(steps: usize) -> App {
 /// less the later it stands.
 pub(crate) fn shadowed_app(steps: usize) -> App {
     let mut lost: BTreeSet<(u16, u16, Position)> = BTreeSet::new();
-    app_hearing(steps, |part| {
+    app_hearing(steps, |step| {
+        let part = &mut step.seqs[0];
         let lanes: Vec<(u16, u16)> = (0..LAYERS).flat_map(|l| (0..KV_HEADS).map(move |h| (l, h))).collect();
         let told = |&(layer, head): &(u16, u16)| LaneRegret {
             layer,
@@ -61,8 +62,19 @@ pub(crate) fn shadowed_app(steps: usize) -> App {
     })
 }
 
-/// The application with the first steps heard, each sequence's part changed before.
-fn app_hearing(steps: usize, mut change: impl FnMut(&mut SeqStep)) -> App {
+/// The same as a device clocks it: the phases and copies of every second step. Each takes 50 us.
+pub(crate) fn sampled_app(steps: usize) -> App {
+    app_hearing(steps, |step| {
+        (step.wall_ns, step.timing) = (50_000, Provenance::Sampled);
+        if !step.step.is_multiple_of(2) {
+            (step.layer_ns, step.outer_ns) = (Vec::new(), [0; PHASES]);
+            step.traffic.iter_mut().for_each(|t| t.copy_ns = 0);
+        }
+    })
+}
+
+/// The application with the first steps heard, each changed before.
+fn app_hearing(steps: usize, mut change: impl FnMut(&mut Step)) -> App {
     let mut app = App::live(Launch { themes: vec!["dark".into(), "light".into()], ..Launch::default() });
     app.update(Msg::Item(Item::Reference(Reference { ids: vec![3, 1, 4], text: " 4711.".into() })));
     app.update(Msg::Item(Item::Begin(Arc::new(info()))));
@@ -70,7 +82,7 @@ fn app_hearing(steps: usize, mut change: impl FnMut(&mut SeqStep)) -> App {
     let mut next_block = 0;
     for i in 0..steps.min(STEPS) {
         let mut step = step(i, &mut tables, &mut next_block);
-        step.seqs.iter_mut().for_each(&mut change);
+        change(&mut step);
         app.update(Msg::Item(Item::Step(Arc::new(step))));
     }
     app.update(Msg::Item(Item::Status(Status::Paused)));

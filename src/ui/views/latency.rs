@@ -83,7 +83,8 @@ fn phases_pane(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let side_by_side = area.width >= 2 * table::MIN_WIDTH + 2;
     let stacked = area.height >= 2 * TABLE + 2;
     let note = if side_by_side || stacked {
-        format!("times {}, shares d", shown.set.timing().mark())
+        let both = scene.state().map_or(Provenance::Measured, |state| state.latency.timing());
+        format!("times {}, shares d", both.mark())
     } else {
         let (name, times) = (shown.name, shown.set.timing().mark());
         format!("{name}; {} the other stage; times {times}, shares d", key(scene, "list.reverse"))

@@ -10,7 +10,7 @@ use crate::event::crush::BitRow;
 use crate::event::{Cells, CodingError, Crush, LayerReads, RunInfo, ScoreLevel, Settings, attention};
 use crate::state::{CodedLayer, EvictionLog, Reads, SeqState, State, Traffic};
 use crate::ui::draw::render;
-use crate::ui::draw::samples::{STEPS, app, press, shadowed_app};
+use crate::ui::draw::samples::{STEPS, app, press, sampled_app, shadowed_app};
 use crate::ui::export::{styled_dump, text};
 use crate::ui::theme::{dark, plain};
 
@@ -155,6 +155,28 @@ fn what_pulling_pays_from_is_told_once_rows_were_pulled() {
     last.iter_mut().chain(total).for_each(|t| t.stall_ns /= 4);
     let at_200 = words(&app, 200, 60);
     assert!(at_200.contains("overlap ~") && at_200.contains("75.6%"), "{at_200}");
+}
+
+#[test]
+fn shares_are_of_the_steps_that_were_clocked() {
+    let mut app = sampled_app(STEPS);
+    press(&mut app, "6");
+    let shown = words(&app, 200, 60);
+    for title in ["times s, shares d", "p50 s", "p99 s", "share d"] {
+        assert!(shown.contains(title), "{title}: {shown}");
+    }
+    // A phase takes 2.5 of 50 us in a step that was clocked, as two of three chunks were and two of five tokens.
+    assert_eq!(shown.matches(" 5.0%").count(), 24, "twelve phases of either stage: {shown}");
+    assert_eq!(shown.matches(" 40.0%").count(), 2, "in no phase: {shown}");
+    press(&mut app, "5");
+    let shown = words(&app, 200, 60);
+    assert!(shown.contains("copy s") && shown.contains("1.80 us s"), "{shown}");
+    let mut app = self::app(STEPS);
+    press(&mut app, "6");
+    let shown = words(&app, 200, 60);
+    assert!(shown.contains("times m, shares d") && shown.contains("p50 m"), "{shown}");
+    press(&mut app, "5");
+    assert!(words(&app, 200, 60).contains("copy m"));
 }
 
 #[test]

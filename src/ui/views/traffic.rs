@@ -100,7 +100,7 @@ fn totals(pen: &mut Pen<'_, '_>, scene: &Scene<'_>) {
     if let Some(mass) = state.mass_dropped() {
         fact(pen, "not read", &number::percent(mass.into(), symbols), Provenance::Derived);
     }
-    fact(pen, "copies", &number::duration(sum.copy_ns, symbols), Provenance::Measured);
+    fact(pen, "copies", &number::duration(sum.copy_ns, symbols), state.latency.timing());
     fact(pen, "link", &number::duration(sum.link_ns, symbols), Provenance::Modelled);
 }
 

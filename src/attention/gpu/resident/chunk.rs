@@ -1,6 +1,7 @@
 //! A part of several rows.
 
 use super::GpuAttention;
+use super::pull::Pulled;
 use crate::attention::gpu::prefill::Chunk;
 use crate::attention::gpu::tables::{Part, Tables};
 use crate::attention::{HeadLane, RowSink, Wants};
@@ -22,18 +23,18 @@ impl<G: Gpu> GpuAttention<G> {
         let tables = Tables { lanes: now.lanes(part, self.shape.kv_heads()), ..now.tables };
         let stride = Self::matrix_stride(lanes);
         let gpu = self.gpu.clone();
-        let (values, values_made) = if now.values_on_host {
+        let (values, values_pulled) = if now.values_on_host {
             // What was made of the values before is read no more once the compute queue has come so far.
             let copies = self.batch.copies.clone();
             self.matrix_room(Part::Values, stride)?;
             copies.after(&gpu.mark()?)?;
+            let begun = self.clocked_copies()?;
             let values = self.gather_matrix(&copies, &tables, Part::Values, stride)?;
-            let made = copies.mark()?;
-            (values, Some(made))
+            (values, Some(Pulled { begun, done: copies.mark()? }))
         } else {
             (self.gather_matrix(&gpu, &tables, Part::Values, stride)?, None)
         };
-        let chunk = Chunk {
+        let mut chunk = Chunk {
             queries: now.q.offset(4 * own.first_row * width),
             outputs: now.out.offset(4 * own.first_row * width),
             first: own.first,
@@ -41,11 +42,11 @@ impl<G: Gpu> GpuAttention<G> {
             keys: self.gather_matrix(&gpu, &tables, Part::Keys, stride)?,
             values,
             stride,
-            values_made,
+            values_pulled,
             lanes: tables.lanes,
             positions: tables.positions,
             sums: self.sums_of(part),
         };
-        self.attend_chunk(&chunk, lanes, wants, sinks).map(|_| ())
+        self.attend_chunk(&mut chunk, lanes, wants, sinks).map(|_| ())
     }
 }

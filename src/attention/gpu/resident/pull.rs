@@ -28,10 +28,20 @@ pub enum Pull {
 pub struct PullTime {
     /// Decoder layer.
     pub layer: Layer,
-    /// In the queue of copies.
+    /// New rows to the host, in the queue of copies.
+    pub push_ns: u64,
+    /// Rows from the host, behind them.
     pub copy_ns: u64,
-    /// Of it, not hidden behind other work.
+    /// What of both was not hidden behind other work.
     pub stall_ns: u64,
+}
+
+/// A pull under way.
+pub(in crate::attention::gpu) struct Pulled<M> {
+    /// When it began in the queue of copies, where it is clocked.
+    pub(super) begun: Option<M>,
+    /// When its rows are there.
+    pub(super) done: M,
 }
 
 /// Where the rows of a layer go, of all parts of the step; with what was pulled before, where that is kept.
@@ -42,12 +52,12 @@ struct Staged {
 
 /// The arrays of a layer's choices, each of all parts of the step.
 #[derive(Clone, Copy)]
-struct Choices {
+pub(super) struct Choices {
     parts: usize,
-    heads: usize,
+    pub(super) heads: usize,
     kv_heads: usize,
     /// Most rows of a union.
-    list: usize,
+    pub(super) list: usize,
 }
 
 impl Choices {
@@ -62,7 +72,7 @@ impl Choices {
     }
 
     /// The four arrays from a part on.
-    fn arrays(self, base: Array, layer: usize, part: usize) -> [Array; 4] {
+    pub(super) fn arrays(self, base: Array, layer: usize, part: usize) -> [Array; 4] {
         let per_part = [self.kv_heads, self.heads, self.heads, self.kv_heads * self.list];
         let mut at = layer * self.words();
         let mut arrays = [base; 4];
@@ -75,7 +85,7 @@ impl Choices {
 }
 
 impl<G: Gpu> GpuAttention<G> {
-    fn choices_of_step(&self) -> Choices {
+    pub(super) fn choices_of_step(&self) -> Choices {
         let step = &self.batch.step;
         let slots = step.positions.iter().max().map_or(0, |&last| last as usize + 1);
         let n = step.read.map_or(0, |read| read.n);
@@ -106,21 +116,32 @@ impl<G: Gpu> GpuAttention<G> {
             self.decode_rows(half.clone(), stride, own, false)?;
             self.choose_rows(half.clone(), stride, own, read, choices, base)?;
             let begun = self.pull_rows(half.clone(), choices, base, &staged)?;
-            pulled.push((half, begun, self.batch.copies.mark()?));
+            pulled.push((half, Pulled { begun, done: self.batch.copies.mark()? }));
         }
-        let layer = self.batch.now().layer;
-        for (half, begun, done) in pulled {
-            let waits = if self.batch.step.clocked { Some(self.gpu.mark()?) } else { None };
-            self.gpu.after(&done)?;
-            if let (Some(waits), Some(begun)) = (waits, begun) {
-                let goes_on = self.gpu.mark()?;
-                self.batch.pulls.push((layer, [begun, done, waits, goes_on]));
-            }
+        for (half, pulled) in pulled {
+            self.wait_for(pulled)?;
             self.sum_chosen(half, read, choices, base, staged.rows)?;
         }
+        let layer = self.batch.now().layer;
         let finds = staged.kept.is_some_and(|(_, before)| before.is_some());
         self.batch.chosen[usize::from(layer)].push((parts, finds));
         Ok(())
+    }
+
+    /// What is asked for from now on comes behind a pull of the layer under way. Where it is clocked, so is the wait.
+    pub(in crate::attention::gpu) fn wait_for(&mut self, pulled: Pulled<G::Mark>) -> Result<()> {
+        let Pulled { begun, done } = pulled;
+        let Some(begun) = begun else { return self.gpu.after(&done) };
+        let waits = self.gpu.mark()?;
+        self.gpu.after(&done)?;
+        let goes_on = self.gpu.mark()?;
+        self.batch.pulls.push((self.batch.now().layer, [begun, done, waits, goes_on]));
+        Ok(())
+    }
+
+    /// A mark in the queue of copies, where the step is clocked.
+    pub(super) fn clocked_copies(&self) -> Result<Option<G::Mark>> {
+        self.batch.step.clocked.then(|| self.batch.copies.mark()).transpose()
     }
 
     /// Where rows of the parts are pulled to.
@@ -165,6 +186,8 @@ impl<G: Gpu> GpuAttention<G> {
             slots: stride,
             marks: self.rooms.marks.of(&self.gpu, 4 * words)?,
             counts: asked,
+            list: Array::NONE,
+            list_stride: 0,
             rows,
             row_stride: stride,
             positions,
@@ -187,7 +210,7 @@ impl<G: Gpu> GpuAttention<G> {
     ) -> Result<Option<G::Mark>> {
         let chosen = self.gpu.mark()?;
         self.batch.copies.after(&chosen)?;
-        let begun = if self.batch.step.clocked { Some(self.batch.copies.mark()?) } else { None };
+        let begun = self.clocked_copies()?;
         match self.batch.pull {
             Pull::Gather => self.gather_chosen(half, choices, base, staged)?,
             Pull::Copies => self.copy_chosen(half, choices, base, staged.rows)?,
@@ -301,7 +324,13 @@ impl<G: Gpu> GpuAttention<G> {
                 Some(last) => {
                     (last.copy_ns, last.stall_ns) = (last.copy_ns + copy_ns, last.stall_ns + stall_ns);
                 }
-                None => times.push(PullTime { layer, copy_ns, stall_ns }),
+                None => times.push(PullTime { layer, push_ns: 0, copy_ns, stall_ns }),
+            }
+        }
+        for (layer, [begun, done]) in std::mem::take(&mut self.batch.pushes) {
+            let push_ns = self.gpu.elapsed_ns(&begun, &done)?;
+            if let Some(time) = times.iter_mut().find(|time| time.layer == layer) {
+                time.push_ns = push_ns;
             }
         }
         Ok(times)

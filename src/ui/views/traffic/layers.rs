@@ -83,7 +83,8 @@ impl Column {
         matches!(self, C::PulledInAll | C::PushedInAll | C::StallInAll)
     }
 
-    fn title(self) -> String {
+    /// Copies are clocked in all steps or in some, as `timing` says.
+    fn title(self, timing: Provenance) -> String {
         use Provenance::{Derived, Measured, Modelled};
         match self {
             C::Pulled | C::PulledInAll => marked("to dev", Measured),
@@ -96,7 +97,7 @@ impl Column {
             C::Link => marked("link", Modelled),
             C::Stall | C::StallInAll => marked("stall", Modelled),
             C::Overlap => marked("overlap", Modelled),
-            C::Copy => marked("copy", Measured),
+            C::Copy => marked("copy", timing),
             C::Even => marked("s*", Derived),
             C::Reached => marked("ctx/s*", Derived),
         }
@@ -120,6 +121,7 @@ impl Column {
             C::Link => number::duration(last.link_ns, symbols),
             C::Stall => number::duration(last.stall_ns, symbols),
             C::Overlap => known(last.overlap().map(|share| number::percent(share, symbols))),
+            C::Copy if last.copy_ns == 0 && last.h2d_bytes > 0 => number::missing(1, symbols),
             C::Copy => number::duration(last.copy_ns, symbols),
             C::Even => known(even.map(|even| number::count(even.rows().round() as u64))),
             C::Reached => known(even.map(|even| number::times(even.reached(), symbols))),
@@ -165,7 +167,7 @@ pub(super) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) -> u16 {
     let rates = state.row_rates();
     let even = |layers| rates.and_then(|rates| state.break_even(rates, layers));
     let (heading, rows) = split_top(area, if area.height >= 5 { 2 } else { u16::from(area.height >= 3) });
-    titles(&mut Pen::new(buf, heading, scene.styles), &columns);
+    titles(&mut Pen::new(buf, heading, scene.styles), &columns, state.latency.timing());
     let (last, all) = (&state.traffic.last, &state.traffic.total);
     let lines = usize::from(rows.height.saturating_sub(1)).min(last.len());
     scene.note_rows(lines as u16);
@@ -207,7 +209,7 @@ pub(super) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) -> u16 {
     heading.height + lines as u16 + 1
 }
 
-fn titles(pen: &mut Pen<'_, '_>, columns: &[(Column, u16)]) {
+fn titles(pen: &mut Pen<'_, '_>, columns: &[(Column, u16)], timing: Provenance) {
     if pen.lines() >= 2 {
         let of_step: u16 = columns.iter().filter(|(c, _)| !c.is_in_all()).map(|&(_, w)| w).sum();
         pen.column(NAME + HOME + 2).put("shown step", Role::Dim);
@@ -218,7 +220,7 @@ fn titles(pen: &mut Pen<'_, '_>, columns: &[(Column, u16)]) {
     }
     pen.put(" layer", Role::Dim).column(NAME).put("V home", Role::Dim).column(NAME + HOME);
     for &(column, width) in columns {
-        pen.put(&right(&column.title(), width), Role::Dim);
+        pen.put(&right(&column.title(timing), width), Role::Dim);
     }
 }
 

@@ -1,0 +1,249 @@
+//! The attention picture of decode steps, made where the rows are: what is fetched is a byte per cell, of all layers once
+//! they have run.
+
+use std::ops::Range;
+
+use super::GpuAttention;
+use crate::attention::cells::CELLS;
+use crate::attention::gpu::heads;
+use crate::attention::observe::{PictureCells, PictureRow};
+use crate::attention::select::bounded;
+use crate::device::gpu::{Array, Gpu, Result, Room};
+use crate::device::launch::{Cells, PictureRows, SelectTop, TopSlots};
+use crate::event::{Layer, ScoreLevel};
+
+/// The picture of one part of a layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picture {
+    /// Decoder layer.
+    pub layer: Layer,
+    /// Part of the step.
+    pub part: usize,
+    /// One per query head.
+    pub rows: Vec<PictureRow>,
+}
+
+/// What is kept for it.
+pub(super) struct Pictures<G: Gpu> {
+    /// The smallest value of each cell.
+    bounds: Room<G>,
+    sums: Room<G>,
+    marks: Room<G>,
+    /// The step's pictures, each in a room of its own until they are fetched.
+    drawn: Vec<Drawn>,
+    rooms: Vec<Room<G>>,
+}
+
+/// Where the picture of some parts of a layer lies in its room: words, then cells.
+struct Drawn {
+    layer: Layer,
+    level: ScoreLevel,
+    parts: Range<usize>,
+    heads: usize,
+    /// Slots per KV head of each part.
+    slots: Vec<Vec<usize>>,
+    ranges: usize,
+    /// Cells from one row to the next.
+    stride: usize,
+    block_size: usize,
+}
+
+impl Drawn {
+    const fn rows(&self) -> usize {
+        self.parts.end.saturating_sub(self.parts.start) * self.heads
+    }
+
+    /// Words of what no cell carries, of what was not read, of how many were chosen and of which.
+    const fn lengths(&self) -> [usize; 4] {
+        let rows = self.rows();
+        let list = if matches!(self.level, ScoreLevel::Top(_)) { rows * self.stride } else { 0 };
+        [rows * self.ranges, rows, rows, list]
+    }
+
+    fn words(&self) -> usize {
+        self.lengths().iter().sum()
+    }
+
+    fn bytes(&self) -> usize {
+        4 * self.words() + self.rows() * self.stride
+    }
+
+    /// A row of so many slots out of the words that were fetched.
+    fn row(&self, words: &[u32], row: usize, slots: usize) -> PictureRow {
+        let [lost, dropped, counts, list] = self.lengths();
+        let cells =
+            &bytemuck::cast_slice::<u32, u8>(&words[lost + dropped + counts + list..])[row * self.stride..];
+        let pixels = match self.level {
+            ScoreLevel::Off | ScoreLevel::Full => PictureCells::Slots(cells[..slots].to_vec()),
+            ScoreLevel::Blocks => PictureCells::Blocks(cells[..slots.div_ceil(self.block_size)].to_vec()),
+            ScoreLevel::Top(_) => {
+                let n = words[lost + dropped + row] as usize;
+                let chosen = &words[lost + dropped + counts + row * self.stride..][..n];
+                PictureCells::Top(chosen.iter().copied().zip(cells.iter().copied()).collect())
+            }
+        };
+        let own = self.ranges_of(slots);
+        let mass = words[row * self.ranges..][..own].iter().map(|&word| f64::from(f32::from_bits(word)));
+        PictureRow {
+            pixels,
+            dropped: bounded(mass.sum::<f64>() + f64::from(f32::from_bits(words[lost + row]))),
+        }
+    }
+
+    /// Ranges that a row of so many slots has.
+    fn ranges_of(&self, slots: usize) -> usize {
+        let values = if self.level == ScoreLevel::Blocks { slots.div_ceil(self.block_size) } else { slots };
+        PictureRows::ranges(values)
+    }
+}
+
+impl<G: Gpu> Pictures<G> {
+    pub(super) const fn new() -> Self {
+        Self {
+            bounds: Room::new("a picture"),
+            sums: Room::new("a picture"),
+            marks: Room::new("a picture"),
+            drawn: Vec::new(),
+            rooms: Vec::new(),
+        }
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.drawn.clear();
+    }
+
+    fn bounds(&mut self, gpu: &G) -> Result<Array> {
+        match self.bounds.array(gpu) {
+            Array::NONE => self.bounds.filled(gpu, bytemuck::cast_slice(CELLS.bounds())),
+            array => Ok(array),
+        }
+    }
+}
+
+impl<G: Gpu> GpuAttention<G> {
+    /// Makes the picture of the latest decode out of its rows, which are not what they were after that.
+    pub(super) fn draw_decoded(&mut self, level: ScoreLevel) -> Result<()> {
+        let heads = heads(self.shape);
+        let now = self.batch.now();
+        let (parts, slots) = now.decoded.clone();
+        let (layer, lanes) = (now.layer, now.lanes(parts.start, heads.kv_heads));
+        let (positions, reads) = (now.tables.positions, now.values_on_host);
+        let gpu = self.gpu.clone();
+        let rows = PictureRows {
+            heads,
+            sequences: parts.len(),
+            slots,
+            rows: self.batch.rooms.rows.array(&gpu),
+            row_stride: slots,
+            lanes,
+        };
+        let block_size = self.pool.block_size();
+        let (values, stride) = match level {
+            ScoreLevel::Off => return Ok(()),
+            ScoreLevel::Blocks => (slots.div_ceil(block_size), slots.div_ceil(block_size)),
+            ScoreLevel::Top(k) => (slots, slots.min(k as usize)),
+            ScoreLevel::Full => (slots, slots),
+        };
+        let drawn = Drawn {
+            layer,
+            level,
+            heads: heads.heads,
+            slots: now.parts[parts.clone()].iter().map(|part| part.slots.clone()).collect(),
+            parts,
+            ranges: PictureRows::ranges(values),
+            stride,
+            block_size,
+        };
+        let unread = self.keep_used(&rows, &drawn)?;
+        let pictures = &mut self.batch.pictures;
+        if pictures.rooms.len() == pictures.drawn.len() {
+            pictures.rooms.push(Room::new("a picture"));
+        }
+        let base = pictures.rooms[pictures.drawn.len()].of(&gpu, drawn.bytes())?;
+        let [lost, dropped, counts, list] = drawn.lengths();
+        let at = |words: usize| base.offset(4 * words);
+        match unread {
+            Some(unread) => gpu.copy(unread, at(lost), 4 * dropped)?,
+            None => gpu.clear(at(lost), 4 * dropped)?,
+        }
+        let to = Cells {
+            cells: at(lost + dropped + counts + list),
+            stride,
+            lost: base,
+            bounds: pictures.bounds(&gpu)?,
+        };
+        match level {
+            ScoreLevel::Off | ScoreLevel::Full => rows.cells(&to, 1, &gpu)?,
+            ScoreLevel::Blocks => {
+                let sums = pictures.sums.of(&gpu, 4 * drawn.rows() * stride)?;
+                rows.block_sums(sums, block_size, stride, &gpu)?;
+                PictureRows { rows: sums, row_stride: stride, ..rows }.cells(&to, block_size, &gpu)?;
+            }
+            ScoreLevel::Top(k) => {
+                let word_stride = SelectTop::words(slots);
+                let chosen = TopSlots {
+                    marks: pictures.marks.of(&gpu, 4 * drawn.rows() * word_stride)?,
+                    word_stride,
+                    list: at(lost + dropped + counts),
+                    counts: at(lost + dropped),
+                };
+                let select = SelectTop {
+                    heads,
+                    sequences: rows.sequences,
+                    slots,
+                    marks: chosen.marks,
+                    counts: chosen.counts,
+                    list: chosen.list,
+                    list_stride: stride,
+                    rows: rows.rows,
+                    row_stride: slots,
+                    positions,
+                    lanes,
+                    n: k as usize,
+                    own: false,
+                };
+                select.launch(&gpu)?;
+                rows.top(&to, &chosen, &gpu)?;
+            }
+        }
+        debug_assert!(reads == unread.is_some(), "a read set says what was not read");
+        pictures.drawn.push(drawn);
+        Ok(())
+    }
+
+    /// Where a read set chose, leaves in the rows what was read; the masses that were not.
+    fn keep_used(&mut self, rows: &PictureRows, drawn: &Drawn) -> Result<Option<Array>> {
+        if !self.batch.now().values_on_host {
+            return Ok(None);
+        }
+        let choices = self.choices_of_step();
+        let (base, first) = (self.batch.rooms.choices.array(&self.gpu), drawn.parts.start);
+        let [counts, _, dropped, slots] = choices.arrays(base, usize::from(drawn.layer), first);
+        let weights = self.batch.rooms.weights.array(&self.gpu);
+        let weights = weights.offset(4 * first * choices.heads * choices.list);
+        rows.keep_used([weights, slots, counts], choices.list, &self.gpu)?;
+        Ok(Some(dropped))
+    }
+
+    /// The pictures that were made in this step.
+    pub(super) fn fetch_pictures(&mut self) -> Result<Vec<Picture>> {
+        let mut pictures = Vec::new();
+        let group = self.shape.group();
+        for (drawn, room) in self.batch.pictures.drawn.iter().zip(&self.batch.pictures.rooms) {
+            let mut bytes = vec![0u32; drawn.bytes().div_ceil(4)];
+            let all: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut bytes)[..drawn.bytes()];
+            self.gpu.download(room.array(&self.gpu), all)?;
+            for (i, part) in drawn.parts.clone().enumerate() {
+                let row =
+                    |head: usize| drawn.row(&bytes, i * drawn.heads + head, drawn.slots[i][head / group]);
+                pictures.push(Picture {
+                    layer: drawn.layer,
+                    part,
+                    rows: (0..drawn.heads).map(row).collect(),
+                });
+            }
+        }
+        self.batch.pictures.drawn.clear();
+        Ok(pictures)
+    }
+}
