@@ -3,7 +3,8 @@
 //! Pages are in the device's memory alone where nobody on the host reads a row ([`Resident`]): a step's rows do not pass the
 //! host then, and all sequences of a batch share each launch. Else it reads a copy of the cache's pages, kept up to date
 //! through [`PageCopies`], one sequence at a time; lanes name pages by block ([`Pages::Placed`](super::Pages::Placed)), and
-//! values that live on the host come as the cache has them and are copied for the call.
+//! values that live on the host come as the cache has them and are copied for the call. Of rows that are exact at first and
+//! go into codes later (int4, int2) there are pages of codes and pages of exact rows; the cache makes the codes.
 //!
 //! # Where it differs from the processor's
 //!
@@ -11,8 +12,8 @@
 //! of values are one kernel where both lie on the device: the time of both is then that of the scores. A prefill's rows come
 //! from products of whole matrices, a decode step's do not: a prompt in other chunks gives other bits.
 //!
-//! It does not have keys at one distance beyond a window, or pages of codes that are grouped or not uniform: a run that needs
-//! them is refused before it starts ([`check`]).
+//! It does not have keys at one distance beyond a window, codes that are not uniform, or values of int4 and int2 that are
+//! pulled from the host: a run that needs them is refused before it starts ([`check`] has the page types).
 
 mod decode;
 mod pages;
@@ -123,12 +124,16 @@ struct Scored {
 /// It does not: one line.
 pub fn check(shape: Shape, kv_dtype: &str) -> Result<Cell> {
     heads(shape).check()?;
-    match kv_dtype {
+    // What else is spelled there, an exact window or shares of outliers, is the cache's matter.
+    match kv_dtype.split(':').next().unwrap_or(kv_dtype) {
         "f32" => Ok(Cell::F32),
         "f16" => Ok(Cell::F16),
         "int8" => Ok(Cell::Int8),
+        "int4" => Ok(Cell::Int4),
+        "int2" => Ok(Cell::Int2),
         other => Err(DeviceError::Limit(format!(
-            "pages of {other} are not read yet: use --kv-dtype f32, f16 or int8, or --device cpu"
+            "pages of {other} are not read yet: use --kv-dtype f32, f16, int8, int4 or int2, or --device \
+             cpu"
         ))),
     }
 }
@@ -389,12 +394,16 @@ impl<G: Gpu> PageCopies for GpuAttention<G> {
         self.pool.append(&self.gpu, tokens)
     }
 
-    fn put(&mut self, stretches: &[Stretch<'_>]) -> Result<()> {
-        self.pool.put(&self.gpu, stretches)
+    fn put(&mut self, stretches: &[Stretch<'_>], values_on_host: bool) -> Result<()> {
+        self.pool.put(&self.gpu, stretches, values_on_host)
     }
 
     fn free(&mut self, blocks: &[BlockId]) {
         self.pool.free(blocks);
+    }
+
+    fn held_bytes(&self) -> u64 {
+        self.pool.held_bytes() as u64
     }
 }
 

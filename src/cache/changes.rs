@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use super::Cache;
+use super::pool::Part;
 use super::table::{LaneView, RowMove};
 use crate::event::{BlockId, Head, Layer, SeqId};
 
@@ -14,6 +15,10 @@ pub struct ChangedRows {
     pub head: Head,
     /// Slots of its lane as it is now.
     pub slots: Range<usize>,
+    /// Whether it is their keys that changed.
+    pub keys: bool,
+    /// Whether it is their values.
+    pub values: bool,
 }
 
 /// Something done to pages that a backend alone has, in the order in which it happened.
@@ -45,6 +50,8 @@ struct Written {
     head: Head,
     block: BlockId,
     rows: Range<usize>,
+    /// One of the two pages, where the other stays as it is.
+    only: Option<Part>,
 }
 
 /// Kept where somebody follows.
@@ -76,11 +83,27 @@ impl Changes {
         self.ops.get_or_insert_default().push(PageOp::Move { blocks, kept, first: hole - skipped });
     }
 
-    pub(super) fn write(
+    pub(super) fn write(&mut self, of: (SeqId, Layer, Head), lane: LaneView<'_>, slots: Range<usize>) {
+        self.note(of, lane, slots, None);
+    }
+
+    /// Keys or values of a lane went into codes.
+    pub(super) fn code(
+        &mut self,
+        of: (SeqId, Layer, Head),
+        lane: LaneView<'_>,
+        slots: Range<usize>,
+        part: Part,
+    ) {
+        self.note(of, lane, slots, Some(part));
+    }
+
+    fn note(
         &mut self,
         (seq, layer, head): (SeqId, Layer, Head),
         lane: LaneView<'_>,
         slots: Range<usize>,
+        only: Option<Part>,
     ) {
         if !self.followed {
             return;
@@ -88,7 +111,7 @@ impl Changes {
         let (width, written) = (lane.block_size as usize, self.rows.entry((seq, layer)).or_default());
         for i in slots.start / width..slots.end.div_ceil(width) {
             let rows = slots.start.max(i * width) - i * width..slots.end.min((i + 1) * width) - i * width;
-            written.push(Written { head, block: lane.block(i), rows });
+            written.push(Written { head, block: lane.block(i), rows, only });
         }
     }
 
@@ -107,8 +130,8 @@ impl Changes {
 }
 
 impl Cache {
-    /// From now on changes of exact pages and of pages of rows in 8-bit codes are kept until they are
-    /// [taken](Self::take_changes). All that there is counts as changed, so that a copy can begin with nothing.
+    /// From now on changes of exact pages and of pages of uniform codes are kept until they are
+    /// [taken](Self::take_changes): rows that are written, and those that go into codes later. All that there is counts as changed, so that a copy can begin with nothing.
     pub fn follow(&mut self) {
         self.changes = Changes { followed: true, ..Changes::default() };
         for (&seq, sequence) in &self.sequences {
@@ -121,7 +144,7 @@ impl Cache {
         }
     }
 
-    /// Rows of a (sequence, layer) that were written or moved since the last call; some may be named twice.
+    /// Rows of a (sequence, layer) that were written, moved or put into codes since the last call; some may be named twice.
     ///
     /// # Panics
     /// The model has no such layer.
@@ -132,13 +155,14 @@ impl Cache {
         for head in 0..table.heads() {
             let lane = table.lane(head);
             let places: HashMap<BlockId, usize> = lane.blocks().enumerate().map(|(i, id)| (id, i)).collect();
-            for Written { block, rows, .. } in written.iter().filter(|written| written.head == head) {
+            for Written { block, rows, only, .. } in written.iter().filter(|written| written.head == head) {
                 // What was lost meanwhile is nobody's business any more.
                 let Some(&i) = places.get(block) else { continue };
                 let first = i * lane.block_size as usize;
                 let slots = first + rows.start..first + rows.end.min(lane.block_slots(i).len());
                 if !slots.is_empty() {
-                    changed.push(ChangedRows { head, slots });
+                    let [keys, values] = [Part::K, Part::V].map(|part| only.is_none_or(|only| only == part));
+                    changed.push(ChangedRows { head, slots, keys, values });
                 }
             }
         }
@@ -200,7 +224,7 @@ mod tests {
         for id in cache.take_freed() {
             copies.remove(&id);
         }
-        for ChangedRows { head, slots } in cache.take_changes(0, layer) {
+        for ChangedRows { head, slots, .. } in cache.take_changes(0, layer) {
             for slot in slots {
                 let id = cache.table(0, layer).lane(head).block(slot / 3);
                 let page = copies.entry(id).or_insert_with(|| vec![[f32::NAN; 2]; 3]);
@@ -359,6 +383,73 @@ mod tests {
                         for (slot, _) in lane.slots.iter().enumerate().filter(|(_, p)| **p != Position::MAX) {
                             prop_assert_eq!(pages[&lane.block(slot / 3)][slot % 3], row_of(&own, seq, layer, head, slot));
                         }
+                    }
+                }
+            }
+        }
+    }
+
+    fn decoded(pages: &Pages<'_>, slot: usize) -> Vec<f32> {
+        let Pages::Coded(list) = pages else { panic!("pages in codes") };
+        let mut row = vec![0.0; 32];
+        list.row(slot).decode(&mut row);
+        row
+    }
+
+    proptest! {
+        /// Rows that go into codes after they were written, are lost and move together: a copy that is told of keys and of
+        /// values each for themselves holds what the cache reads.
+        #[test]
+        fn a_copy_can_follow_rows_into_codes(steps in prop::collection::vec((1usize..60, any::<u64>()), 1..8), windows in 1u32..3) {
+            let mut cache = Cache::new(CacheConfig {
+                shape: KvShape { layers: 1, kv_heads: HEADS, head_dim: 32 },
+                block_size: 32,
+                dtype: KvDtype::Kivi { bits: 4, residual: 32 * windows },
+                ..*cache().config()
+            })
+            .unwrap();
+            cache.add(0);
+            cache.follow();
+            let mut copies = HashMap::<(BlockId, usize), [Vec<f32>; 2]>::new();
+            let mut next = 0;
+            for (n, lost) in steps {
+                cache.reserve(0, next, n).unwrap();
+                let rows: Vec<f32> = (0..n * 64).map(|i| ((next as usize * 64 + i) as f32 * 0.37).sin()).collect();
+                cache.write(0, 0, next, &rows, &rows).unwrap();
+                next += n as Position;
+                cache.quantise(0, 0).unwrap();
+                let of = |head: Head| -> Vec<Position> {
+                    let lane = cache.table(0, 0).lane(head);
+                    let is_lost = |p: Position| lost >> ((p as usize * 5 + usize::from(head)) % 64) & 3 == 3;
+                    lane.slots.iter().copied().filter(|&p| p != Position::MAX && is_lost(p)).collect()
+                };
+                let victims: Vec<Vec<Position>> = (0..HEADS).map(of).collect();
+                let sets: Vec<&[Position]> = victims.iter().map(Vec::as_slice).collect();
+                cache.evict(0, 0, &Victims::PerHead(&sets)).unwrap();
+                if lost % 2 > 0 {
+                    cache.compact(0, 0).unwrap();
+                }
+                cache.take_ops(0);
+                if lost % 5 == 0 {
+                    continue;
+                }
+                for ChangedRows { head, slots, keys, values } in cache.take_changes(0, 0) {
+                    let (k, v) = cache.pages(0, 0, head);
+                    for slot in slots {
+                        let id = cache.table(0, 0).lane(head).block(slot / 32);
+                        let copy = copies.entry((id, slot % 32)).or_default();
+                        for (copy, pages) in copy.iter_mut().zip([(keys, &k), (values, &v)]) {
+                            if pages.0 {
+                                *copy = decoded(pages.1, slot);
+                            }
+                        }
+                    }
+                }
+                for head in 0..HEADS {
+                    let (lane, (k, v)) = (cache.table(0, 0).lane(head), cache.pages(0, 0, head));
+                    for (slot, _) in lane.slots.iter().enumerate().filter(|(_, p)| **p != Position::MAX) {
+                        let copy = &copies[&(lane.block(slot / 32), slot % 32)];
+                        prop_assert_eq!(copy, &[decoded(&k, slot), decoded(&v, slot)], "slot {}", slot);
                     }
                 }
             }

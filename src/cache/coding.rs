@@ -133,6 +133,9 @@ impl Cache {
                     Part::K => codes + (lane.slots.len() - codes) / residual as usize * residual as usize,
                     Part::V => before_newest(lane, codes, residual as usize),
                 };
+                if end > codes {
+                    self.changes.code((seq, layer, head), lane, codes..end, part);
+                }
                 for i in codes / KIVI_GROUP..end.div_ceil(KIVI_GROUP) {
                     let live: Vec<bool> = lane.block_slots(i).iter().map(|&p| p != HOLE).collect();
                     let (id, rows) = (lane.block(i), (end - i * KIVI_GROUP).min(KIVI_GROUP));

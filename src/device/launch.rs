@@ -27,8 +27,12 @@ use super::gpu::{Arg, DeviceError, Result};
 pub const SPLIT: usize = 256;
 /// Words of a lane, as in `base.cuh`.
 pub const LANE_WORDS: usize = 8;
-/// Of these the one with the position of the (first) query.
+/// Of these the two with the slots whose keys and whose values are in codes, where rows go there later.
+pub const LANE_CODED: usize = 4;
+/// The one with the position of the (first) query.
 pub const LANE_QUERY: usize = 6;
+/// The one with the beginning of the table of exact pages, where rows go into codes later.
+pub const LANE_EXACT: usize = 7;
 /// Most elements of a row.
 pub const MAX_HEAD_DIM: usize = 256;
 /// Elements that a thread takes at a time: rows are whole numbers of them.

@@ -9,7 +9,7 @@ use crate::attention::{Attention, Shape};
 use crate::device::gpu::{DeviceError, Gpu};
 use crate::event::Settings;
 use crate::model::{Arithmetic, Config, Model};
-use crate::policy::ReadSet;
+use crate::policy::{ReadRule, ReadSet};
 
 /// How `--device` spells the processor.
 pub const CPU: &str = "cpu";
@@ -149,7 +149,17 @@ pub(super) fn check(settings: &Settings, config: &Config, read: Option<&ReadSet>
     };
     let shape = Shape::new(config.heads, config.kv_heads, config.head_dim)
         .map_err(|e| EngineError::Setting(e.to_string()))?;
-    gpu::check(shape, &settings.kv_dtype)?;
+    let cell = gpu::check(shape, &settings.kv_dtype)?;
+    if let Some(read) = read.filter(|read| matches!(read.rule(), ReadRule::Kcache(_)))
+        && cell.goes_into_codes_later()
+    {
+        return Err(EngineError::Setting(format!(
+            "--device {}: --read {read} pulls rows, and of {} pages no kernel adds up codes and exact ones: use --kv-dtype \
+             f32, f16 or int8, or --device cpu",
+            settings.device,
+            cell.name()
+        )));
+    }
     if let Some(read) = read.filter(|read| read.rule().memory().is_some()) {
         return refuse(format!("--read {read} attends beyond a window, and no kernel does that yet"));
     }

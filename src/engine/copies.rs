@@ -5,7 +5,7 @@ use super::core::Engine;
 use super::sequence::Work;
 use crate::attention::Rows;
 use crate::attention::gpu::{NewTokens, Stretch};
-use crate::cache::{ChangedRows, Pages};
+use crate::cache::{ChangedRows, KvDtype, Pages};
 use crate::event::{BlockId, Layer, SeqId, Tier};
 
 /// Rows of a block as attention takes them.
@@ -17,9 +17,14 @@ fn rows<'a>(pages: &Pages<'a>, block: usize, from: usize, to: usize, head_dim: u
     }
 }
 
+/// Leading rows of a block that are in codes, where rows go there later.
+fn in_codes(pages: &Pages<'_>, block: usize) -> usize {
+    if let Pages::Coded(list) = pages { list.page(block).coded_rows() } else { 0 }
+}
+
 impl Engine {
-    /// Copies what changed in the pages of a (sequence, layer) since it last attended: rows that moved together or were
-    /// altered.
+    /// Copies what changed in the pages of a (sequence, layer) since it last attended: rows that moved together, were
+    /// altered or went into codes.
     pub(super) fn bring_copies(&mut self, seq: SeqId, layer: Layer) -> Result<(), EngineError> {
         let Some(copies) = self.attention.copies() else { return Ok(()) };
         copies.free(&self.cache.take_freed());
@@ -28,7 +33,7 @@ impl Engine {
         let head_dim = self.cache.config().shape.head_dim;
         let on_host = self.cache.config().v_on_host(layer);
         let mut stretches = Vec::new();
-        for ChangedRows { head, slots } in changes {
+        for ChangedRows { head, slots, keys: has_keys, values: has_values } in changes {
             let lane = self.cache.table(seq, layer).lane(head);
             let (keys, values) = self.cache.pages(seq, layer, head);
             for block in slots.start / width..slots.end.div_ceil(width) {
@@ -37,12 +42,13 @@ impl Engine {
                 stretches.push(Stretch {
                     block: lane.block(block),
                     row: from,
-                    keys: rows(&keys, block, from, to, head_dim),
-                    values: (!on_host).then(|| rows(&values, block, from, to, head_dim)),
+                    keys: has_keys.then(|| rows(&keys, block, from, to, head_dim)),
+                    values: (has_values && !on_host).then(|| rows(&values, block, from, to, head_dim)),
+                    in_codes: [&keys, &values].map(|pages| in_codes(pages, block)),
                 });
             }
         }
-        copies.put(&stretches)?;
+        copies.put(&stretches, on_host)?;
         Ok(())
     }
 
@@ -72,11 +78,22 @@ impl Engine {
         Ok(())
     }
 
-    /// Counts the pages of the host that the device has too: policies, merge rules and bounds of keys read those.
+    /// Counts the pages of the host that the device has too: policies, merge rules and bounds of keys read those. Where rows
+    /// go into codes later, whole pages of the device hold codes and exact rows apart: what they take beyond what the rows
+    /// do counts among its copies.
     pub(super) fn note_pages_of_host(&mut self) {
-        if !self.rows_stay() && self.attention.copies().is_some() {
-            let [device, _] = self.cache.usage();
-            self.cache.note_copies(Tier::Host, device.allocated_bytes() - device.copies_bytes);
+        if self.rows_stay() {
+            return;
+        }
+        let Some(copies) = self.attention.copies() else { return };
+        copies.free(&self.cache.take_freed());
+        let held_bytes = copies.held_bytes();
+        let [device, _] = self.cache.usage();
+        let pages_bytes = device.allocated_bytes() - device.copies_bytes;
+        self.cache.note_copies(Tier::Host, pages_bytes);
+        if let KvDtype::Kivi { .. } = self.cache.config().dtype {
+            let apart = held_bytes.saturating_sub(pages_bytes);
+            self.cache.note_copies(Tier::Device, device.copies_bytes + apart);
         }
     }
 

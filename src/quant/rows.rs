@@ -115,11 +115,13 @@ impl<'a> CodedRows<'a> {
     /// Appends the rows as they are stored: codes with their scales and zeros to `coded`, the others to `exact`.
     ///
     /// # Panics
-    /// The codec groups by channel, where no row stands alone, or the codes are not uniform.
+    /// The codec groups by channel, where no row stands alone, and these are rows of a page in codes but not all of them; or
+    /// the codes are not uniform.
     pub fn copy_stored(&self, coded: &mut Vec<u8>, exact: &mut Vec<f32>) {
-        let Stored::Affine { codec, coded: codes } = self.stored else { panic!("uniform codes") };
-        assert!(matches!(codec.grouping(), Grouping::Token(_)), "rows of a page share their scales");
-        let (codes, rows) = self.affine(codes);
+        let Stored::Affine { codec, coded: page } = self.stored else { panic!("uniform codes") };
+        let (codes, rows) = self.affine(page);
+        let whole = codes.is_empty() || codes.len() == page.len();
+        assert!(whole || matches!(codec.grouping(), Grouping::Token(_)), "rows of a page share their scales");
         coded.extend_from_slice(codes);
         exact.extend_from_slice(rows);
     }

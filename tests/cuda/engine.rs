@@ -25,6 +25,16 @@ pub(crate) fn golden() -> (Arc<Model>, Golden) {
     (Arc::new(demo::load().unwrap()), golden)
 }
 
+/// The beginning of the golden text; longer where rows go into codes once they are old enough.
+fn story(settings: &Settings) -> Prompt {
+    let chars = if goes_into_codes_later(settings) { 560 } else { 260 };
+    Prompt { text: golden().1.prompt_text.chars().take(chars).collect(), ..Prompt::default() }
+}
+
+fn goes_into_codes_later(settings: &Settings) -> bool {
+    ["int4", "int2"].iter().any(|name| settings.kv_dtype.starts_with(name))
+}
+
 pub(crate) fn on_gpu(model: &Arc<Model>, settings: &Settings, prompt: &Prompt, schedule: u32) -> Engine {
     let settings = Settings { device: "cuda:0".into(), ..settings.clone() };
     Engine::on(backend(schedule), Arc::clone(model), &settings, prompt).unwrap()
@@ -80,9 +90,7 @@ fn same_with(model: &Arc<Model>, settings: &Settings, rows: Rows, what: &str) {
 }
 
 fn same_under(schedule: u32, model: &Arc<Model>, settings: &Settings, rows: Rows, what: &str) {
-    let (_, golden) = golden();
-    let text: String = golden.prompt_text.chars().take(260).collect();
-    let prompt = Prompt { text, ..Prompt::default() };
+    let prompt = story(settings);
     let settings = Settings { max_tokens: 12, ignore_eos: true, chunk: 48, ..settings.clone() };
     let own = steps(Engine::new(Arc::clone(model), &settings, &prompt).unwrap());
     let gpu = steps(on_gpu(model, &settings, &prompt, schedule));
@@ -139,7 +147,8 @@ fn same_under(schedule: u32, model: &Arc<Model>, settings: &Settings, rows: Rows
         let on_host = if rows == Rows::Stay { 0 } else { pages[0] };
         assert_eq!((gpu.tiers[1].copies_bytes, own.tiers[1].copies_bytes), (on_host, 0), "{what}");
         if rows == Rows::OnHostToo {
-            assert_eq!(gpu.tiers[0].copies_bytes, own.tiers[0].copies_bytes, "{what}");
+            let apart = gpu.tiers[0].copies_bytes - own.tiers[0].copies_bytes;
+            assert!(apart == 0 || goes_into_codes_later(&settings), "{what}: {apart} bytes");
         }
     }
 }
@@ -471,6 +480,53 @@ fn a_run_does_not_depend_on_being_watched() {
     assert_eq!(rows, run(Observe::Off));
 }
 
+/// Rows that are exact at first and go into codes later, where the prompt is longer than the exact window.
+#[test]
+fn rows_that_go_into_codes_later_are_followed() {
+    if !emulated::is_there() {
+        return;
+    }
+    let plain =
+        Settings { kv_dtype: "int4".into(), block_size: 32, scores: ScoreLevel::Full, ..Settings::default() };
+    for (kv_dtype, policy, read, compact) in [
+        ("int4", "full", "", 0.5),
+        ("int2", "full", "", 0.5),
+        ("int4:residual=64", "full", "", 0.5),
+        ("int4", "h2o:budget=80", "", 0.1),
+        ("int2", "h2o:budget=80+adakv", "", 0.1),
+        ("int4", "snapkv:budget=48,window=8", "", 0.1),
+        ("int4", "keydiff:budget=60", "", 0.5),
+        ("int2:residual=64", "streaming:budget=90,reposition=false", "", 0.1),
+        ("int4", "h2o:budget=70", "quest:budget=24,page=4", 0.3),
+    ] {
+        let settings = Settings {
+            kv_dtype: kv_dtype.into(),
+            policy: policy.into(),
+            read: read.into(),
+            compact,
+            ..plain.clone()
+        };
+        same(&settings, Rows::OnHostToo, &format!("{kv_dtype} {policy} {read}"));
+    }
+    // The text is long enough for rows to go into codes, and for rows in codes to move.
+    let settings = Settings { policy: "h2o:budget=80".into(), compact: 0.1, ..plain.clone() };
+    let settings = Settings { max_tokens: 12, ignore_eos: true, chunk: 48, ..settings };
+    let told = steps(on_gpu(&golden().0, &settings, &story(&settings), 0));
+    let coded =
+        |rows: fn(&LayerCoding) -> u64| told.iter().flat_map(|step| &step.coding).map(rows).sum::<u64>();
+    assert!(coded(|c| c.k.rows) > 0 && coded(|c| c.v.rows) > 0 && coded(|c| c.recoded_rows) > 0);
+    // A page that is partly in codes lies in two; of a lane these are the newest.
+    let config = golden().0.decoder.config().clone();
+    let page = |row_bytes: u64| 32 * 2 * row_bytes;
+    let (codes, exact) = (page(20), page(4 * config.head_dim as u64));
+    let lanes = (config.layers * config.kv_heads) as u64;
+    let last = &told.last().unwrap().tiers[0];
+    assert!((1..=lanes * 3 * (codes + exact)).contains(&last.copies_bytes), "{last:?}");
+    let batch =
+        Settings { batch: 3, temperature: 0.8, policy: "h2o:budget=80".into(), compact: 0.1, ..plain };
+    same(&batch, Rows::OnHostToo, "a batch in codes of 4 bits");
+}
+
 /// Rows that stay on the device for the next step change nothing but what crosses the link.
 #[test]
 fn rows_that_are_kept_are_not_pulled_again() {
@@ -605,6 +661,15 @@ fn what_no_kernel_does_is_refused_before_the_run() {
         (
             Settings { read: "infllm:local=16,init=0,block=16,topk=1,cache=2".into(), ..Settings::default() },
             "beyond a window",
+        ),
+        (
+            Settings {
+                kv_dtype: "int4".into(),
+                block_size: 32,
+                read: "kcache:n=6".into(),
+                ..Settings::default()
+            },
+            "no kernel adds up codes and exact ones",
         ),
     ] {
         let settings = Settings { device: "cuda".into(), ..settings };

@@ -50,6 +50,7 @@ impl<G: Gpu> GpuAttention<G> {
             queries,
             k: tables.k,
             v: if has_values { tables.v } else { Array::NONE },
+            exact: tables.exact,
             blocks: tables.blocks,
             positions: tables.positions,
             lanes: tables.lanes,

@@ -1,10 +1,14 @@
 //! The pages in a GPU's memory: where each block lies, and how rows come there.
 
+mod mixed;
+
 use super::super::lane::Rows;
 use super::{as_bytes, word_bytes};
 use crate::device::gpu::{Array, DeviceError, Gpu, Result, Room};
 use crate::device::launch::{Append, Cell, LANE_WORDS};
 use crate::event::BlockId;
+
+pub(super) use mixed::MixedPlace;
 
 /// New rows of one (sequence, layer), of consecutive tokens.
 #[derive(Clone, Copy, Debug)]
@@ -24,10 +28,13 @@ pub struct Stretch<'a> {
     pub block: BlockId,
     /// The first of them.
     pub row: usize,
-    /// `[row][head_dim]`.
-    pub keys: Rows<'a>,
-    /// The same; `None` where values live on the host, which is so of all stretches or of none.
+    /// `[row][head_dim]`; `None` where they are what they were. Keys of a page in codes with scales of the page are all of its
+    /// rows.
+    pub keys: Option<Rows<'a>>,
+    /// The same; `None` too where values live on the host.
     pub values: Option<Rows<'a>>,
+    /// Where rows go into codes later, leading rows of the block that are there now: of keys and of values.
+    pub in_codes: [usize; 2],
 }
 
 /// A copy of the cache's pages, kept where attention reads it.
@@ -38,11 +45,15 @@ pub trait PageCopies {
     /// There is no more memory, or the device fails; so below.
     fn append(&mut self, tokens: NewTokens<'_>) -> Result<()>;
 
-    /// Writes rows that are stored already: those that moved or were altered.
-    fn put(&mut self, stretches: &[Stretch<'_>]) -> Result<()>;
+    /// Writes rows that are stored already: those that moved, were altered, or went into codes. Of all of their blocks the
+    /// values live on the host, or of none.
+    fn put(&mut self, stretches: &[Stretch<'_>], values_on_host: bool) -> Result<()>;
 
     /// Forgets blocks that were given back.
     fn free(&mut self, blocks: &[BlockId]);
+
+    /// Bytes of the pages that are here.
+    fn held_bytes(&self) -> u64;
 }
 
 /// Where the two pages of a block lie.
@@ -77,17 +88,28 @@ struct Slabs<G: Gpu> {
     frames: Vec<(u32, u32)>,
 }
 
-/// All pages.
-pub(super) struct Pool<G: Gpu> {
-    cell: Cell,
-    head_dim: usize,
+/// Pages of rows that are stored in one way, by block.
+struct Paged<G: Gpu> {
     kv_heads: usize,
-    block_size: usize,
+    page_bytes: usize,
     /// Frames that the cache will use, if it uses all.
     most: usize,
     /// By [`Home`].
     slabs: [Slabs<G>; 3],
     homes: Vec<Option<Home>>,
+}
+
+/// All pages.
+pub(super) struct Pool<G: Gpu> {
+    cell: Cell,
+    head_dim: usize,
+    block_size: usize,
+    pages: Paged<G>,
+    /// Where rows go into codes later, pages of those that are not there yet, beside those of codes. A block has either or
+    /// both.
+    exact: Paged<G>,
+    /// Then by block, the leading rows that are in codes: of keys and of values.
+    in_codes: Vec<[u32; 2]>,
     words: Room<G>,
     rows: [Room<G>; 2],
 }
@@ -148,6 +170,67 @@ impl<G: Gpu> Slabs<G> {
     }
 }
 
+impl<G: Gpu> Paged<G> {
+    fn new(kv_heads: usize, page_bytes: usize, most_pages: usize) -> Self {
+        let slabs = [
+            Slabs::new(Some(Room::new("values"))),
+            Slabs::new(None),
+            Slabs::new(Some(Room::on_host("values"))),
+        ];
+        Self { kv_heads, page_bytes, most: most_pages.div_ceil(kv_heads), slabs, homes: Vec::new() }
+    }
+
+    const fn frame_bytes(&self) -> usize {
+        self.page_bytes * self.kv_heads
+    }
+
+    fn place(&self, block: BlockId) -> Option<Place> {
+        let home = self.homes.get(block as usize).copied().flatten()?;
+        let (frame, head) = (block as usize / self.kv_heads, block as usize % self.kv_heads);
+        let page = self.slabs[home as usize].frames[frame].0 * self.kv_heads as u32 + head as u32;
+        Some(Place { home, page })
+    }
+
+    fn slabs(&self, gpu: &G, home: Home) -> [Array; 2] {
+        let slabs = &self.slabs[home as usize];
+        [slabs.keys.array(gpu), slabs.values.as_ref().map_or(Array::NONE, |room| room.array(gpu))]
+    }
+
+    fn reserve(&mut self, gpu: &G, home: Home, frames: usize) -> Result<()> {
+        let frame_bytes = self.frame_bytes();
+        let slabs = &mut self.slabs[home as usize];
+        slabs.grow(gpu, frame_bytes, slabs.used + frames.saturating_sub(slabs.free.len()))
+    }
+
+    fn put(&mut self, gpu: &G, block: BlockId, home: Home) -> Result<u32> {
+        let id = block as usize;
+        if self.homes.len() <= id {
+            self.homes.resize(id + 1, None);
+        }
+        if self.homes[id] != Some(home) {
+            // A layer of another kind had the block.
+            self.free(block);
+            let frame_bytes = self.frame_bytes();
+            self.slabs[home as usize].take(gpu, id / self.kv_heads, frame_bytes, self.most)?;
+            self.homes[id] = Some(home);
+        }
+        Ok(self.place(block).map_or(NONE, |place| place.page))
+    }
+
+    /// Named twice, a block is still free once.
+    fn free(&mut self, block: BlockId) {
+        if let Some(home) = self.homes.get_mut(block as usize).and_then(Option::take) {
+            self.slabs[home as usize].give_back(block as usize / self.kv_heads);
+        }
+    }
+
+    fn held_bytes(&self) -> usize {
+        let frames =
+            |slabs: &Slabs<G>| (slabs.used - slabs.free.len()) * if slabs.values.is_some() { 2 } else { 1 };
+        self.slabs.iter().map(frames).sum::<usize>() * self.frame_bytes()
+    }
+}
+
 impl<G: Gpu> Pool<G> {
     pub(super) fn new(
         cell: Cell,
@@ -155,19 +238,14 @@ impl<G: Gpu> Pool<G> {
         block_size: usize,
         most_pages: usize,
     ) -> Self {
-        let slabs = [
-            Slabs::new(Some(Room::new("values"))),
-            Slabs::new(None),
-            Slabs::new(Some(Room::on_host("values"))),
-        ];
+        let paged = |cell: Cell| Paged::new(kv_heads, block_size * cell.row_bytes(head_dim), most_pages);
         Self {
             cell,
             head_dim,
-            kv_heads,
             block_size,
-            most: most_pages.div_ceil(kv_heads),
-            slabs,
-            homes: Vec::new(),
+            pages: paged(cell),
+            exact: paged(Cell::F32),
+            in_codes: Vec::new(),
             words: Room::new("block tables"),
             rows: [Room::new("new keys"), Room::new("new values")],
         }
@@ -182,69 +260,65 @@ impl<G: Gpu> Pool<G> {
     }
 
     pub(super) fn place(&self, block: BlockId) -> Option<Place> {
-        let home = self.homes.get(block as usize).copied().flatten()?;
-        let (frame, head) = (block as usize / self.kv_heads, block as usize % self.kv_heads);
-        let page = self.slabs[home as usize].frames[frame].0 * self.kv_heads as u32 + head as u32;
-        Some(Place { home, page })
+        self.pages.place(block)
     }
 
     /// The same of a block that has its pages.
     pub(super) fn find(&self, block: BlockId) -> Result<Place> {
-        self.place(block).ok_or_else(|| {
-            DeviceError::Limit(format!("block {block} has no page there: a fault of kvista's"))
-        })
+        self.place(block).ok_or_else(|| no_page(block))
     }
 
     /// Slabs of keys and values of a home; the second is no array where it has none.
     pub(super) fn slabs(&self, gpu: &G, home: Home) -> [Array; 2] {
-        let slabs = &self.slabs[home as usize];
-        [slabs.keys.array(gpu), slabs.values.as_ref().map_or(Array::NONE, |room| room.array(gpu))]
+        self.pages.slabs(gpu, home)
     }
 
     pub(super) const fn page_bytes(&self) -> usize {
-        self.block_size * self.cell.row_bytes(self.head_dim)
+        self.pages.page_bytes
+    }
+
+    /// Bytes of all pages.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.pages.held_bytes() + self.exact.held_bytes()
     }
 
     /// Memory for so many more frames of a home, at once.
     pub(super) fn reserve(&mut self, gpu: &G, home: Home, frames: usize) -> Result<()> {
-        let frame_bytes = self.page_bytes() * self.kv_heads;
-        let slabs = &mut self.slabs[home as usize];
-        slabs.grow(gpu, frame_bytes, slabs.used + frames.saturating_sub(slabs.free.len()))
+        self.pages.reserve(gpu, home, frames)
     }
 
     /// The page of a block that is written to.
     pub(super) fn put_place(&mut self, gpu: &G, block: BlockId, home: Home) -> Result<u32> {
-        let id = block as usize;
-        if self.homes.len() <= id {
-            self.homes.resize(id + 1, None);
-        }
-        if self.homes[id] != Some(home) {
-            // A layer of another kind had the block.
-            self.free(&[block]);
-            let frame_bytes = self.page_bytes() * self.kv_heads;
-            self.slabs[home as usize].take(gpu, id / self.kv_heads, frame_bytes, self.most)?;
-            self.homes[id] = Some(home);
-        }
-        Ok(self.place(block).map_or(NONE, |place| place.page))
+        self.pages.put(gpu, block, home)
     }
 
     pub(super) fn free(&mut self, blocks: &[BlockId]) {
         for &block in blocks {
-            // Named twice, a block is still free once.
-            if let Some(home) = self.homes.get_mut(block as usize).and_then(Option::take) {
-                self.slabs[home as usize].give_back(block as usize / self.kv_heads);
+            self.pages.free(block);
+            self.exact.free(block);
+            if let Some(in_codes) = self.in_codes.get_mut(block as usize) {
+                *in_codes = [0; 2];
             }
+        }
+    }
+
+    /// How rows are stored as they come, and the pages that they go to.
+    const fn written(&mut self) -> (Cell, &mut Paged<G>) {
+        if self.cell.goes_into_codes_later() {
+            (Cell::F32, &mut self.exact)
+        } else {
+            (self.cell, &mut self.pages)
         }
     }
 
     pub(super) fn append(&mut self, gpu: &G, tokens: NewTokens<'_>) -> Result<()> {
         let NewTokens { keys, values, places } = tokens;
-        let home = home(values.is_some());
+        let home = home(values.is_none());
         let mut lanes = NewRows::default();
         for (_, blocks) in places {
             lanes.begin_lane();
             for &block in blocks {
-                lanes.tables.push(self.put_place(gpu, block, home)?);
+                lanes.tables.push(self.written().1.put(gpu, block, home)?);
             }
         }
         for token in 0..keys.len() / self.head_dim / places.len() {
@@ -266,15 +340,15 @@ impl<G: Gpu> Pool<G> {
         let lane_of = lanes.offset(4 * words[0].0);
         let slots = lane_of.offset(4 * words[1].0);
         let blocks = slots.offset(4 * words[2].0);
+        let (block_size, keys_only) = (self.block_size, values.is_none());
+        let (cell, pages) = self.written();
+        let [k, v] = pages.slabs(gpu, home(keys_only));
         let [new_keys, new_values] = &mut self.rows;
         let keys = new_keys.filled(gpu, as_bytes(keys))?;
-        let keys_only = values.is_none();
         let values = match values {
             Some(values) => new_values.filled(gpu, as_bytes(values))?,
             None => Array::NONE,
         };
-        let [k, v] = self.slabs(gpu, home(!keys_only));
-        let (cell, block_size) = (self.cell, self.block_size);
         let append = Append {
             cell,
             rows,
@@ -293,37 +367,44 @@ impl<G: Gpu> Pool<G> {
         append.launch(gpu)
     }
 
-    pub(super) fn put(&mut self, gpu: &G, stretches: &[Stretch<'_>]) -> Result<()> {
-        let Some(first) = stretches.first() else { return Ok(()) };
-        let has_values = first.values.is_some();
-        let home = home(has_values);
-        if self.cell == Cell::Int8 {
-            return self.put_codes(gpu, stretches, home);
+    pub(super) fn put(&mut self, gpu: &G, stretches: &[Stretch<'_>], values_on_host: bool) -> Result<()> {
+        if stretches.is_empty() {
+            return Ok(());
         }
-        // Widened, and narrowed again on the way: that changes no bit, and all of them go in one launch.
+        let home = home(values_on_host);
+        match self.cell {
+            Cell::F32 | Cell::F16 => self.put_exact(gpu, stretches, values_on_host),
+            Cell::Int8 => self.put_codes(gpu, stretches, home),
+            Cell::Int4 | Cell::Int2 => self.put_mixed(gpu, stretches, home),
+        }
+    }
+
+    /// Widened, and narrowed again on the way: that changes no bit, and all of them go in one launch.
+    fn put_exact(&mut self, gpu: &G, stretches: &[Stretch<'_>], values_on_host: bool) -> Result<()> {
         let (mut lanes, mut keys, mut values) = (NewRows::default(), Vec::new(), Vec::new());
         for (i, stretch) in stretches.iter().enumerate() {
             lanes.begin_lane();
-            lanes.tables.push(self.put_place(gpu, stretch.block, home)?);
-            (0..stretch.keys.len() / self.head_dim).for_each(|row| lanes.push(i, stretch.row + row));
+            lanes.tables.push(self.put_place(gpu, stretch.block, home(values_on_host))?);
             let mut scratch = Vec::new();
-            keys.extend_from_slice(stretch.keys.widen(&mut scratch));
-            if let Some(rows) = stretch.values {
-                values.extend_from_slice(rows.widen(&mut scratch));
+            let rows = stretch.keys.ok_or_else(half_a_change)?;
+            (0..rows.len() / self.head_dim).for_each(|row| lanes.push(i, stretch.row + row));
+            keys.extend_from_slice(rows.widen(&mut scratch));
+            if !values_on_host {
+                values.extend_from_slice(stretch.values.ok_or_else(half_a_change)?.widen(&mut scratch));
             }
         }
-        self.scatter(gpu, lanes, &keys, has_values.then_some(&*values))
+        self.scatter(gpu, lanes, &keys, (!values_on_host).then_some(&*values))
     }
 
     /// Codes as they are: making them anew of what they decode to would change them.
     fn put_codes(&mut self, gpu: &G, stretches: &[Stretch<'_>], home: Home) -> Result<()> {
         let row_bytes = self.cell.row_bytes(self.head_dim);
         let mut bytes = Vec::new();
-        for &Stretch { block, row, keys, values } in stretches {
+        for &Stretch { block, row, keys, values, .. } in stretches {
             let page = self.put_place(gpu, block, home)? as usize;
             let at = (page * self.block_size + row) * row_bytes;
             let [k, v] = self.slabs(gpu, home);
-            for (slab, rows) in [(k, Some(keys)), (v, values)] {
+            for (slab, rows) in [(k, keys), (v, values)] {
                 let Some(rows) = rows else { continue };
                 bytes.clear();
                 stored(rows, self.cell, &mut bytes)?;
@@ -335,8 +416,16 @@ impl<G: Gpu> Pool<G> {
 }
 
 /// The home of a block that is copied with its values, or without.
-const fn home(has_values: bool) -> Home {
-    if has_values { Home::Device } else { Home::KeysAlone }
+const fn home(values_on_host: bool) -> Home {
+    if values_on_host { Home::KeysAlone } else { Home::Device }
+}
+
+fn no_page(block: BlockId) -> DeviceError {
+    DeviceError::Limit(format!("block {block} has no page there: a fault of kvista's"))
+}
+
+fn half_a_change() -> DeviceError {
+    DeviceError::Limit("rows changed whose keys or values did not: a fault of kvista's".into())
 }
 
 /// Where rows go: lanes, and of each row the lane and the slot in it.

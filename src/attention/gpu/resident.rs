@@ -262,7 +262,8 @@ impl<G: Gpu> GpuAttention<G> {
         }
         let Placed { positions, blocks } = placed;
         let owners = slots.offset(4 * rows);
-        Ok((Tables { lanes, positions, blocks, k, v, cell, block_size }, owners))
+        let exact = [Array::NONE; 2];
+        Ok((Tables { lanes, positions, blocks, k, v, exact, cell, block_size }, owners))
     }
 
     /// Probabilities of some parts of one row each, and their output where values lie on the device.
@@ -289,6 +290,7 @@ impl<G: Gpu> GpuAttention<G> {
             queries: now.q.offset(4 * first_row * width),
             k: now.tables.k,
             v: if has_values { now.tables.v } else { Array::NONE },
+            exact: now.tables.exact,
             blocks: now.tables.blocks,
             positions: now.tables.positions,
             lanes: now.lanes(parts.start, heads.kv_heads),

@@ -2,10 +2,10 @@
 
 use super::super::lane::{HOLE, HeadLane, Pages, Rotation};
 use super::super::rope::Rope;
-use super::pages::{Home, stored};
+use super::pages::{Home, MixedPlace, stored};
 use super::{GpuAttention, as_bytes, word_bytes};
 use crate::device::gpu::{Array, DeviceError, Gpu, Result, Room};
-use crate::device::launch::{Cell, GatherPages, LANE_WORDS, RopeRows};
+use crate::device::launch::{Cell, GatherPages, LANE_CODED, LANE_EXACT, LANE_WORDS, RopeRows};
 
 /// Which of a lane's pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub(super) struct Tables {
     /// Slabs that the blocks are of; no values where they do not lie beside the keys.
     pub(super) k: Array,
     pub(super) v: Array,
+    /// Those of exact keys and values, where rows go into codes later.
+    pub(super) exact: [Array; 2],
     pub(super) cell: Cell,
     pub(super) block_size: usize,
 }
@@ -71,6 +73,20 @@ impl Words {
     fn begin_table(&mut self, kv_head: usize) {
         self.lanes[kv_head * LANE_WORDS] = self.blocks.len() as u32;
     }
+
+    /// Puts down the tables of a KV head whose rows go into codes later, and how many of its leading slots are there.
+    fn put_mixed(&mut self, kv_head: usize, places: &[MixedPlace], block_size: usize) {
+        self.begin_table(kv_head);
+        self.blocks.extend(places.iter().map(|place| place.pages[0]));
+        let lane = &mut self.lanes[kv_head * LANE_WORDS..][..LANE_WORDS];
+        lane[LANE_EXACT] = self.blocks.len() as u32;
+        self.blocks.extend(places.iter().map(|place| place.pages[1]));
+        for part in 0..2 {
+            let last = places.iter().rposition(|place| place.in_codes[part] > 0);
+            let slots = last.map_or(0, |i| i * block_size + places[i].in_codes[part]);
+            lane[LANE_CODED + part] = slots as u32;
+        }
+    }
 }
 
 impl<G: Gpu> GpuAttention<G> {
@@ -86,16 +102,23 @@ impl<G: Gpu> GpuAttention<G> {
         if let Pages::Placed(_) = part.of(&lanes[0]) {
             let mut home = Home::Device;
             for (h, lane) in lanes.iter().enumerate() {
+                let Pages::Placed(blocks) = part.of(lane) else { return Err(apart()) };
+                if cell.goes_into_codes_later() {
+                    let places: Vec<MixedPlace> =
+                        blocks.iter().map(|&block| self.pool.find_mixed(block)).collect::<Result<_>>()?;
+                    home = places.last().map_or(home, |place| place.home);
+                    words.put_mixed(h, &places, block_size);
+                    continue;
+                }
                 words.begin_table(h);
-                let Pages::Placed(blocks) = part.of(lane) else { return Err(mixed()) };
                 for &block in blocks {
                     let place = self.pool.find(block)?;
                     home = place.home;
                     words.blocks.push(place.page);
                 }
             }
-            let [k, v] = self.pool.slabs(&self.gpu, home);
-            return self.place(&words, [k, v], cell, block_size);
+            let slabs = [self.pool.slabs(&self.gpu, home), self.pool.exact_slabs(&self.gpu, home)];
+            return self.place(&words, slabs, cell, block_size);
         }
         // Pages of the host: whole ones, side by side.
         let page_bytes = block_size * cell.row_bytes(self.shape.head_dim());
@@ -112,7 +135,7 @@ impl<G: Gpu> GpuAttention<G> {
             }
         }
         let slab = self.rooms.staged.filled(&self.gpu, &bytes)?;
-        self.place(&words, [slab, slab], cell, block_size)
+        self.place(&words, [[slab; 2], [Array::NONE; 2]], cell, block_size)
     }
 
     /// Tables of matrices `[kv_head][stride][head_dim]` of f32, as if they were pages.
@@ -129,15 +152,21 @@ impl<G: Gpu> GpuAttention<G> {
             words.begin_table(h);
             words.blocks.extend((0..pages).map(|i| (h * pages + i) as u32));
         }
-        self.place(&words, [k, v], Cell::F32, MATRIX_PAGE)
+        self.place(&words, [[k, v], [Array::NONE; 2]], Cell::F32, MATRIX_PAGE)
     }
 
-    fn place(&mut self, words: &Words, [k, v]: [Array; 2], cell: Cell, block_size: usize) -> Result<Tables> {
+    fn place(
+        &mut self,
+        words: &Words,
+        [[k, v], exact]: [[Array; 2]; 2],
+        cell: Cell,
+        block_size: usize,
+    ) -> Result<Tables> {
         let all = [&*words.lanes, &words.positions, &words.blocks].concat();
         let lanes = self.rooms.words.filled(&self.gpu, word_bytes(&all))?;
         let positions = lanes.offset(4 * words.lanes.len());
         let blocks = positions.offset(4 * words.positions.len());
-        Ok(Tables { lanes, positions, blocks, k, v, cell, block_size })
+        Ok(Tables { lanes, positions, blocks, k, v, exact, cell, block_size })
     }
 
     /// Rows of a matrix of a layer's keys or values: whole pages of what stands in for pages.
@@ -193,6 +222,8 @@ impl<G: Gpu> GpuAttention<G> {
             out,
             row_stride: stride,
             slab: if part == Part::Keys { tables.k } else { tables.v },
+            exact: tables.exact[part as usize],
+            values: part == Part::Values,
             blocks: tables.blocks,
             positions: tables.positions,
             lanes: tables.lanes,
@@ -243,7 +274,7 @@ impl<G: Gpu> GpuAttention<G> {
     }
 }
 
-fn mixed() -> DeviceError {
+fn apart() -> DeviceError {
     DeviceError::Limit(
         "pages of the host and of the device cannot be read as one layer: a fault of kvista's".into(),
     )

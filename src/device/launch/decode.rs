@@ -3,6 +3,9 @@
 use super::super::gpu::{Array, DeviceError, Gpu, Launch, Result};
 use super::{Bend, Heads, SPLIT, grid, words};
 
+/// Slots of a page of keys in codes of 4 or 2 bits, and channels of a group of such values.
+const CODED_PAGE: usize = 32;
+
 /// Largest block.
 const MAX_BLOCK_SIZE: usize = 1024;
 
@@ -15,6 +18,11 @@ pub enum Cell {
     F16,
     /// Codes of 8 bits, scale and zero behind them.
     Int8,
+    /// Codes of 4 bits, of keys by channel and page, of values by token and 32 channels; rows that are not in codes yet are
+    /// exact, in pages of f32 of their own.
+    Int4,
+    /// The same with 2 bits.
+    Int2,
 }
 
 impl Cell {
@@ -24,15 +32,24 @@ impl Cell {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Int8 => "int8",
+            Self::Int4 => "int4",
+            Self::Int2 => "int2",
         }
     }
 
-    /// Bytes of a row of so many elements.
+    /// Whether rows are exact at first and go into codes later, keys by whole pages.
+    pub const fn goes_into_codes_later(self) -> bool {
+        matches!(self, Self::Int4 | Self::Int2)
+    }
+
+    /// Bytes of a row of so many elements; in codes its share of scales and zeros is among them.
     pub const fn row_bytes(self, head_dim: usize) -> usize {
         match self {
             Self::F32 => 4 * head_dim,
             Self::F16 => 2 * head_dim,
             Self::Int8 => head_dim + 4,
+            Self::Int4 => head_dim / 2 + head_dim / CODED_PAGE * 4,
+            Self::Int2 => head_dim / 4 + head_dim / CODED_PAGE * 4,
         }
     }
 }
@@ -60,6 +77,8 @@ pub struct Decode {
     pub k: Array,
     /// Slab of values; none for scores alone.
     pub v: Array,
+    /// Slabs of keys and values that are not in codes yet; none where rows are stored in one way.
+    pub exact: [Array; 2],
     /// Block tables, positions, and the lanes that say where theirs begin.
     pub blocks: Array,
     /// Of every slot.
@@ -120,6 +139,14 @@ impl Decode {
                 self.block_size
             )));
         }
+        if self.cell.goes_into_codes_later()
+            && (self.block_size != CODED_PAGE || !head_dim.is_multiple_of(CODED_PAGE))
+        {
+            return Err(DeviceError::Limit(format!(
+                "pages of {} must have {CODED_PAGE} slots, and heads a multiple of {CODED_PAGE} elements",
+                self.cell.name()
+            )));
+        }
         if self.slots == 0 || self.sequences == 0 {
             return Ok(());
         }
@@ -137,8 +164,8 @@ impl Decode {
             self.queries.into(),
             self.k.into(),
             self.v.into(),
-            Array::NONE.into(),
-            Array::NONE.into(),
+            self.exact[0].into(),
+            self.exact[1].into(),
             self.blocks.into(),
             self.positions.into(),
             self.lanes.into(),
@@ -155,7 +182,10 @@ impl Decode {
             self.bend.cap(),
         ];
         let parts = self.heads.group().div_ceil(of_block);
-        let file = if self.cell == Cell::Int8 { "decode_codes" } else { "decode_exact" };
+        let file = match self.cell {
+            Cell::F32 | Cell::F16 => "decode_exact",
+            Cell::Int8 | Cell::Int4 | Cell::Int2 => "decode_codes",
+        };
         let ranges = grid([splits, kv_heads * parts, self.sequences])?;
         gpu.launch(&Launch { file, kernel: &kernel, grid: ranges, block: 128, args: &args })?;
 

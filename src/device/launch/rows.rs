@@ -126,6 +126,10 @@ pub struct GatherPages {
     pub row_stride: usize,
     /// The slab.
     pub slab: Array,
+    /// The slab of rows that are not in codes yet; none where rows are stored in one way.
+    pub exact: Array,
+    /// Whether the slabs are of values.
+    pub values: bool,
     /// Block tables.
     pub blocks: Array,
     /// Of every slot.
@@ -149,15 +153,14 @@ impl GatherPages {
         let args = [
             self.out.into(),
             self.slab.into(),
-            Array::NONE.into(),
+            self.exact.into(),
             self.blocks.into(),
             self.positions.into(),
             self.lanes.into(),
             head_dim,
             block_size,
             row_stride,
-            // K and V of these types lie alike.
-            0u32.into(),
+            u32::from(self.values).into(),
         ];
         let grid = grid([self.slots.div_ceil(ROWS), self.heads.kv_heads, 1])?;
         let kernel = format!("gather_pages_{}_to_f32", self.cell.name());
