@@ -493,6 +493,8 @@ fn rows_that_go_into_codes_later_are_followed() {
         ("int4", "full", "", 0.5),
         ("int2", "full", "", 0.5),
         ("int4:residual=64", "full", "", 0.5),
+        // Nothing ever goes into codes.
+        ("int2:residual=512", "full", "", 0.5),
         ("int4", "h2o:budget=80", "", 0.1),
         ("int2", "h2o:budget=80+adakv", "", 0.1),
         ("int4", "snapkv:budget=48,window=8", "", 0.1),
