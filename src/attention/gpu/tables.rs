@@ -117,7 +117,14 @@ impl<G: Gpu> GpuAttention<G> {
                     words.blocks.push(place.page);
                 }
             }
-            let slabs = [self.pool.slabs(&self.gpu, home), self.pool.exact_slabs(&self.gpu, home)];
+            let [mut codes, exact] =
+                [self.pool.slabs(&self.gpu, home), self.pool.exact_slabs(&self.gpu, home)];
+            // No slab of values means scores alone. As long as no row is in codes there is no memory for codes, which nobody
+            // reads then.
+            for (codes, exact) in codes.iter_mut().zip(exact).filter(|(codes, _)| **codes == Array::NONE) {
+                *codes = exact;
+            }
+            let slabs = [codes, exact];
             return self.place(&words, slabs, cell, block_size);
         }
         // Pages of the host: whole ones, side by side.
