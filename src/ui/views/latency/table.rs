@@ -39,9 +39,11 @@ pub(super) fn phases(buf: &mut Buffer, area: Rect, scene: &Scene<'_>, steps: Ste
         pen.put("no step of this stage yet", Role::Dim);
         return;
     }
-    // Of the steps that were clocked, as if all were like them.
+    let totals: Vec<f64> = steps.set.phases.iter().map(total_ns).collect();
+    // Of the steps that were clocked, as if all were like them; where these are longer than most, they are their phases.
     let clocked = steps.set.clocked() as f64 / steps.set.steps.len() as f64;
-    let whole = (total_ns(&steps.set.steps) * clocked).max(1.0);
+    let least = if clocked < 1.0 { totals.iter().sum() } else { 1.0 };
+    let whole = (total_ns(&steps.set.steps) * clocked).max(least).max(1.0);
     columns.line(
         &mut pen,
         scene,
@@ -50,7 +52,6 @@ pub(super) fn phases(buf: &mut Buffer, area: Rect, scene: &Scene<'_>, steps: Ste
         &Quote::of(&steps.set.steps),
         None,
     );
-    let totals: Vec<f64> = steps.set.phases.iter().map(total_ns).collect();
     // On a low screen the largest phases come first; else they stand in the order of the step.
     let mut order: Vec<Phase> = Phase::ALL.to_vec();
     if usize::from(pen.lines()) < order.len() {
