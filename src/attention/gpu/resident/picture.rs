@@ -82,19 +82,18 @@ impl Drawn {
                 PictureCells::Top(chosen.iter().copied().zip(cells.iter().copied()).collect())
             }
         };
-        let own = self.ranges_of(slots);
+        let own = PictureRows::ranges(values_of(self.level, slots, self.block_size));
         let mass = words[row * self.ranges..][..own].iter().map(|&word| f64::from(f32::from_bits(word)));
         PictureRow {
             pixels,
             dropped: bounded(mass.sum::<f64>() + f64::from(f32::from_bits(words[lost + row]))),
         }
     }
+}
 
-    /// Ranges that a row of so many slots has.
-    fn ranges_of(&self, slots: usize) -> usize {
-        let values = if self.level == ScoreLevel::Blocks { slots.div_ceil(self.block_size) } else { slots };
-        PictureRows::ranges(values)
-    }
+/// Values that cells are chosen or made of, in a row of so many slots.
+fn values_of(level: ScoreLevel, slots: usize, block_size: usize) -> usize {
+    if level == ScoreLevel::Blocks { slots.div_ceil(block_size) } else { slots }
 }
 
 impl<G: Gpu> Pictures<G> {
@@ -123,11 +122,14 @@ impl<G: Gpu> Pictures<G> {
 impl<G: Gpu> GpuAttention<G> {
     /// Makes the picture of the latest decode out of its rows, which are not what they were after that.
     pub(super) fn draw_decoded(&mut self, level: ScoreLevel) -> Result<()> {
+        if level == ScoreLevel::Off {
+            return Ok(());
+        }
         let heads = heads(self.shape);
         let now = self.batch.now();
         let (parts, slots) = now.decoded.clone();
         let (layer, lanes) = (now.layer, now.lanes(parts.start, heads.kv_heads));
-        let (positions, reads) = (now.tables.positions, now.values_on_host);
+        let positions = now.tables.positions;
         let gpu = self.gpu.clone();
         let rows = PictureRows {
             heads,
@@ -138,12 +140,8 @@ impl<G: Gpu> GpuAttention<G> {
             lanes,
         };
         let block_size = self.pool.block_size();
-        let (values, stride) = match level {
-            ScoreLevel::Off => return Ok(()),
-            ScoreLevel::Blocks => (slots.div_ceil(block_size), slots.div_ceil(block_size)),
-            ScoreLevel::Top(k) => (slots, slots.min(k as usize)),
-            ScoreLevel::Full => (slots, slots),
-        };
+        let values = values_of(level, slots, block_size);
+        let stride = if let ScoreLevel::Top(k) = level { values.min(k as usize) } else { values };
         let drawn = Drawn {
             layer,
             level,
@@ -206,7 +204,6 @@ impl<G: Gpu> GpuAttention<G> {
                 rows.top(&to, &chosen, &gpu)?;
             }
         }
-        debug_assert!(reads == unread.is_some(), "a read set says what was not read");
         pictures.drawn.push(drawn);
         Ok(())
     }
@@ -243,7 +240,6 @@ impl<G: Gpu> GpuAttention<G> {
                 });
             }
         }
-        self.batch.pictures.drawn.clear();
         Ok(pictures)
     }
 }
