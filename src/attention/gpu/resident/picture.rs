@@ -12,6 +12,9 @@ use crate::device::gpu::{Array, Gpu, Result, Room};
 use crate::device::launch::{Cells, PictureRows, SelectTop, TopSlots};
 use crate::event::{Layer, ScoreLevel};
 
+/// What each picture of a step is aligned to, in bytes.
+const ALIGNED: usize = 256;
+
 /// The picture of one part of a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Picture {
@@ -29,13 +32,18 @@ pub(super) struct Pictures<G: Gpu> {
     bounds: Room<G>,
     sums: Room<G>,
     marks: Room<G>,
-    /// The step's pictures, each in a room of its own until they are fetched.
+    /// The step's pictures, one behind the other in `room` until they are fetched together.
     drawn: Vec<Drawn>,
-    rooms: Vec<Room<G>>,
+    room: Room<G>,
+    /// Bytes of `room`, and how many of them hold pictures.
+    held: usize,
+    used: usize,
 }
 
-/// Where the picture of some parts of a layer lies in its room: words, then cells.
+/// The picture of some parts of a layer: words, then cells.
 struct Drawn {
+    /// Where it begins among the step's, in bytes.
+    first: usize,
     layer: Layer,
     level: ScoreLevel,
     parts: Range<usize>,
@@ -103,12 +111,26 @@ impl<G: Gpu> Pictures<G> {
             sums: Room::new("a picture"),
             marks: Room::new("a picture"),
             drawn: Vec::new(),
-            rooms: Vec::new(),
+            room: Room::new("a picture"),
+            held: 0,
+            used: 0,
         }
     }
 
     pub(super) fn begin(&mut self) {
         self.drawn.clear();
+        self.used = 0;
+    }
+
+    /// Room for so many bytes more; where they begin among the step's, and what is there already stays.
+    fn room(&mut self, gpu: &G, bytes: usize) -> Result<usize> {
+        let (first, end) = (self.used, (self.used + bytes).next_multiple_of(ALIGNED));
+        if end > self.held {
+            self.held = end.max(2 * self.held);
+            self.room.grown(gpu, first, self.held)?;
+        }
+        self.used = end;
+        Ok(first)
     }
 
     fn bounds(&mut self, gpu: &G) -> Result<Array> {
@@ -142,7 +164,8 @@ impl<G: Gpu> GpuAttention<G> {
         let block_size = self.pool.block_size();
         let values = values_of(level, slots, block_size);
         let stride = if let ScoreLevel::Top(k) = level { values.min(k as usize) } else { values };
-        let drawn = Drawn {
+        let mut drawn = Drawn {
+            first: 0,
             layer,
             level,
             heads: heads.heads,
@@ -154,10 +177,8 @@ impl<G: Gpu> GpuAttention<G> {
         };
         let unread = self.keep_used(&rows, &drawn)?;
         let pictures = &mut self.batch.pictures;
-        if pictures.rooms.len() == pictures.drawn.len() {
-            pictures.rooms.push(Room::new("a picture"));
-        }
-        let base = pictures.rooms[pictures.drawn.len()].of(&gpu, drawn.bytes())?;
+        drawn.first = pictures.room(&gpu, drawn.bytes())?;
+        let base = pictures.room.array(&gpu).offset(drawn.first);
         let [lost, dropped, counts, list] = drawn.lengths();
         let at = |words: usize| base.offset(4 * words);
         match unread {
@@ -226,13 +247,14 @@ impl<G: Gpu> GpuAttention<G> {
     pub(super) fn fetch_pictures(&mut self) -> Result<Vec<Picture>> {
         let mut pictures = Vec::new();
         let group = self.shape.group();
-        for (drawn, room) in self.batch.pictures.drawn.iter().zip(&self.batch.pictures.rooms) {
-            let mut bytes = vec![0u32; drawn.bytes().div_ceil(4)];
-            let all: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut bytes)[..drawn.bytes()];
-            self.gpu.download(room.array(&self.gpu), all)?;
+        let step = &self.batch.pictures;
+        let mut all = vec![0u32; step.used / 4];
+        self.gpu.download(step.room.array(&self.gpu), bytemuck::cast_slice_mut(&mut all))?;
+        for drawn in &step.drawn {
+            let words = &all[drawn.first / 4..];
             for (i, part) in drawn.parts.clone().enumerate() {
                 let row =
-                    |head: usize| drawn.row(&bytes, i * drawn.heads + head, drawn.slots[i][head / group]);
+                    |head: usize| drawn.row(words, i * drawn.heads + head, drawn.slots[i][head / group]);
                 pictures.push(Picture {
                     layer: drawn.layer,
                     part,
