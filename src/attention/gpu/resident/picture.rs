@@ -122,11 +122,13 @@ impl<G: Gpu> Pictures<G> {
         self.used = 0;
     }
 
-    /// Room for so many bytes more; where they begin among the step's, and what is there already stays.
-    fn room(&mut self, gpu: &G, bytes: usize) -> Result<usize> {
+    /// Room for so many bytes more; where they begin among the step's. What is there already stays, and is copied where there
+    /// is more than the first of `layers` alike foretold.
+    fn room(&mut self, gpu: &G, bytes: usize, layers: usize) -> Result<usize> {
         let (first, end) = (self.used, (self.used + bytes).next_multiple_of(ALIGNED));
-        if end > self.held {
-            self.held = end.max(2 * self.held);
+        let foretold = if first == 0 { end * layers } else { end };
+        if foretold > self.held {
+            self.held = foretold + foretold / 4;
             self.room.grown(gpu, first, self.held)?;
         }
         self.used = end;
@@ -176,8 +178,9 @@ impl<G: Gpu> GpuAttention<G> {
             block_size,
         };
         let unread = self.keep_used(&rows, &drawn)?;
+        let layers = self.batch.step.layers;
         let pictures = &mut self.batch.pictures;
-        drawn.first = pictures.room(&gpu, drawn.bytes())?;
+        drawn.first = pictures.room(&gpu, drawn.bytes(), layers)?;
         let base = pictures.room.array(&gpu).offset(drawn.first);
         let [lost, dropped, counts, list] = drawn.lengths();
         let at = |words: usize| base.offset(4 * words);
