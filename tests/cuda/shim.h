@@ -2,9 +2,10 @@
 //
 // Threads run until they meet: at __syncthreads every thread of the block has to arrive at the same line, at a warp's
 // exchange or vote every lane of its mask. A launch fails with a sentence where they cannot meet, where an exchange reads
-// a lane that takes no part, or where an address is not aligned. Shared memory begins as NaN. A warp runs as
-// far ahead of the others as barriers let it, and a schedule says in which order warps and lanes run: a missing barrier
-// shows in one order or in its reverse.
+// a lane that takes no part, or where an address is not aligned; where one lies behind an array or a piece of shared memory,
+// the tests end with a line that names the kernel. Shared memory begins as NaN. A warp runs as far ahead of the others as
+// barriers let it, and a schedule says in which order warps and lanes run: a missing barrier shows in one order or in its
+// reverse.
 #pragma once
 
 #include <cmath>
