@@ -456,6 +456,7 @@ impl Gpu for Emulated {
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        assert!(launch.grid.iter().all(|&blocks| blocks > 0), "{}: a grid of no blocks", launch.kernel);
         self.state().live(launch.kernel)?;
         let kernels = kernels(launch.file).expect("the compiler is there");
         let args: Vec<Arg> = launch.args.iter().map(|arg| Arg::of_bits(arg.bits())).collect();
