@@ -20,9 +20,11 @@
 // crush_picks: grid (ceil(unit_stride / 256), sequences), block 256, a thread per unit. places [sequence][place_stride] by
 //   position / group: of the candidates by distance, ties to the earlier, `representatives` evenly spread, counted from 1;
 //   the caller zeroes it. Work grows with the square of the candidates.
-// crush_verdicts: grid (kv_heads, sequences), block 512. Slots of those that are lost and scores of their units, ascending,
-//   [lane][list_stride]; counts; cutoffs, the lowest score that stayed for itself, NaN where none did. What the first head's
-//   decision looked like, pictures [sequence][picture_stride]: units, the first and the end of those that compete; the
+// crush_verdicts: grid (kv_heads, sequences), block 512. Slots of those that are lost and scores of their units, ascending:
+//   of a lane from `begins` on as far as there are `places`, which the lanes take as they come (`taken` begins as 0); and
+//   [lane][list_stride], or null. counts; cutoffs, the lowest score that stayed for itself, NaN where none did. What the
+//   first head's decision looked like, pictures [sequence][picture_stride]: units, the first and the end of those that
+//   compete; the
 //   first `shown_words` of the anchor; of the first `shown` units first positions, distances, flags (1 stays for its score,
 //   2 represents, 4 would stay if all places went by score), the first `shown_words` of each signature.
 // Registers: at most 64, no spills.
@@ -136,49 +138,61 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
     last = max(last, before.all);
   }
   if (tid == 0) ranks[units] = kept.live;
-  Facts of = {};
-  of.live = kept.live;
-  of.units = units;
-  of.first = block_reduce<SELECT_WARPS>(early, shared.warps, Sum{});
-  of.end = block_reduce<SELECT_WARPS>(ended, shared.warps, Sum{}) + (units > 0 && kept.newest == 0);
-  of.end = max(of.end, of.first);
+  const unsigned first = block_reduce<SELECT_WARPS>(early, shared.warps, Sum{});
+  ended = block_reduce<SELECT_WARPS>(ended, shared.warps, Sum{}) + (units > 0 && kept.newest == 0);
+  const unsigned end = max(ended, first);
   for (unsigned unit = tid; unit < units; unit += SELECT_THREADS) {
-    const unsigned end = unit + 1 < units ? firsts[unit + 1] : lane.slots;
+    const unsigned behind = unit + 1 < units ? firsts[unit + 1] : lane.slots;
     float sum = 0.0f;
-    for (unsigned slot = firsts[unit]; slot < end; ++slot) {
+    for (unsigned slot = firsts[unit]; slot < behind; ++slot) {
       if (own[slot] != HOLE) sum = __fadd_rn(sum, score_of_key(key_of_score(score[slot])));
     }
     keys[unit] = key_of_score(__fdiv_rn(sum, static_cast<float>(ranks[unit + 1] - ranks[unit])));
   }
-  of.from = of.first < units ? firsts[of.first] : lane.slots;
-  of.to = of.end < units ? firsts[of.end] : lane.slots;
-  const unsigned competing = ranks[of.end] - ranks[of.first], fixed = kept.live - competing;
+  for (unsigned slot = tid; blockIdx.x == 0 && slot < lane.slots; slot += SELECT_THREADS) {
+    const unsigned unit = unit_of[slot];
+    if (unit == NO_UNIT || unit < first || unit >= end) continue;
+    rows[static_cast<size_t>(blockIdx.y) * row_stride + own[slot]] = unit + 1;
+  }
+  const unsigned fixed = kept.live - (ranks[end] - ranks[first]), places = budget - min(fixed, budget);
   const double ratio = __hiloint2double(ratio_high, ratio_low);
-  const unsigned places = budget - min(fixed, budget);
-  of.representatives = static_cast<unsigned>(__dmul_rn(ratio, static_cast<double>(places))) / group;
-  const unsigned for_score = budget - min(of.representatives * group, budget);
+  const unsigned representatives = static_cast<unsigned>(__dmul_rn(ratio, static_cast<double>(places))) / group;
+  const unsigned for_score = budget - min(representatives * group, budget);
+  facts += of_lane;
+  if (tid == 0) {
+    facts->live = kept.live;
+    facts->units = units;
+    facts->first = first;
+    facts->end = end;
+    facts->from = first < units ? firsts[first] : lane.slots;
+    facts->to = end < units ? firsts[end] : lane.slots;
+    facts->representatives = representatives;
+  }
   __syncthreads();
 
-  const Units all = {keys, ranks, of.first};
+  const Units all = {keys, ranks, first};
   const bool everybody = kept.live <= budget;
-  of.important = everybody ? Best{0, 0} : best_of(all, of.end, for_score - min(fixed, for_score), shared);
-  if (blockIdx.x == 0) {
-    of.by_score = everybody ? Best{0, 0} : best_of(all, of.end, places, shared);
-    for (unsigned slot = tid; slot < lane.slots; slot += SELECT_THREADS) {
-      const unsigned unit = unit_of[slot];
-      if (unit == NO_UNIT || unit < of.first || unit >= of.end) continue;
-      rows[static_cast<size_t>(blockIdx.y) * row_stride + own[slot]] = unit + 1;
-    }
+  // The first head's picture also tells who would stay if all places went by score.
+  Best important = {0, 0};
+  for (int all_by_score = blockIdx.x == 0; all_by_score >= 0; --all_by_score) {
+    const unsigned capacity = all_by_score ? places : for_score - min(fixed, for_score);
+    if (!everybody) important = best_of(all, end, capacity, shared);
+    if (all_by_score && tid == 0) facts->by_score = important;
   }
   unsigned stay = 0, lowest = NO_UNIT;
-  for (unsigned unit = of.first + tid; unit < of.end; unit += SELECT_THREADS) {
-    if (!of.important.has(unit, keys[unit])) continue;
+  for (unsigned unit = first + tid; unit < end; unit += SELECT_THREADS) {
+    const unsigned key = keys[unit];
+    if (!important.has(unit, key)) continue;
     ++stay;
-    lowest = min(lowest, keys[unit]);
+    lowest = min(lowest, key);
   }
-  of.candidates = of.end - of.first - block_reduce<SELECT_WARPS>(stay, shared.warps, Sum{});
-  of.lowest = block_reduce<SELECT_WARPS>(lowest, shared.warps, Min{});
-  if (tid == 0) facts[of_lane] = of;
+  stay = block_reduce<SELECT_WARPS>(stay, shared.warps, Sum{});
+  lowest = block_reduce<SELECT_WARPS>(lowest, shared.warps, Min{});
+  if (tid == 0) {
+    facts->important = important;
+    facts->candidates = end - first - stay;
+    facts->lowest = lowest;
+  }
 }
 KV_EXPORT(crush_units)
 
@@ -295,12 +309,12 @@ extern "C" __global__ void __launch_bounds__(CRUSH_THREADS)
 KV_EXPORT(crush_picks)
 
 extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
-    crush_verdicts(unsigned* victims, float* lost, unsigned* counts, float* cutoffs, unsigned* pictures,
-                   const Facts* facts, const unsigned* firsts, const unsigned* keys, const unsigned* unit_of,
+    crush_verdicts(unsigned* victims, float* lost, unsigned* counts, float* cutoffs, unsigned* begins,
+                   unsigned* pictures, unsigned* taken, unsigned* all_victims, float* all_lost, const Facts* facts, const unsigned* firsts, const unsigned* keys, const unsigned* unit_of,
                    const unsigned* places, const unsigned* distances, const unsigned* signatures,
                    const unsigned* anchor, const unsigned* positions, const unsigned* lanes, int kv_heads,
-                   int score_stride, int unit_stride, int place_stride, int words, int list_stride, int picture_stride,
-                   int shown, int shown_words, unsigned group) {
+                   int score_stride, int unit_stride, int place_stride, int words, int list_stride, int places_there,
+                   int picture_stride, int shown, int shown_words, unsigned group) {
   KV_SELECT_SHARED(shared);
   const size_t sequence = blockIdx.y, of_lane = sequence * kv_heads + blockIdx.x;
   const Lane lane = lane_at(lanes, static_cast<int>(of_lane));
@@ -319,26 +333,43 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
     return id < static_cast<unsigned>(place_stride) ? places[id] : 0u;
   };
 
+  const auto goes_at = [&](unsigned slot) {
+    if (slot >= lane.slots) return false;
+    const unsigned unit = unit_of[slot];
+    if (unit == NO_UNIT || unit < first || unit >= end || important.has(unit, keys[unit])) return false;
+    const unsigned place = place_of(own[slot]);
+    return place == 0 || place > representatives;
+  };
+
+  KV_SHARED(unsigned, place, 1);
+  unsigned count = 0;
+  for (unsigned slot = tid; slot < lane.slots; slot += SELECT_THREADS) count += goes_at(slot);
+  count = block_reduce<SELECT_WARPS>(count, shared.warps, Sum{});
+  if (tid == 0) {
+    place[0] = atomicAdd(taken, count);
+    counts[of_lane] = count;
+    begins[of_lane] = place[0];
+    cutoffs[of_lane] = of.lowest == NO_UNIT ? __int_as_float(0x7fc00000) : score_of_key(of.lowest);
+  }
+  __syncthreads();
   unsigned listed = 0;
-  for (unsigned base = 0; base < lane.slots; base += SELECT_THREADS) {
-    const unsigned slot = base + tid, unit = slot < lane.slots ? unit_of[slot] : NO_UNIT;
-    bool goes = unit != NO_UNIT && unit >= first && unit < end;
-    if (goes && important.has(unit, keys[unit])) goes = false;
-    if (goes) {
-      const unsigned place = place_of(own[slot]);
-      goes = place == 0 || place > representatives;
-    }
+  for (unsigned base = 0; listed < count; base += SELECT_THREADS) {
+    const unsigned slot = base + tid;
+    const bool goes = goes_at(slot);
     const Rank rank = rank_in_block(goes, shared);
+    const unsigned at = listed + rank.before;
     if (goes) {
-      const size_t at = of_lane * list_stride + listed + rank.before;
-      victims[at] = slot;
-      lost[at] = score_of_key(keys[unit]);
+      const float score = score_of_key(keys[unit_of[slot]]);
+      if (all_victims != nullptr) {
+        all_victims[of_lane * list_stride + at] = slot;
+        all_lost[of_lane * list_stride + at] = score;
+      }
+      if (at + place[0] < static_cast<unsigned>(places_there)) {
+        victims[at + place[0]] = slot;
+        lost[at + place[0]] = score;
+      }
     }
     listed += rank.all;
-  }
-  if (tid == 0) {
-    counts[of_lane] = listed;
-    cutoffs[of_lane] = of.lowest == NO_UNIT ? __int_as_float(0x7fc00000) : score_of_key(of.lowest);
   }
   if (blockIdx.x > 0) return;
 

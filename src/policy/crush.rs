@@ -385,8 +385,9 @@ fn picture(lane: &Lane<'_>, signed: &Signed, picks: &Picks, group: u32) -> Crush
     let competing = lane.units.competing();
     // Who would stay if there were no representatives.
     let best = lane.best(lane.budget);
-    let is_among =
-        |best: Best, u: usize| competing.contains(&u) && best.has(u - competing.start, lane.keys[u - competing.start]);
+    let is_among = |best: Best, u: usize| {
+        competing.contains(&u) && best.has(u - competing.start, lane.keys[u - competing.start])
+    };
     let shown = |u: usize| Shown {
         first: lane.positions[lane.units.residents(u).start],
         signature: signed.signatures.recorded(u),

@@ -11,6 +11,8 @@ const THREADS: usize = 256;
 const FACTS: usize = 16;
 /// Words of a picture before its columns: how many units there are, the first and the end of those that compete.
 const PICTURE_HEAD: usize = 3;
+/// Units that a head is foreseen to lose on the average beside what it holds above the budget.
+const FEW_UNITS: usize = 4;
 
 /// What a decision of some sequences is about, and so how much room it takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,6 +58,20 @@ impl CrushSizes {
         self.residents - self.residents.min(self.budget.saturating_sub(aside + self.group - 1))
     }
 
+    /// So many victims of all lanes are told at once. A lane loses what it holds above its budget, but now and then more, up
+    /// to what is set aside for representatives: what is picked is picked for the first head.
+    pub fn places(&self) -> usize {
+        let few = self.residents.saturating_sub(self.budget) + FEW_UNITS * self.group;
+        self.kv_heads * self.sequences * few.min(self.list())
+    }
+
+    /// Words of what may have to be told beside the answer: all victims and their scores, `[lane][list]`. None where the
+    /// answer has them all.
+    pub fn rest(&self) -> usize {
+        let all = self.kv_heads * self.sequences * self.list();
+        if self.places() < all { 2 * all } else { 0 }
+    }
+
     /// Units of a picture.
     pub fn shown(&self) -> usize {
         self.units().min(MAX_UNITS)
@@ -71,11 +87,11 @@ impl CrushSizes {
         PICTURE_HEAD + self.shown_words() + self.shown() * (3 + self.shown_words())
     }
 
-    /// Words of the answer: victims and their scores, `[lane][list]`, how many they are, cutoffs, `[lane]`, and the
-    /// pictures of all sequences.
+    /// Words of the answer: places for victims and for their scores; of each lane how many victims it has, its cutoff, and
+    /// its first place, which it may not have; the pictures of all sequences.
     pub fn answer(&self) -> usize {
         let lanes = self.kv_heads * self.sequences;
-        lanes * (2 * self.list() + 2) + self.sequences * self.picture()
+        2 * self.places() + 3 * lanes + self.sequences * self.picture()
     }
 
     /// Groups of positions.
@@ -84,8 +100,8 @@ impl CrushSizes {
     }
 
     /// Words of scratch: facts, of each unit its first slot, rank and key, the unit of each slot, distances, the anchor;
-    /// then what begins as zeros: rows by position, places by group, signatures.
-    fn scratch_parts(&self) -> [usize; 10] {
+    /// then what begins as zeros: rows by position, places by group, signatures, how many places of the answer are taken.
+    fn scratch_parts(&self) -> [usize; 11] {
         let (lanes, units) = (self.kv_heads * self.sequences, self.units());
         let of_units = lanes * (units + 1);
         let of_sequences = [self.end, self.ids(), units * self.row_words()].map(|n| n * self.sequences);
@@ -100,6 +116,7 @@ impl CrushSizes {
             of_sequences[0],
             of_sequences[1],
             of_sequences[2],
+            1,
         ]
     }
 
@@ -149,6 +166,8 @@ pub struct Crush {
     pub scratch: Array,
     /// [`CrushSizes::answer`] words.
     pub answer: Array,
+    /// [`CrushSizes::rest`] words, if any.
+    pub rest: Array,
 }
 
 impl Crush {
@@ -164,7 +183,7 @@ impl Crush {
         self.of.score(kv_heads, self.scores, gpu)?;
         let (units, row) = (self.sizes.units(), self.sizes.row_words());
         let parts = self.sizes.scratch_parts();
-        let [facts, firsts, ranks, keys, unit_of, distances, own_anchor, rows, places, signatures] =
+        let [facts, firsts, ranks, keys, unit_of, distances, own_anchor, rows, places, signatures, taken] =
             in_a_row(self.scratch, parts);
         gpu.clear(rows, 4 * parts[7..].iter().sum::<usize>())?;
         let (scores, positions, lanes) = (self.scores.into(), self.of.positions.into(), self.of.lanes.into());
@@ -254,18 +273,25 @@ impl Crush {
             group_,
         ];
         start("crush_picks", units.div_ceil(THREADS), sequences, THREADS, &args)?;
-        let list = self.sizes.list();
-        let of_lanes = kv_heads * sequences;
-        let lists = [of_lanes * list, of_lanes * list, of_lanes, of_lanes, 0];
-        let [victims, lost, counts, cutoffs, pictures] = in_a_row(self.answer, lists);
-        let [list, picture, shown, shown_words] =
-            words([list, self.sizes.picture(), self.sizes.shown(), self.sizes.shown_words()])?;
+        let (list, there, of_lanes) = (self.sizes.list(), self.sizes.places(), kv_heads * sequences);
+        let lists = [there, there, of_lanes, of_lanes, of_lanes, 0];
+        let [victims, lost, counts, cutoffs, begins, pictures] = in_a_row(self.answer, lists);
+        let [all_victims, all_lost] = match self.sizes.rest() {
+            0 => [Array::NONE; 2],
+            _ => in_a_row(self.rest, [of_lanes * list; 2]),
+        };
+        let sizes = [list, there, self.sizes.picture(), self.sizes.shown(), self.sizes.shown_words()];
+        let [list, there, picture, shown, shown_words] = words(sizes)?;
         let args = [
             victims.into(),
             lost.into(),
             counts.into(),
             cutoffs.into(),
+            begins.into(),
             pictures.into(),
+            taken.into(),
+            all_victims.into(),
+            all_lost.into(),
             facts.into(),
             firsts.into(),
             keys.into(),
@@ -282,6 +308,7 @@ impl Crush {
             ids,
             row_,
             list,
+            there,
             picture,
             shown,
             shown_words,

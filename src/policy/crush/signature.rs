@@ -131,9 +131,8 @@ impl Signed {
 
 /// Bits as words, the first highest.
 pub(super) fn words(bits: &[bool]) -> Vec<u64> {
-    let word = |bits: &[bool]| {
-        bits.iter().enumerate().fold(0, |word, (i, &bit)| word | u64::from(bit) << (63 - i))
-    };
+    let word =
+        |bits: &[bool]| bits.iter().enumerate().fold(0, |word, (i, &bit)| word | u64::from(bit) << (63 - i));
     bits.chunks(64).map(word).collect()
 }
 

@@ -1,7 +1,7 @@
 //! KVCrush's decisions, where the sums are.
 
-use super::sums::{Question, live, of_score};
 use super::GpuAttention;
+use super::sums::{Question, live, of_score};
 use crate::device::gpu::{Array, Gpu, Result};
 use crate::device::launch::{Crush, CrushAnchor, CrushSizes, SumLanes};
 use crate::policy::{CrushPicture, Crushing, Ranked};
@@ -49,7 +49,7 @@ impl<G: Gpu> GpuAttention<G> {
         crushing: &Crushing,
         sizes: CrushSizes,
         anchors: Option<Array>,
-        answer: Array,
+        [answer, rest]: [Array; 2],
     ) -> Result<()> {
         let anchor = match anchors {
             Some(words) => CrushAnchor::Fixed(words),
@@ -66,6 +66,7 @@ impl<G: Gpu> GpuAttention<G> {
             scores: self.rooms.sums.of(&self.gpu, 4 * lanes * sizes.slots)?,
             scratch: self.batch.rooms.crush.of(&self.gpu, sizes.scratch_bytes())?,
             answer,
+            rest,
         };
         crush.launch(&self.gpu)
     }

@@ -139,8 +139,13 @@ struct Asked {
     first: usize,
     words: usize,
     slots: usize,
+    /// Places of a lane's list of victims.
     list: usize,
+    /// Places of all lists; under KVCrush lanes take them as they come.
+    places: usize,
     heads: usize,
+    /// Where longer lists begin, if there are any.
+    rest: usize,
     crush: Option<CrushSizes>,
 }
 
@@ -149,21 +154,33 @@ impl Asked {
         let lanes = question.range.len() * kv_heads;
         let tables = || question.asked().flat_map(|part| &part.tables).map(|table| table.slots);
         let slots = tables().map(<[_]>::len).max().unwrap_or(0);
-        let none = Self { first, words: 0, slots, list: 0, heads: kv_heads, crush: None };
+        let none = Self { first, words: 0, slots, list: 0, places: 0, heads: kv_heads, rest: 0, crush: None };
         let Some(ranked) = &question.ranked else { return Self { words: lanes * kinds * slots, ..none } };
         if let Some(crushing) = &ranked.crush {
             let sizes = sizes_of(question, ranked, crushing, kv_heads);
-            return Self { words: sizes.answer(), list: sizes.list(), crush: Some(sizes), ..none };
+            return Self { words: sizes.answer(), places: sizes.places(), crush: Some(sizes), ..none };
         }
         let most = tables().map(|slots| live(slots).count()).max().unwrap_or(0);
         let list = most.saturating_sub(ranked.budget as usize);
-        let asked = Self { list, heads: if ranked.as_one { 1 } else { kv_heads }, ..none };
+        let asked =
+            Self { list, places: lanes * list, heads: if ranked.as_one { 1 } else { kv_heads }, ..none };
         Self { words: asked.lengths(lanes).iter().sum(), ..asked }
     }
 
     /// Words of the victims, their scores, how many they are, and cutoffs, per KV head.
     fn lengths(&self, lanes: usize) -> [usize; 4] {
-        [lanes * self.list, lanes * self.list, lanes, lanes]
+        [self.places, self.places, lanes, lanes]
+    }
+
+    /// What is known of a lane's victims: how many there are, the cutoff, and the first one's place.
+    fn victims(&self, words: &[u32], lanes: usize, lane: usize) -> (usize, f32, usize) {
+        let of_lane = |n: usize| words[2 * self.places + n * lanes + lane];
+        let first = if self.crush.is_some() { of_lane(2) as usize } else { lane * self.list };
+        (of_lane(0) as usize, f32::from_bits(of_lane(1)), first)
+    }
+
+    fn rest_words(&self) -> usize {
+        self.crush.map_or(0, |sizes| sizes.rest())
     }
 }
 
@@ -222,31 +239,53 @@ impl<G: Gpu> GpuAttention<G> {
         let mut words = 0;
         let mut asked = Vec::new();
         for question in questions {
-            asked.push(Asked::new(question, words, kinds, kv_heads));
-            words += asked[asked.len() - 1].words;
+            let own = Asked::new(question, words, kinds, kv_heads);
+            words += own.words;
+            asked.push(own);
         }
-        let out = self.batch.rooms.answers.of(&self.gpu, 4 * words)?;
+        // Behind all that is fetched in any case, what may be.
+        let mut all = words;
+        for own in &mut asked {
+            own.rest = all;
+            all += own.rest_words();
+        }
+        let out = self.batch.rooms.answers.of(&self.gpu, 4 * all)?;
         for (question, asked) in questions.iter().zip(&asked) {
-            self.begin_answer(question, asked, out.offset(4 * asked.first))?;
+            self.begin_answer(question, asked, [asked.first, asked.rest].map(|at| out.offset(4 * at)))?;
         }
         let mut answers = vec![0u32; words];
         self.gpu.download(out, bytemuck::cast_slice_mut(&mut answers))?;
         let answer = |(question, asked): (&Question<'_>, &Asked)| {
             let words = &answers[asked.first..][..asked.words];
+            let lanes = question.range.len() * kv_heads;
+            let mut rest = Vec::new();
+            let passes = |lane: usize| {
+                let (n, _, first) = asked.victims(words, lanes, lane);
+                first + n > asked.places
+            };
+            if asked.crush.is_some() && (0..lanes).any(passes) {
+                rest = vec![0u32; asked.rest_words()];
+                self.gpu.download(out.offset(4 * asked.rest), bytemuck::cast_slice_mut(&mut rest))?;
+            }
             let of_part = |(i, part): (usize, &Part<'_>)| match question.ranked {
                 Some(_) => {
-                    let lost = lost_of(words, asked, question.range.len() * kv_heads, i * kv_heads);
+                    let lost = lost_of(words, &rest, asked, lanes, i * kv_heads);
                     Answer::Lost(lost, asked.crush.map(|sizes| picture_of(words, &sizes, i)))
                 }
                 None => Answer::Sums(sums_of(words, asked, kinds, i * kv_heads, part)),
             };
-            question.asked().enumerate().map(of_part).collect()
+            Ok(question.asked().enumerate().map(of_part).collect())
         };
-        Ok(questions.iter().zip(&asked).map(answer).collect())
+        questions.iter().zip(&asked).map(answer).collect()
     }
 
     /// Starts what makes the answer to a question.
-    fn begin_answer(&mut self, question: &Question<'_>, asked: &Asked, out: Array) -> Result<()> {
+    fn begin_answer(
+        &mut self,
+        question: &Question<'_>,
+        asked: &Asked,
+        [out, rest]: [Array; 2],
+    ) -> Result<()> {
         let (layer, kv_heads) = (usize::from(question.layer), self.shape.kv_heads());
         let (placed, words) =
             self.batch.standing.bring(&self.gpu, &self.pool, layer, question.parts, kv_heads)?;
@@ -267,7 +306,7 @@ impl<G: Gpu> GpuAttention<G> {
         };
         let Some(ranked) = question.ranked else { return of.take(out, &self.gpu) };
         if let Some((crushing, sizes)) = crush {
-            return self.begin_crush(of, &ranked, &crushing, sizes, anchors, out);
+            return self.begin_crush(of, &ranked, &crushing, sizes, anchors, [out, rest]);
         }
         let Ranked { by, as_one, budget, protected, .. } = ranked;
         let scores = self.rooms.sums.of(&self.gpu, 4 * question.range.len() * kv_heads * asked.slots)?;
@@ -304,20 +343,19 @@ fn sums_of(words: &[u32], asked: &Asked, kinds: usize, lane: usize, part: &Part<
         .collect()
 }
 
-/// Per KV head who is lost of a part, whose first lane is `lane` of `lanes`.
-fn lost_of(words: &[u32], asked: &Asked, lanes: usize, lane: usize) -> Vec<Lost> {
-    let [victims, lost, counts, cutoffs] = {
-        let [a, b, c, _] = asked.lengths(lanes);
-        [0, a, a + b, a + b + c]
-    };
+/// Per KV head who is lost of a part, whose first lane is `lane` of `lanes`. Where there were too few places, `rest` has
+/// lists of all.
+fn lost_of(words: &[u32], rest: &[u32], asked: &Asked, lanes: usize, lane: usize) -> Vec<Lost> {
     (lane..lane + asked.heads)
         .map(|lane| {
-            let n = words[counts + lane] as usize;
-            let list = |first: usize| &words[first + lane * asked.list..][..n];
-            let cutoff = f32::from_bits(words[cutoffs + lane]);
+            let (n, cutoff, first) = asked.victims(words, lanes, lane);
+            let (victims, scores) = match rest.len() / 2 {
+                0 => (&words[first..], &words[asked.places + first..]),
+                all => (&rest[lane * all / lanes..], &rest[all + lane * all / lanes..]),
+            };
             Lost {
-                slots: list(victims).to_vec(),
-                scores: list(lost).iter().map(|&word| f32::from_bits(word)).collect(),
+                slots: victims[..n].to_vec(),
+                scores: scores[..n].iter().map(|&word| f32::from_bits(word)).collect(),
                 cutoff: (!cutoff.is_nan()).then_some(cutoff),
             }
         })
