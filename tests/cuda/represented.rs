@@ -18,7 +18,7 @@ fn representatives_are_the_processors() {
         return;
     }
     for (policy, batch) in [
-        ("h2o:budget=40,when=chunk+kvcrush:group=1,ratio=0.5,anchor=random", 3),
+        ("h2o:budget=50,recent=0,when=chunk+kvcrush:group=1,ratio=0.5,anchor=random", 3),
         ("h2o:budget=40,variant=kvpress+kvcrush:group=4,anchor=mean", 1),
         ("tova:budget=40,by=head+kvcrush:group=8,anchor=inv-mean", 1),
         ("h2o:budget=40,by=layer+kvcrush:group=4", 1),
@@ -30,7 +30,7 @@ fn representatives_are_the_processors() {
     }
 }
 
-/// What a decode step fetches: the answer, and longer lists where more are lost than it has places for.
+/// What a step fetches: the answer, and longer lists where more are lost than it has places for.
 #[test]
 fn no_sums_are_fetched() {
     if !emulated::is_there() || is_real() {
@@ -41,9 +41,9 @@ fn no_sums_are_fetched() {
     let prompt = Prompt { text, ..Prompt::default() };
     let kv_heads = model.decoder.config().kv_heads;
     let (mut decisions, mut longer) = (0, 0);
-    for (group, ratio) in [(4, 0.25), (1, 1.0)] {
+    for (budget, recent, group, ratio) in [(40, 0.5, 4, 0.25), (50, 0.0, 1, 0.5)] {
         let settings = Settings {
-            policy: format!("h2o:budget=40+kvcrush:group={group},ratio={ratio}"),
+            policy: format!("h2o:budget={budget},recent={recent}+kvcrush:group={group},ratio={ratio}"),
             device: "cuda:0".into(),
             max_tokens: 12,
             ignore_eos: true,
@@ -53,9 +53,6 @@ fn no_sums_are_fetched() {
         let backend = Backend::gpu(gpu.clone(), Device::Cpu);
         let mut engine = Engine::on(backend, Arc::clone(&model), &settings, &prompt).unwrap();
         engine.set_observe(Observe::Events);
-        while !engine.is_decoding() {
-            engine.step().unwrap();
-        }
         loop {
             let before = gpu.fetched();
             let Some(step) = engine.step().unwrap() else { break };
@@ -73,11 +70,12 @@ fn no_sums_are_fetched() {
                     slots: 0,
                     residents,
                     end: part.first as usize + part.fed.len(),
-                    budget: 40,
+                    budget,
                     group,
                     ratio,
                 };
-                if residents <= 40 {
+                // Inside the prompt nothing is decided.
+                if residents <= budget || part.sampled.is_none() {
                     continue;
                 }
                 decisions += 1;

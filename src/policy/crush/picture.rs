@@ -63,10 +63,7 @@ impl CrushPicture {
             }
         };
         let shown = (0..units.min(shown)).map(unit).collect();
-        let (bits, anchor) = match competing.is_empty() {
-            true => (0, BitRow::default()),
-            false => (width, row(anchor)),
-        };
+        let (bits, anchor) = if competing.is_empty() { (0, BitRow::default()) } else { (width, row(anchor)) };
         Self { units, competing, bits, anchor, anchor_per_unit: false, shown }
     }
 
