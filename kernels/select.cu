@@ -14,8 +14,6 @@
 //   slot, NaN is the lowest. Exactly `budget` stay, or everybody where there are no more. marks of who stays or null,
 //   victims and their scores, lost, [sequence][kv_head][list_stride], counts of victims, cutoffs [sequence][kv_head]: the
 //   lowest score that stayed of those that competed, NaN where nobody did. A grid of one head decides for the first.
-// select_upper: grid (kv_heads, sequences). Marks the upper half, rounded down, of the scores of live slots from .. to
-//   ([sequence][kv_head] each); ties go to the later slot (KVCrush's bits, arXiv 2503.00022).
 // select_pages: grid (heads, sequences). Of pages of `page` slots the last, and of the others the `n` of largest uppers
 //   [sequence][head][page_stride] (bounds.cu; -inf for a page without a live slot); ties go to the earlier page, NaN is the
 //   largest (Quest, arXiv 2406.10774). page_marks [sequence][head][page_words], and marks of their slots, for decode's
@@ -33,17 +31,6 @@ struct Probability {
   KV_DEVICE bool operator()(unsigned slot, unsigned& key) const {
     key = static_cast<unsigned>(__float_as_int(row[slot]));
     return is_seen(positions[slot], lane);
-  }
-};
-
-// Scores of live slots `from .. to`.
-struct Score {
-  const float* row;
-  const unsigned* positions;
-  unsigned from, to;
-  KV_DEVICE bool operator()(unsigned slot, unsigned& key) const {
-    key = key_of_score(row[slot]);
-    return slot >= from && slot < to && positions[slot] != HOLE;
   }
 };
 
@@ -158,15 +145,8 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
   const unsigned* own = positions + lane.positions;
   const unsigned tid = threadIdx.x;
 
-  unsigned live = 0, early = 0;
-  for (unsigned slot = tid; slot < lane.slots; slot += SELECT_THREADS) {
-    const unsigned position = own[slot];
-    live += position != HOLE;
-    early += position < sinks;
-  }
-  live = block_reduce<SELECT_WARPS>(live, shared.warps, Sum{});
-  early = min(block_reduce<SELECT_WARPS>(early, shared.warps, Sum{}), budget);
-  const unsigned newest = min(min(recent, budget - min(budget, early)), live - early);
+  const Kept kept = kept_of(own, lane.slots, budget, sinks, recent, shared);
+  const unsigned live = kept.live, early = kept.early, newest = kept.newest;
   // Slots of the first and behind the last competitor: live slots ascend by position, so ranks are a range of them.
   if (tid == 0) {
     bounds[0] = lane.slots;
@@ -209,24 +189,6 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
   }
 }
 KV_EXPORT(select_keep)
-
-extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
-    select_upper(unsigned* marks, const float* scores, const unsigned* from, const unsigned* to,
-                 const unsigned* positions, const unsigned* lanes, int kv_heads, int score_stride, int word_stride) {
-  KV_SELECT_SHARED(shared);
-  const size_t of_lane = static_cast<size_t>(blockIdx.y) * kv_heads + blockIdx.x;
-  const Lane lane = lane_at(lanes, static_cast<int>(of_lane));
-  const Score item = {scores + of_lane * score_stride, positions + lane.positions, from[of_lane], to[of_lane]};
-  unsigned competing = 0;
-  for (unsigned slot = threadIdx.x; slot < lane.slots; slot += SELECT_THREADS) {
-    competing += slot >= item.from && slot < item.to && item.positions[slot] != HOLE;
-  }
-  competing = block_reduce<SELECT_WARPS>(competing, shared.warps, Sum{});
-  const Cut cut = cut_of(item, lane.slots, competing / 2, shared);
-  each_chosen<true>(item, cut, lane.slots, shared,
-                    [&](unsigned slot, bool chosen) { mark(marks + of_lane * word_stride, slot, chosen); });
-}
-KV_EXPORT(select_upper)
 
 // Pages but the last.
 struct Upper {

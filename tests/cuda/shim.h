@@ -170,6 +170,13 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned which) {
   for (int i = 0; i < 4; ++i) picked |= static_cast<unsigned>(bytes >> 8 * (which >> 4 * i & 7) & 255) << 8 * i;
   return picked;
 }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __hiloint2double(int high, int low) {
+  const uint64_t bits = static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 | static_cast<uint32_t>(low);
+  double x;
+  std::memcpy(&x, &bits, 8);
+  return x;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
 inline unsigned __brev(unsigned x) {
