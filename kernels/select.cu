@@ -134,7 +134,8 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
 }
 KV_EXPORT(select_union)
 
-extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
+// Two blocks at once: for more of them the compiler would spill.
+extern "C" __global__ void __launch_bounds__(SELECT_THREADS, 2)
     select_keep(unsigned* marks, unsigned* victims, float* lost, unsigned* counts, float* cutoffs, const float* scores,
                 const unsigned* positions, const unsigned* lanes, int kv_heads, int score_stride, int word_stride,
                 int list_stride, unsigned budget, unsigned sinks, unsigned recent) {
