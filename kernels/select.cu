@@ -14,8 +14,6 @@
 //   slot, NaN is the lowest. Exactly `budget` stay, or everybody where there are no more. marks of who stays or null,
 //   victims and their scores, lost, [sequence][kv_head][list_stride], counts of victims, cutoffs [sequence][kv_head]: the
 //   lowest score that stayed of those that competed, NaN where nobody did. A grid of one head decides for the first.
-// select_upper: grid (kv_heads, sequences). Marks the upper half, rounded down, of the scores of live slots from .. to
-//   ([sequence][kv_head] each); ties go to the later slot (KVCrush's bits, arXiv 2503.00022).
 // select_pages: grid (heads, sequences). Of pages of `page` slots the last, and of the others the `n` of largest uppers
 //   [sequence][head][page_stride] (bounds.cu; -inf for a page without a live slot); ties go to the earlier page, NaN is the
 //   largest (Quest, arXiv 2406.10774). page_marks [sequence][head][page_words], and marks of their slots, for decode's
@@ -33,17 +31,6 @@ struct Probability {
   KV_DEVICE bool operator()(unsigned slot, unsigned& key) const {
     key = static_cast<unsigned>(__float_as_int(row[slot]));
     return is_seen(positions[slot], lane);
-  }
-};
-
-// Scores of live slots `from .. to`.
-struct Score {
-  const float* row;
-  const unsigned* positions;
-  unsigned from, to;
-  KV_DEVICE bool operator()(unsigned slot, unsigned& key) const {
-    key = key_of_score(row[slot]);
-    return slot >= from && slot < to && positions[slot] != HOLE;
   }
 };
 
@@ -95,28 +82,50 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
   const size_t first_head = of_lane * group;
   const Lane lane = lane_at(lanes, static_cast<int>(of_lane));
   unsigned listed = 0;
-  for (unsigned base = 0; base < lane.slots; base += SELECT_THREADS) {
-    const unsigned slot = base + threadIdx.x, word = slot / 32, bit = 1u << slot % 32;
-    unsigned any = 0;
-    for (int g = 0; g < group; ++g) any |= marks[(first_head + g) * word_stride + word];
-    const bool takes = any & bit;
-    const Rank rank = rank_in_block(takes, shared);
-    if (takes) {
-      const unsigned at = listed + rank.before;
-      slots[of_lane * list_stride + at] = slot;
-      for (int g = 0; g < group; ++g) {
-        const bool asked = marks[(first_head + g) * word_stride + word] & bit;
-        weights[(first_head + g) * list_stride + at] = asked ? rows[(first_head + g) * row_stride + slot] : 0.0f;
-      }
+  for (unsigned first = 0; first < lane.slots; first += SELECT_THREADS * AHEAD) {
+    unsigned any[AHEAD];
+#pragma unroll
+    for (unsigned j = 0; j < AHEAD; ++j) {
+      const unsigned base = first + j * SELECT_THREADS;
+      any[j] = 0;
+      if (base >= lane.slots) continue;
+      for (int g = 0; g < group; ++g) any[j] |= marks[(first_head + g) * word_stride + (base + threadIdx.x) / 32];
     }
-    listed += rank.all;
+#pragma unroll
+    for (unsigned j = 0; j < AHEAD; ++j) {
+      const unsigned base = first + j * SELECT_THREADS;
+      if (base >= lane.slots) break;
+      const unsigned slot = base + threadIdx.x, word = slot / 32, bit = 1u << slot % 32;
+      const bool takes = any[j] & bit;
+      const Rank rank = rank_in_block(takes, shared);
+      if (takes) {
+        const unsigned at = listed + rank.before;
+        slots[of_lane * list_stride + at] = slot;
+        for (int g = 0; g < group; ++g) {
+          const bool asked = marks[(first_head + g) * word_stride + word] & bit;
+          weights[(first_head + g) * list_stride + at] = asked ? rows[(first_head + g) * row_stride + slot] : 0.0f;
+        }
+      }
+      listed += rank.all;
+    }
   }
   if (threadIdx.x == 0) counts[of_lane] = listed;
   for (int g = 0; g < group; ++g) {
+    const float* row = rows + (first_head + g) * row_stride;
+    const unsigned* own = marks + (first_head + g) * word_stride;
     float outside = 0.0f;
-    for (unsigned slot = threadIdx.x; slot < lane.slots; slot += SELECT_THREADS) {
-      const bool asked = marks[(first_head + g) * word_stride + slot / 32] >> slot % 32 & 1u;
-      if (!asked) outside += rows[(first_head + g) * row_stride + slot];
+    for (unsigned first = threadIdx.x; first < lane.slots; first += SELECT_THREADS * AHEAD) {
+      float left[AHEAD];
+#pragma unroll
+      for (unsigned j = 0; j < AHEAD; ++j) {
+        const unsigned slot = first + j * SELECT_THREADS;
+        const bool there = slot < lane.slots;
+        const float p = there ? row[slot] : 0.0f;
+        const unsigned word = there ? own[slot / 32] : 0;
+        left[j] = word >> slot % 32 & 1u ? 0.0f : p;
+      }
+#pragma unroll
+      for (unsigned j = 0; j < AHEAD; ++j) outside += left[j];
     }
     outside = block_reduce<SELECT_WARPS>(outside, sums, Sum{});
     // Rounding may carry it a little over 1; a row without numbers drops everything.
@@ -125,7 +134,8 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
 }
 KV_EXPORT(select_union)
 
-extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
+// Two blocks at once: for more of them the compiler would spill.
+extern "C" __global__ void __launch_bounds__(SELECT_THREADS, 2)
     select_keep(unsigned* marks, unsigned* victims, float* lost, unsigned* counts, float* cutoffs, const float* scores,
                 const unsigned* positions, const unsigned* lanes, int kv_heads, int score_stride, int word_stride,
                 int list_stride, unsigned budget, unsigned sinks, unsigned recent) {
@@ -136,15 +146,8 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
   const unsigned* own = positions + lane.positions;
   const unsigned tid = threadIdx.x;
 
-  unsigned live = 0, early = 0;
-  for (unsigned slot = tid; slot < lane.slots; slot += SELECT_THREADS) {
-    const unsigned position = own[slot];
-    live += position != HOLE;
-    early += position < sinks;
-  }
-  live = block_reduce<SELECT_WARPS>(live, shared.warps, Sum{});
-  early = min(block_reduce<SELECT_WARPS>(early, shared.warps, Sum{}), budget);
-  const unsigned newest = min(min(recent, budget - min(budget, early)), live - early);
+  const Kept kept = kept_of(own, lane.slots, budget, sinks, recent, shared);
+  const unsigned live = kept.live, early = kept.early, newest = kept.newest;
   // Slots of the first and behind the last competitor: live slots ascend by position, so ranks are a range of them.
   if (tid == 0) {
     bounds[0] = lane.slots;
@@ -187,24 +190,6 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
   }
 }
 KV_EXPORT(select_keep)
-
-extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
-    select_upper(unsigned* marks, const float* scores, const unsigned* from, const unsigned* to,
-                 const unsigned* positions, const unsigned* lanes, int kv_heads, int score_stride, int word_stride) {
-  KV_SELECT_SHARED(shared);
-  const size_t of_lane = static_cast<size_t>(blockIdx.y) * kv_heads + blockIdx.x;
-  const Lane lane = lane_at(lanes, static_cast<int>(of_lane));
-  const Score item = {scores + of_lane * score_stride, positions + lane.positions, from[of_lane], to[of_lane]};
-  unsigned competing = 0;
-  for (unsigned slot = threadIdx.x; slot < lane.slots; slot += SELECT_THREADS) {
-    competing += slot >= item.from && slot < item.to && item.positions[slot] != HOLE;
-  }
-  competing = block_reduce<SELECT_WARPS>(competing, shared.warps, Sum{});
-  const Cut cut = cut_of(item, lane.slots, competing / 2, shared);
-  each_chosen<true>(item, cut, lane.slots, shared,
-                    [&](unsigned slot, bool chosen) { mark(marks + of_lane * word_stride, slot, chosen); });
-}
-KV_EXPORT(select_upper)
 
 // Pages but the last.
 struct Upper {

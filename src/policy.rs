@@ -70,6 +70,7 @@ mod streaming;
 mod tova;
 
 pub use accumulate::{Accumulators, Needs, QueryMoments, Site, SumKind};
+pub use crush::{CrushPicture, Crushing};
 pub use infllm::Infllm;
 pub use inputs::{HeadInputs, Moment, TokenClass, When};
 pub use kcache::Kcache;
@@ -131,6 +132,21 @@ impl Verdict {
     /// A decision without scores.
     fn unscored(head: Option<Head>, reason: Reason, victims: Vec<Position>, kept: u32) -> Self {
         Self { head, reason, cutoff: None, victims, scores: Vec::new(), kept, crush: None }
+    }
+
+    /// A decision by score; where nobody that stays was scored, the victims' scores say nothing.
+    fn scored(
+        head: Option<Head>,
+        reason: Reason,
+        victims: Vec<Position>,
+        mut scores: Vec<f32>,
+        cutoff: Option<f32>,
+        kept: u32,
+    ) -> Self {
+        if cutoff.is_none() {
+            scores.clear();
+        }
+        Self { cutoff, scores, ..Self::unscored(head, reason, victims, kept) }
     }
 
     /// A decision of one head in which `keep` says who stays; `None` where everyone does.

@@ -1,6 +1,7 @@
 //! The kernels of `kernels/` as functions: arguments in their order, grids from the sizes, and the limits that each file's
 //! header states. Shapes and meanings are told there.
 
+mod crush;
 mod decode;
 mod errors;
 mod fill;
@@ -11,6 +12,7 @@ mod rows;
 mod select;
 mod sums;
 
+pub use crush::{Crush, CrushAnchor, CrushSizes};
 pub use decode::{Cell, Decode};
 pub use errors::CodingErrors;
 pub use fill::FillRows;

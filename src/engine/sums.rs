@@ -14,8 +14,12 @@ use crate::cache::HOLE;
 use crate::event::{Head, Layer, Position};
 use crate::policy::{Needs, Ranked, SumKind, Verdict, When};
 
-/// What a layer is asked: of which parts, and whether they can be decided on there.
-type Asked = (Range<usize>, Option<Ranked>);
+/// What a layer is asked: of which parts, whether they can be decided on there, and what each may draw from.
+struct Asked {
+    range: Range<usize>,
+    ranked: Option<Ranked>,
+    seeds: Vec<u64>,
+}
 
 /// What a device has decided in a step, by sequence and layer.
 pub(super) type Decisions = BTreeMap<(usize, Layer), Vec<Verdict>>;
@@ -65,11 +69,12 @@ impl Engine {
         let questions: Vec<Question<'_>> = parts
             .iter()
             .flat_map(|(layer, parts, asked)| {
-                asked.iter().map(|(range, ranked)| Question {
+                asked.iter().map(|asked| Question {
                     layer: *layer,
                     parts,
-                    range: range.clone(),
-                    ranked: *ranked,
+                    range: asked.range.clone(),
+                    ranked: asked.ranked,
+                    seeds: asked.seeds.clone(),
                 })
             })
             .collect();
@@ -85,16 +90,21 @@ impl Engine {
             for (part, answer) in range.zip(answers) {
                 match (answer, ranked) {
                     (Answer::Sums(heads), _) => self.take_sums(present[part], layer, &kept.kinds, &heads),
-                    (Answer::Lost(heads), ranked) => {
+                    (Answer::Lost(heads, picture), ranked) => {
+                        let ranked = ranked.expect("it was asked who is lost");
+                        let table = self.cache.table(self.sequences[present[part]].id, layer);
                         let verdicts = heads.into_iter().enumerate().filter_map(|(h, lost)| {
-                            let ranked = ranked.expect("it was asked who is lost");
-                            let head = (!ranked.as_one).then_some(h as Head);
-                            let table = self.cache.table(self.sequences[present[part]].id, layer);
-                            let slots = table.lane(h as Head).slots;
+                            let h = h as Head;
+                            let (slots, residents) = (table.lane(h).slots, table.live(h) as u32);
                             let victims = lost.slots.iter().map(|&slot| slots[slot as usize]).collect();
-                            ranked.verdict(head, victims, lost.scores, lost.cutoff)
+                            let head = (!ranked.as_one).then_some(h);
+                            ranked.verdict(head, residents, victims, lost.scores, lost.cutoff)
                         });
-                        let verdicts = verdicts.collect();
+                        let mut verdicts: Vec<Verdict> = verdicts.collect();
+                        // What KVCrush saw is the first head's.
+                        if let (Some(first), Some(picture)) = (verdicts.first_mut(), picture) {
+                            first.crush = Some(Box::new(picture.recorded(layer, Some(0))));
+                        }
                         self.decisions.insert((present[part], layer), verdicts);
                     }
                 }
@@ -120,8 +130,11 @@ impl Engine {
                 .ranked(&moment, most)
                 .filter(|_| !shares && self.brought(index).first_seen(layer) == 0);
             match asked.last_mut() {
-                Some((range, of)) if range.end == part && *of == ranked => range.end += 1,
-                _ => asked.push((part..part + 1, ranked)),
+                Some(last) if last.range.end == part && last.ranked == ranked => {
+                    last.range.end += 1;
+                    last.seeds.push(moment.seed);
+                }
+                _ => asked.push(Asked { range: part..part + 1, ranked, seeds: vec![moment.seed] }),
             }
         }
         asked

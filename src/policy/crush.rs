@@ -21,20 +21,24 @@
 //! - A random anchor is drawn from the seed, once per layer; the sources draw anew each time.
 //! - Of equal distances the earlier unit comes first.
 
+mod picture;
 mod signature;
 
+pub use self::picture::CrushPicture;
+
+use self::picture::Shown;
 use self::signature::{Anchor, Signatures, Signed, by_distance, pick_spread, pick_stepped};
 use super::inputs::{HeadInputs, Moment};
 use super::param::Param;
 use super::plan::Plan;
 use super::registry::{Build, Entry, Evidence, Granularity, Source};
 use super::rule::{Wrap, Wrapped};
-use super::select::{Best, Protected, comparable, keys};
+use super::select::{Best, Protected, Ranked, comparable, keys};
 use super::spec::Part;
 use super::units::{Units, unit_slack};
 use super::{Bound, Verdict};
-use crate::event::crush::{BitRow, Fate};
-use crate::event::{Crush, Head, Position, Reason};
+use crate::event::crush::{BitRow, MAX_UNITS};
+use crate::event::{Head, Layer, Position, Reason};
 
 const VLLM: &str = "vllm";
 const OPENVINO: &str = "openvino";
@@ -87,7 +91,7 @@ pub(super) const ENTRY: Entry = Entry {
 
 /// The parameters of a decision.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Crushing {
+pub struct Crushing {
     variant: Variant,
     anchor: Anchor,
     ratio: f64,
@@ -121,6 +125,28 @@ impl Crushing {
             group: part.int("kvcrush.group"),
         }
     }
+
+    /// Positions of a unit.
+    pub const fn group(&self) -> u32 {
+        self.group
+    }
+
+    /// Share of the open places for representatives.
+    pub const fn ratio(&self) -> f64 {
+        self.ratio
+    }
+
+    /// The anchor of a layer, of so many bits, as words of which the first bit is the highest; `None` where it is made of
+    /// the signatures' columns.
+    pub fn fixed_anchor(&self, bits: usize, seed: u64, layer: Layer) -> Option<Vec<u64>> {
+        let bits: Option<Vec<bool>> = (0..bits).map(|i| self.anchor.fixed(i, (seed, layer))).collect();
+        bits.map(|bits| signature::words(&bits))
+    }
+
+    /// Whether an anchor of the columns has the bits of the minority; else those of the majority.
+    pub fn is_of_minority(&self) -> bool {
+        self.anchor == Anchor::InverseMean
+    }
 }
 
 impl Wrap for Crushing {
@@ -134,6 +160,11 @@ impl Wrap for Crushing {
 
     fn change(&self, plan: Plan) -> Plan {
         Plan { crush: Some(*self), ..plan }
+    }
+
+    fn ranked(&self, ranked: Ranked) -> Option<Ranked> {
+        let per_head = self.variant == Variant::Vllm && !ranked.as_one;
+        per_head.then_some(Ranked { crush: Some(*self), ..ranked })
     }
 }
 
@@ -211,11 +242,8 @@ impl<'a> Lane<'a> {
             return None;
         }
         let cutoff = self.important.lowest(&self.keys);
-        if cutoff.is_none() {
-            scores.clear();
-        }
         let kept = (self.positions.len() - victims.len()) as u32;
-        Some(Verdict { cutoff, scores, ..Verdict::unscored(self.head, Reason::Represented, victims, kept) })
+        Some(Verdict::scored(self.head, Reason::Represented, victims, scores, cutoff, kept))
     }
 }
 
@@ -278,7 +306,8 @@ pub(super) fn decide(
     let mut verdicts: Vec<Verdict> =
         lanes.iter().filter_map(|lane| lane.verdict(&picks, crushing.group)).collect();
     if let Some(first) = verdicts.first_mut() {
-        first.crush = Some(Box::new(picture(&lanes[0], &signed, &picks, crushing.group, moment)));
+        let picture = picture(&lanes[0], &signed, &picks, crushing.group);
+        first.crush = Some(Box::new(picture.recorded(moment.layer, lanes[0].head)));
     }
     out.extend(verdicts);
 }
@@ -352,32 +381,29 @@ fn pick(variant: Variant, lane: &Lane<'_>, distances: &[u32]) -> Vec<usize> {
 }
 
 /// What the first lane's decision looked like.
-fn picture(lane: &Lane<'_>, signed: &Signed, picks: &Picks, group: u32, moment: &Moment) -> Crush {
+fn picture(lane: &Lane<'_>, signed: &Signed, picks: &Picks, group: u32) -> CrushPicture {
     let competing = lane.units.competing();
-    let fate = |u: usize| match u.checked_sub(competing.start) {
-        None if !competing.is_empty() => Fate::Start,
-        Some(i) if u < competing.end && lane.important.has(i, lane.keys[i]) => Fate::Important,
-        Some(_) if u < competing.end && picks.place(lane.id(u, group)) != Picks::NONE => Fate::Representative,
-        Some(_) if u < competing.end => Fate::Lost,
-        _ => Fate::Recent,
-    };
     // Who would stay if there were no representatives.
     let best = lane.best(lane.budget);
-    let by_score =
-        |u: usize| !competing.contains(&u) || best.has(u - competing.start, lane.keys[u - competing.start]);
-    let shown = lane.units.len().min(crate::event::crush::MAX_UNITS);
-    Crush {
-        layer: moment.layer,
-        head: lane.head,
-        units: lane.units.len() as u32,
-        bits: signed.signatures.width() as u32,
+    let is_among = |best: Best, u: usize| {
+        competing.contains(&u) && best.has(u - competing.start, lane.keys[u - competing.start])
+    };
+    let shown = |u: usize| Shown {
+        first: lane.positions[lane.units.residents(u).start],
+        signature: signed.signatures.recorded(u),
+        distance: signed.distances[u],
+        important: is_among(lane.important, u),
+        picked: picks.place(lane.id(u, group)) != Picks::NONE,
+        by_score: !competing.contains(&u) || is_among(best, u),
+    };
+    let shown = (0..lane.units.len().min(MAX_UNITS)).map(shown).collect();
+    CrushPicture {
+        units: lane.units.len(),
+        bits: signed.signatures.width(),
         anchor: BitRow::new(&signed.anchor),
         anchor_per_unit: signed.anchor_per_unit,
-        first: (0..shown).map(|u| lane.positions[lane.units.residents(u).start]).collect(),
-        fates: (0..shown).map(|u| fate(u).letter()).collect(),
-        signatures: (0..shown).map(|u| signed.signatures.recorded(u)).collect(),
-        distances: signed.distances[..shown].to_vec(),
-        by_score: BitRow::new(&(0..shown).map(by_score).collect::<Vec<_>>()),
+        shown,
+        competing,
     }
 }
 

@@ -189,7 +189,7 @@ impl<S: Score> EvictPolicy for Scored<S> {
             Granularity::Page => return None,
         };
         let (budget, protected) = (self.score.stay(slots, most), self.score.protected(slots));
-        Some(Ranked { by, as_one, budget, protected })
+        Some(Ranked { by, as_one, budget, protected, crush: None })
     }
 
     fn check(&self, prompt_len: u32) -> Result<(), SpecError> {
@@ -253,6 +253,11 @@ pub(super) trait Wrap: fmt::Debug + Send + Sync + 'static {
 
     /// The plan, from that of the rule.
     fn change(&self, plan: Plan) -> Plan;
+
+    /// The same of a decision that is made of sums alone; `None` where it is not any more.
+    fn ranked(&self, _: Ranked) -> Option<Ranked> {
+        None
+    }
 }
 
 /// A rule behind which a wrapper stands.
@@ -287,6 +292,10 @@ impl<W: Wrap> EvictPolicy for Wrapped<W> {
 
     fn plan(&self, moment: &Moment, heads: &[HeadInputs<'_>]) -> Option<Plan> {
         Some(self.wrap.change(self.inner.plan(moment, heads)?))
+    }
+
+    fn ranked(&self, moment: &Moment, most: u32) -> Option<Ranked> {
+        self.wrap.ranked(self.inner.ranked(moment, most)?)
     }
 
     fn shares(&self) -> Option<Shares> {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use crate::event::{Head, Position, Reason};
 
 use super::Verdict;
+use super::crush::Crushing;
 
 /// Residents that a rule keeps whatever their score. Where both do not fit the budget, sinks go first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +33,7 @@ impl Protected {
 }
 
 /// A decision that is made of sums of attention alone, so that it can be made where those are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ranked {
     /// What is a token's score.
     pub by: RankedBy,
@@ -42,6 +43,8 @@ pub struct Ranked {
     pub budget: u32,
     /// Kept whatever the score.
     pub protected: Protected,
+    /// KVCrush decides on these scores, each head for itself.
+    pub crush: Option<Crushing>,
 }
 
 /// The score of a [`Ranked`] decision; the higher stays.
@@ -56,30 +59,23 @@ pub enum RankedBy {
 }
 
 impl Ranked {
-    /// What was decided elsewhere as [`select`] would: who is lost, ascending, their scores, and the lowest score that
-    /// stayed, if anybody competed.
+    /// What was decided elsewhere as [`select`] or KVCrush would, for so many residents: who is lost, ascending, their
+    /// scores, and the lowest score that stayed, if anybody competed.
     pub fn verdict(
         &self,
         head: Option<Head>,
+        residents: u32,
         victims: Vec<Position>,
         scores: Vec<f32>,
         cutoff: Option<f32>,
     ) -> Option<Verdict> {
-        if victims.is_empty() {
-            return None;
-        }
-        if cutoff.is_none() {
-            return Some(Verdict::unscored(head, Reason::OutsideWindow, victims, self.budget));
-        }
-        Some(Verdict {
-            head,
-            reason: Reason::LowScore,
-            cutoff,
-            victims,
-            scores,
-            kept: self.budget,
-            crush: None,
-        })
+        let reason = match (self.crush, cutoff) {
+            (Some(_), _) => Reason::Represented,
+            (None, None) => Reason::OutsideWindow,
+            (None, Some(_)) => Reason::LowScore,
+        };
+        let kept = residents - victims.len() as u32;
+        (!victims.is_empty()).then(|| Verdict::scored(head, reason, victims, scores, cutoff, kept))
     }
 }
 

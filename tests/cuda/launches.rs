@@ -63,7 +63,7 @@ impl On {
         read
     }
 
-    fn read_words(&self, array: Array, n: usize) -> Vec<u32> {
+    pub(crate) fn read_words(&self, array: Array, n: usize) -> Vec<u32> {
         self.read(array, 4 * n).as_chunks::<4>().0.iter().map(|&word| u32::from_ne_bytes(word)).collect()
     }
 }

@@ -30,6 +30,7 @@ mod pages;
 mod picture;
 mod prefill;
 mod queues;
+mod represented;
 mod scene;
 mod select;
 mod shim;

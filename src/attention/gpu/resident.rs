@@ -7,6 +7,7 @@
 
 mod chunk;
 mod contract;
+mod crush;
 mod errors;
 mod kept;
 mod moves;
@@ -81,6 +82,7 @@ struct BatchRooms<G: Gpu> {
     staged: Room<G>,
     asked_words: Room<G>,
     answers: Room<G>,
+    crush: Room<G>,
 }
 
 /// The layer under way.
@@ -141,6 +143,7 @@ impl<G: Gpu> Batch<G> {
                 staged: Room::new("values pulled from the host"),
                 asked_words: Room::new("block tables"),
                 answers: Room::new("a decision"),
+                crush: Room::new("a decision"),
             },
             pushed: [None, None],
             marks: Vec::new(),

@@ -162,6 +162,33 @@ impl SumLanes {
             args: &args,
         })
     }
+
+    /// Scores `[sequence][kv_head][slots]` of the sums that there are: the sum, the sum per query where there is a count,
+    /// what the newest query paid where there is no sum; of one head the mean over all: `score_slots`.
+    pub(super) fn score(&self, heads: usize, scores: Array, gpu: &impl Gpu) -> Result<()> {
+        let sums = &self.sums;
+        let [kv_heads, position_stride, score_stride] = words([self.kv_heads, sums.stride, self.slots])?;
+        let args = [
+            scores.into(),
+            sums.sum.into(),
+            sums.count.into(),
+            sums.last.into(),
+            sums.owners.into(),
+            self.positions.into(),
+            self.lanes.into(),
+            kv_heads,
+            position_stride,
+            score_stride,
+        ];
+        let grid = grid([self.slots.div_ceil(THREADS), heads, self.sequences])?;
+        gpu.launch(&Launch {
+            file: "accumulate",
+            kernel: "score_slots",
+            grid,
+            block: THREADS as u32,
+            args: &args,
+        })
+    }
 }
 
 /// Who is lost where a budget is kept: `score_slots`, then `select_keep`.
@@ -198,33 +225,13 @@ impl SelectKeep {
     /// # Errors
     /// Sizes that are too large, or a device that fails.
     pub fn launch(&self, gpu: &impl Gpu) -> Result<()> {
-        let SumLanes { kv_heads, sequences, slots, sums, positions, lanes } = self.of;
+        let SumLanes { kv_heads, sequences, slots, positions, lanes, .. } = self.of;
         if slots == 0 || sequences == 0 {
             return Ok(());
         }
         let heads = if self.as_one { 1 } else { kv_heads };
-        let [kv_heads, position_stride, score_stride, list, budget] =
-            words([kv_heads, sums.stride, slots, self.list, self.budget])?;
-        let args = [
-            self.scores.into(),
-            sums.sum.into(),
-            sums.count.into(),
-            sums.last.into(),
-            sums.owners.into(),
-            positions.into(),
-            lanes.into(),
-            kv_heads,
-            position_stride,
-            score_stride,
-        ];
-        let scored = grid([slots.div_ceil(THREADS), heads, sequences])?;
-        gpu.launch(&Launch {
-            file: "accumulate",
-            kernel: "score_slots",
-            grid: scored,
-            block: THREADS as u32,
-            args: &args,
-        })?;
+        self.of.score(heads, self.scores, gpu)?;
+        let [kv_heads, score_stride, list, budget] = words([kv_heads, slots, self.list, self.budget])?;
         let args = [
             // Who stays is nobody's question.
             Array::NONE.into(),

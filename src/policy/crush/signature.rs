@@ -1,5 +1,6 @@
 //! Bits, anchors, distances and picks: the arithmetic that the three implementations share or do each their way.
 
+use crate::event::Layer;
 use crate::event::crush::BitRow;
 use crate::policy::noise::{self, Use};
 
@@ -16,6 +17,21 @@ pub(super) enum Anchor {
     Random,
     Zeros,
     Ones,
+}
+
+impl Anchor {
+    /// A bit of it, where it is known without any signature, from the seed and the layer.
+    pub(super) fn fixed(self, i: usize, seed: (u64, Layer)) -> Option<bool> {
+        match self {
+            Self::Mean | Self::InverseMean => None,
+            Self::Alternating => Some(i % 2 == 1),
+            Self::Random => {
+                Some(noise::bits(seed.0, [Use::CrushAnchor as u64, seed.1.into(), i as u64]) & 1 == 1)
+            }
+            Self::Zeros => Some(false),
+            Self::Ones => Some(true),
+        }
+    }
 }
 
 /// A row of bits per unit, the first bit highest in the first word.
@@ -82,7 +98,7 @@ pub(super) struct Signed {
 impl Signed {
     /// Anchor and distances for the rows that take part. With `per_unit` the anchor has one bit per unit, and the
     /// distance is how many bits of the unit differ from it; the mean is then the majority inside the unit.
-    pub(super) fn new(signatures: Signatures, anchor: Anchor, per_unit: bool, seed: (u64, u16)) -> Self {
+    pub(super) fn new(signatures: Signatures, anchor: Anchor, per_unit: bool, seed: (u64, Layer)) -> Self {
         let s = &signatures;
         let units = s.takes_part.len();
         // Ones among how many, for the majority at each place of the anchor.
@@ -95,18 +111,14 @@ impl Signed {
                 (ones as usize, s.takes_part.iter().filter(|&&takes_part| takes_part).count())
             }
         };
-        let bit = |i: usize| match anchor {
-            Anchor::Mean => 2 * share(i).0 > share(i).1,
-            Anchor::InverseMean => 2 * share(i).0 < share(i).1,
-            Anchor::Alternating => i % 2 == 1,
-            Anchor::Random => {
-                noise::bits(seed.0, [Use::CrushAnchor as u64, seed.1.into(), i as u64]) & 1 == 1
-            }
-            Anchor::Zeros => false,
-            Anchor::Ones => true,
+        let bit = |i: usize| {
+            anchor.fixed(i, seed).unwrap_or_else(|| {
+                let (ones, of) = share(i);
+                if anchor == Anchor::InverseMean { 2 * ones < of } else { 2 * ones > of }
+            })
         };
         let anchor: Vec<bool> = (0..if per_unit { units } else { s.width() }).map(bit).collect();
-        let words: Vec<u64> = anchor.chunks(64).map(word).collect();
+        let words = words(&anchor);
         let distance = |unit: usize| match per_unit {
             true if anchor[unit] && s.takes_part[unit] => s.width as u32 - s.ones(unit),
             true => s.ones(unit),
@@ -117,9 +129,11 @@ impl Signed {
     }
 }
 
-/// Up to 64 bits, the first highest.
-fn word(bits: &[bool]) -> u64 {
-    bits.iter().enumerate().fold(0, |word, (i, &bit)| word | u64::from(bit) << (63 - i))
+/// Bits as words, the first highest.
+pub(super) fn words(bits: &[bool]) -> Vec<u64> {
+    let word =
+        |bits: &[bool]| bits.iter().enumerate().fold(0, |word, (i, &bit)| word | u64::from(bit) << (63 - i));
+    bits.chunks(64).map(word).collect()
 }
 
 /// These units by distance, the nearest first; of equal distances in the order given.

@@ -3,6 +3,7 @@
 use super::super::testing::{Layer, kept};
 use super::super::{Accumulators, Policy, parse_policy};
 use super::*;
+use crate::event::Crush;
 
 fn rows(text: &str) -> Signatures {
     let rows: Vec<&str> = text.split(' ').collect();

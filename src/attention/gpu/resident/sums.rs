@@ -1,14 +1,16 @@
-//! What attention leaves to each position, where policies go by sums of it: added up, kept and, by the simplest of them,
-//! decided on where the rows are.
+//! What attention leaves to each position, where policies go by sums of it: added up, kept and, where the rules go by sums
+//! alone, decided on where the rows are.
 
 use std::ops::Range;
 
+use super::crush::{fixed_anchors, picture_of, sizes_of};
 use super::{GpuAttention, Part};
+use crate::attention::HOLE;
 use crate::attention::gpu::heads;
 use crate::device::gpu::{Array, Gpu, Result, Room};
-use crate::device::launch::{Accumulate, SelectKeep, SumLanes, Sums};
+use crate::device::launch::{Accumulate, CrushSizes, SelectKeep, SumLanes, Sums};
 use crate::event::{Layer, Position};
-use crate::policy::{Ranked, RankedBy, SumKind};
+use crate::policy::{CrushPicture, Ranked, RankedBy, SumKind};
 
 /// What is kept of attention for a run's policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,20 @@ pub struct Question<'a> {
     pub range: Range<usize>,
     /// Whether who is lost can be told by sums alone; else the sums themselves are wanted.
     pub ranked: Option<Ranked>,
+    /// Of each of those parts, what its sequence draws from.
+    pub seeds: Vec<u64>,
+}
+
+impl<'a> Question<'a> {
+    /// The parts that are asked about.
+    pub(super) fn asked(&self) -> impl Iterator<Item = &'a Part<'a>> + use<'a> {
+        self.parts[self.range.clone()].iter()
+    }
+}
+
+/// Positions of the residents of a lane.
+pub(super) fn live(slots: &[Position]) -> impl DoubleEndedIterator<Item = Position> + '_ {
+    slots.iter().copied().filter(|&position| position != HOLE)
 }
 
 /// What a part of a question has for an answer, per KV head; for one decision of all heads, of the first.
@@ -41,8 +57,8 @@ pub struct Question<'a> {
 pub enum Answer {
     /// Per kind of sum a value per slot, 0 in a hole; counts as their bits.
     Sums(Vec<Vec<Vec<f32>>>),
-    /// Who is lost.
-    Lost(Vec<Lost>),
+    /// Who is lost, and under KVCrush what the decision looked like.
+    Lost(Vec<Lost>, Option<CrushPicture>),
 }
 
 /// The slots that a lane loses.
@@ -121,20 +137,55 @@ impl<G: Gpu> LayerSums<G> {
 /// Where the answer to a question lies among the words of all.
 struct Asked {
     first: usize,
+    words: usize,
     slots: usize,
+    /// Places of a lane's list of victims.
     list: usize,
+    /// Places of all lists; under KVCrush lanes take them as they come.
+    places: usize,
     heads: usize,
+    /// Where longer lists begin, if there are any.
+    rest: usize,
+    crush: Option<CrushSizes>,
 }
 
 impl Asked {
+    fn new(question: &Question<'_>, first: usize, kinds: usize, kv_heads: usize) -> Self {
+        let lanes = question.range.len() * kv_heads;
+        let tables = || question.asked().flat_map(|part| &part.tables).map(|table| table.slots);
+        let slots = tables().map(<[_]>::len).max().unwrap_or(0);
+        let none = Self { first, words: 0, slots, list: 0, places: 0, heads: kv_heads, rest: 0, crush: None };
+        let Some(ranked) = &question.ranked else { return Self { words: lanes * kinds * slots, ..none } };
+        if let Some(crushing) = &ranked.crush {
+            let sizes = sizes_of(question, ranked, crushing, kv_heads);
+            return Self { words: sizes.answer(), places: sizes.places(), crush: Some(sizes), ..none };
+        }
+        let most = tables().map(|slots| live(slots).count()).max().unwrap_or(0);
+        let list = most.saturating_sub(ranked.budget as usize);
+        let asked =
+            Self { list, places: lanes * list, heads: if ranked.as_one { 1 } else { kv_heads }, ..none };
+        Self { words: asked.lengths(lanes).iter().sum(), ..asked }
+    }
+
     /// Words of the victims, their scores, how many they are, and cutoffs, per KV head.
     fn lengths(&self, lanes: usize) -> [usize; 4] {
-        [lanes * self.list, lanes * self.list, lanes, lanes]
+        [self.places, self.places, lanes, lanes]
+    }
+
+    /// What is known of a lane's victims: how many there are, the cutoff, and the first one's place.
+    fn victims(&self, words: &[u32], lanes: usize, lane: usize) -> (usize, f32, usize) {
+        let of_lane = |n: usize| words[2 * self.places + n * lanes + lane];
+        let first = if self.crush.is_some() { of_lane(2) as usize } else { lane * self.list };
+        (of_lane(0) as usize, f32::from_bits(of_lane(1)), first)
+    }
+
+    fn rest_words(&self) -> usize {
+        self.crush.map_or(0, |sizes| sizes.rest())
     }
 }
 
 /// Of the sums those that a score is made of.
-fn of_score(sums: Sums, by: RankedBy) -> Sums {
+pub(super) fn of_score(sums: Sums, by: RankedBy) -> Sums {
     let Sums { sum, count, last, stride, owners, .. } = sums;
     let none = Sums::none(stride, owners);
     match by {
@@ -186,72 +237,64 @@ impl<G: Gpu> GpuAttention<G> {
         let kv_heads = self.shape.kv_heads();
         let kinds = self.batch.step.sums.as_ref().map_or(0, |kept| kept.kinds.len());
         let mut words = 0;
-        let asked: Vec<Asked> = questions
-            .iter()
-            .map(|question| {
-                let own = &question.parts[question.range.clone()];
-                let lanes = own.len() * kv_heads;
-                let tables = || own.iter().flat_map(|part| &part.tables);
-                let slots = tables().map(|table| table.slots.len()).max().unwrap_or(0);
-                let live =
-                    |slots: &[Position]| slots.iter().filter(|&&p| p != crate::attention::HOLE).count();
-                let (list, heads) = match &question.ranked {
-                    Some(ranked) => {
-                        let most = tables().map(|table| live(table.slots)).max().unwrap_or(0);
-                        (
-                            most.saturating_sub(ranked.budget as usize),
-                            if ranked.as_one { 1 } else { kv_heads },
-                        )
-                    }
-                    None => (0, kv_heads),
-                };
-                let asked = Asked { first: words, slots, list, heads };
-                words += match question.ranked {
-                    Some(_) => asked.lengths(lanes).iter().sum(),
-                    None => lanes * kinds * slots,
-                };
-                asked
-            })
-            .collect();
-        let out = self.batch.rooms.answers.of(&self.gpu, 4 * words)?;
+        let mut asked = Vec::new();
+        for question in questions {
+            let own = Asked::new(question, words, kinds, kv_heads);
+            words += own.words;
+            asked.push(own);
+        }
+        // Behind all that is fetched in any case, what may be.
+        let mut all = words;
+        for own in &mut asked {
+            own.rest = all;
+            all += own.rest_words();
+        }
+        let out = self.batch.rooms.answers.of(&self.gpu, 4 * all)?;
         for (question, asked) in questions.iter().zip(&asked) {
-            self.begin_answer(question, asked, out.offset(4 * asked.first))?;
+            self.begin_answer(question, asked, [asked.first, asked.rest].map(|at| out.offset(4 * at)))?;
         }
         let mut answers = vec![0u32; words];
         self.gpu.download(out, bytemuck::cast_slice_mut(&mut answers))?;
-        Ok(questions
-            .iter()
-            .zip(&asked)
-            .map(|(question, asked)| {
-                let words = &answers[asked.first..];
-                question
-                    .range
-                    .clone()
-                    .enumerate()
-                    .map(|(i, part)| {
-                        let own = &question.parts[part];
-                        match question.ranked {
-                            Some(_) => Answer::Lost(lost_of(
-                                words,
-                                asked,
-                                question.range.len() * kv_heads,
-                                i * kv_heads,
-                            )),
-                            None => Answer::Sums(sums_of(words, asked, kinds, i * kv_heads, own)),
-                        }
-                    })
-                    .collect()
-            })
-            .collect())
+        let answer = |(question, asked): (&Question<'_>, &Asked)| {
+            let words = &answers[asked.first..][..asked.words];
+            let lanes = question.range.len() * kv_heads;
+            let mut rest = Vec::new();
+            let passes = |lane: usize| {
+                let (n, _, first) = asked.victims(words, lanes, lane);
+                first + n > asked.places
+            };
+            if asked.crush.is_some() && (0..lanes).any(passes) {
+                rest = vec![0u32; asked.rest_words()];
+                self.gpu.download(out.offset(4 * asked.rest), bytemuck::cast_slice_mut(&mut rest))?;
+            }
+            let of_part = |(i, part): (usize, &Part<'_>)| match question.ranked {
+                Some(_) => {
+                    let lost = lost_of(words, &rest, asked, lanes, i * kv_heads);
+                    Answer::Lost(lost, asked.crush.map(|sizes| picture_of(words, &sizes, i)))
+                }
+                None => Answer::Sums(sums_of(words, asked, kinds, i * kv_heads, part)),
+            };
+            Ok(question.asked().enumerate().map(of_part).collect())
+        };
+        questions.iter().zip(&asked).map(answer).collect()
     }
 
     /// Starts what makes the answer to a question.
-    fn begin_answer(&mut self, question: &Question<'_>, asked: &Asked, out: Array) -> Result<()> {
+    fn begin_answer(
+        &mut self,
+        question: &Question<'_>,
+        asked: &Asked,
+        [out, rest]: [Array; 2],
+    ) -> Result<()> {
         let (layer, kv_heads) = (usize::from(question.layer), self.shape.kv_heads());
         let (placed, words) =
             self.batch.standing.bring(&self.gpu, &self.pool, layer, question.parts, kv_heads)?;
-        let owners: Vec<u32> = question.parts.iter().map(|part| part.sequence).collect();
-        let [lanes, owners] = words.patch(&self.gpu, &mut self.batch.rooms.asked_words, placed, &owners)?;
+        let mut more: Vec<u32> = question.parts.iter().map(|part| part.sequence).collect();
+        let crush = question.ranked.and_then(|ranked| ranked.crush).zip(asked.crush);
+        let anchors = crush.and_then(|(crushing, sizes)| fixed_anchors(question, &crushing, sizes.width()));
+        more.extend(anchors.iter().flatten());
+        let [lanes, owners] = words.patch(&self.gpu, &mut self.batch.rooms.asked_words, placed, &more)?;
+        let anchors = anchors.map(|_| owners.offset(4 * question.parts.len()));
         let first = question.range.start;
         let of = SumLanes {
             kv_heads,
@@ -261,9 +304,11 @@ impl<G: Gpu> GpuAttention<G> {
             positions: placed.positions,
             lanes: super::lanes_from(lanes, first, kv_heads),
         };
-        let Some(Ranked { by, as_one, budget, protected }) = question.ranked else {
-            return of.take(out, &self.gpu);
-        };
+        let Some(ranked) = question.ranked else { return of.take(out, &self.gpu) };
+        if let Some((crushing, sizes)) = crush {
+            return self.begin_crush(of, &ranked, &crushing, sizes, anchors, [out, rest]);
+        }
+        let Ranked { by, as_one, budget, protected, .. } = ranked;
         let scores = self.rooms.sums.of(&self.gpu, 4 * question.range.len() * kv_heads * asked.slots)?;
         let [victims, lost, counts, _] = asked.lengths(question.range.len() * kv_heads);
         let at = |words: usize| out.offset(4 * words);
@@ -298,20 +343,19 @@ fn sums_of(words: &[u32], asked: &Asked, kinds: usize, lane: usize, part: &Part<
         .collect()
 }
 
-/// Per KV head who is lost of a part, whose first lane is `lane` of `lanes`.
-fn lost_of(words: &[u32], asked: &Asked, lanes: usize, lane: usize) -> Vec<Lost> {
-    let [victims, lost, counts, cutoffs] = {
-        let [a, b, c, _] = asked.lengths(lanes);
-        [0, a, a + b, a + b + c]
-    };
+/// Per KV head who is lost of a part, whose first lane is `lane` of `lanes`. Where there were too few places, `rest` has
+/// lists of all.
+fn lost_of(words: &[u32], rest: &[u32], asked: &Asked, lanes: usize, lane: usize) -> Vec<Lost> {
     (lane..lane + asked.heads)
         .map(|lane| {
-            let n = words[counts + lane] as usize;
-            let list = |first: usize| &words[first + lane * asked.list..][..n];
-            let cutoff = f32::from_bits(words[cutoffs + lane]);
+            let (n, cutoff, first) = asked.victims(words, lanes, lane);
+            let (victims, scores) = match rest.len() / 2 {
+                0 => (&words[first..], &words[asked.places + first..]),
+                all => (&rest[lane * all / lanes..], &rest[all + lane * all / lanes..]),
+            };
             Lost {
-                slots: list(victims).to_vec(),
-                scores: list(lost).iter().map(|&word| f32::from_bits(word)).collect(),
+                slots: victims[..n].to_vec(),
+                scores: scores[..n].iter().map(|&word| f32::from_bits(word)).collect(),
                 cutoff: (!cutoff.is_nan()).then_some(cutoff),
             }
         })
