@@ -9,6 +9,9 @@
 //   last (ours). `before` and `before_positions`, ascending, [sequence][kv_head][before_stride], before_counts
 //   [sequence][kv_head]; all of them null where there is nothing. Leaves the same of what is staged: staged_positions
 //   [sequence][kv_head][row_stride] and staged_counts.
+// count_reused: grid (kv_heads, sequences), block 256. How many of the chosen are in `pulled`, the positions that were chosen
+//   last, ascending, [owner][kv_head][pulled_stride], pulled_counts [owner][kv_head]; `owners` [sequence] says which of them
+//   a sequence is. reused [sequence][kv_head]. The chosen take their place.
 // gather_pages_{f32,f16,bf16,int8,int4,int2}_{to_f32,to_f16}: grid (ceil(most slots / 8), kv_heads), block 256.
 //   out [kv_head][row_stride][head_dim], rows of holes all 0 so that no leftover reaches a product; `values` says that the
 //   slab holds V (int4 and int2 differ). Codes come out as the CPU codec decodes them, bit for bit. Only leading slots up
@@ -48,6 +51,20 @@ extern "C" __global__ void __launch_bounds__(GATHER_THREADS)
 }
 KV_EXPORT(gather_rows)
 
+// The first of `n` ascending positions that is not below one.
+KV_DEVICE unsigned first_from(const unsigned* ascending, unsigned n, unsigned position) {
+  unsigned low = 0, high = n;
+  while (low < high) {
+    const unsigned middle = low + (high - low) / 2;
+    if (ascending[middle] < position) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
 // Four blocks at once: for more of them the compiler would spill.
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, 4)
     gather_rows_kept(byte* staged, unsigned* staged_positions, unsigned* staged_counts, const byte* slab,
@@ -67,20 +84,38 @@ extern "C" __global__ void __launch_bounds__(GATHER_THREADS, 4)
   if (before_counts != nullptr) {
     const unsigned* own = before_positions + of_lane * before_stride;
     const unsigned kept = before_counts[of_lane];
-    unsigned low = 0, high = kept;
-    while (low < high) {
-      const unsigned middle = low + (high - low) / 2;
-      if (own[middle] < position) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    if (low < kept && own[low] == position) from = before + (of_lane * before_stride + low) * row_bytes;
+    const unsigned at = first_from(own, kept, position);
+    if (at < kept && own[at] == position) from = before + (of_lane * before_stride + at) * row_bytes;
   }
   copy_bytes(staged + (of_lane * row_stride + i) * row_bytes, from, row_bytes);
 }
 KV_EXPORT(gather_rows_kept)
+
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS)
+    count_reused(unsigned* reused, unsigned* pulled, unsigned* pulled_counts, const unsigned* slots,
+                 const unsigned* counts, const unsigned* owners, const unsigned* positions, const unsigned* lanes,
+                 int slot_stride, int pulled_stride) {
+  KV_SHARED(unsigned, sums, GATHER_WARPS);
+  const size_t of_lane = static_cast<size_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+  const size_t of_owner = static_cast<size_t>(owners[blockIdx.y]) * gridDim.x + blockIdx.x;
+  const unsigned* own = positions + lane_at(lanes, static_cast<int>(of_lane)).positions;
+  slots += of_lane * slot_stride;
+  pulled += of_owner * pulled_stride;
+  const unsigned before = pulled_counts[of_owner], count = counts[of_lane];
+  unsigned again = 0;
+  for (unsigned i = threadIdx.x; i < count; i += GATHER_THREADS) {
+    const unsigned position = own[slots[i]], at = first_from(pulled, before, position);
+    again += at < before && pulled[at] == position;
+  }
+  // No thread goes on before all have read.
+  again = block_reduce<GATHER_WARPS>(again, sums, Sum{});
+  for (unsigned i = threadIdx.x; i < count; i += GATHER_THREADS) pulled[i] = own[slots[i]];
+  if (threadIdx.x == 0) {
+    reused[of_lane] = again;
+    pulled_counts[of_owner] = count;
+  }
+}
+KV_EXPORT(count_reused)
 
 KV_DEVICE void store_chunk(float* row, int chunk, const float (&x)[CHUNK]) {
   float4* to = reinterpret_cast<float4*>(row + chunk * CHUNK);

@@ -19,7 +19,7 @@ pub use fill::FillRows;
 pub use patch::PatchWords;
 pub use picture::{Cells, PictureRows, TopSlots};
 pub use prefill::Softmax;
-pub use rows::{Append, CompactRows, GatherKept, GatherPages, GatherRows, KeptRows, RopeRows};
+pub use rows::{Append, CompactRows, CountReused, GatherKept, GatherPages, GatherRows, KeptRows, RopeRows};
 pub use select::{SelectTop, Union, Weighted};
 pub use sums::{Accumulate, SelectKeep, SumLanes, Sums};
 

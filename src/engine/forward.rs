@@ -553,7 +553,7 @@ fn pull_selected(
 }
 
 /// How many values two ascending lists have in common.
-pub(super) fn common(a: &[Position], b: &[Position]) -> u64 {
+fn common(a: &[Position], b: &[Position]) -> u64 {
     let mut rest = a;
     b.iter()
         .filter(|&&p| {

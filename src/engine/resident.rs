@@ -1,12 +1,10 @@
 //! A step whose rows stay on the device: nothing of queries, keys, values and what is attended passes the host, which has
 //! no pages either. Where somebody on the host reads rows, the step goes the other way ([`super::copies`]).
 
-use rayon::prelude::*;
-
 use super::EngineError;
 use super::accumulate::RowsInto;
 use super::core::{Engine, Observe, reading};
-use super::forward::{Gathered, common};
+use super::forward::Gathered;
 use super::lanes::Lanes;
 use super::sequence::Work;
 use crate::attention::gpu::{
@@ -102,7 +100,8 @@ impl Engine {
         };
         let (sums, clocked) = (self.kept_sums(), self.timer.is_on());
         let measured = self.observe != Observe::Off && self.cache.config().dtype.is_coded();
-        let step = StepRows { positions, parts, layers, read, sums, clocked, measured };
+        let counted = read.is_some() && self.counts_choices();
+        let step = StepRows { positions, parts, layers, read, sums, clocked, measured, counted };
         self.device().begin_step(step)?;
         self.laps.clear();
         self.device().mark()?;
@@ -399,9 +398,7 @@ impl Engine {
         fed: &[usize],
         gathered: &mut [Gathered],
     ) -> Result<(), EngineError> {
-        // What is kept on the device is told apart by what was pulled before.
-        let counts = self.observe != Observe::Off || self.info.settings.keep_pulled;
-        if self.read.is_none() || !counts {
+        if self.read.is_none() || !self.counts_choices() {
             return Ok(());
         }
         let choices = self.device().choices()?;
@@ -421,45 +418,36 @@ impl Engine {
                     None => gathered[i].dropped.extend(std::iter::repeat_n(0.0, kv_heads)),
                 }
             }
-            self.note_pulled(work[i].index, &of_layers);
+            self.note_pulled(&of_layers);
         }
         Ok(())
     }
 
-    /// Counts what one sequence pulled: a batch has many lanes, and each takes a look at what it pulled before.
-    fn note_pulled(&mut self, index: usize, choices: &[Option<&Choice>]) {
-        let seq = self.sequences[index].id;
-        let (cache, config) = (&self.cache, self.cache.config());
+    /// Whether it is counted what a step reads of values on the host. What is kept on the device is told apart by what was
+    /// pulled before.
+    fn counts_choices(&self) -> bool {
+        self.observe != Observe::Off || self.info.settings.keep_pulled
+    }
+
+    /// Counts what one sequence pulled.
+    fn note_pulled(&mut self, choices: &[Option<&Choice>]) {
+        let config = self.cache.config();
         let row_bytes = config.dtype.written_row_bytes(config.shape.head_dim) as u64;
-        let kv_heads = usize::from(config.shape.kv_heads);
         let keeps = self.info.settings.keep_pulled;
-        let pulled = self.sequences[index]
-            .pulled
-            .par_chunks_mut(kv_heads)
-            .zip(choices.par_iter().copied())
-            .enumerate();
-        let of_layer = |(layer, (before, choice)): (usize, (&mut [Vec<Position>], Option<&Choice>))| {
-            let mut traffic = LayerTraffic::default();
-            let Some(choice) = choice else { return traffic };
-            let table = cache.table(seq, layer as Layer);
-            traffic.asked_rows = choice.asked;
-            for (head, (slots, before)) in choice.slots.iter().zip(before).enumerate() {
-                let lane = table.lane(head as Head);
-                let positions: Vec<Position> = slots.iter().map(|&slot| lane.slots[slot as usize]).collect();
-                traffic.rows += positions.len() as u64;
-                traffic.reused_rows += common(before, &positions);
-                *before = positions;
-            }
-            let kept = if choice.finds_kept { traffic.reused_rows } else { 0 };
-            traffic.h2d_bytes = (traffic.rows - kept) * row_bytes;
-            traffic
-        };
-        let counted: Vec<LayerTraffic> = pulled.map(of_layer).collect();
-        for (sum, more) in self.traffic.iter_mut().zip(&counted) {
-            sum.add(more);
+        for (sum, choice) in self.traffic.iter_mut().zip(choices) {
+            let Some(&Choice { finds_kept, asked, rows, reused, .. }) = *choice else { continue };
+            let kept = if finds_kept { reused } else { 0 };
+            let h2d_bytes = (rows - kept) * row_bytes;
+            sum.add(&LayerTraffic {
+                asked_rows: asked,
+                rows,
+                reused_rows: reused,
+                h2d_bytes,
+                ..LayerTraffic::default()
+            });
             // What is kept lies there for every layer at once.
             let staged_bytes =
-                if keeps { self.staged_bytes + more.rows * row_bytes } else { sum.rows * row_bytes };
+                if keeps { self.staged_bytes + rows * row_bytes } else { sum.rows * row_bytes };
             self.staged_bytes = self.staged_bytes.max(staged_bytes);
         }
     }

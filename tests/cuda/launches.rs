@@ -6,8 +6,8 @@ use std::cell::RefCell;
 use kvista::attention::Rope;
 use kvista::device::gpu::{Array, Gpu};
 use kvista::device::launch::{
-    Append, Cell as DeviceCell, CompactRows, GatherKept, GatherRows, Heads, KeptRows, RopeRows, SelectTop,
-    Union, Weighted,
+    Append, Cell as DeviceCell, CompactRows, CountReused, GatherKept, GatherRows, Heads, KeptRows, RopeRows,
+    SelectTop, Union, Weighted,
 };
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -272,6 +272,59 @@ fn rows_that_were_pulled_before_come_from_there_and_others_from_their_pages() {
                     "lane {i}, slot {slot}"
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn what_was_chosen_before_is_counted_and_gives_way() {
+    if !is_there() {
+        return;
+    }
+    for seed in 0..CASES {
+        let mut rng = seeded(27_000 + seed);
+        let (scene, _) = scene(&mut rng);
+        let Plan { sequences, kv_heads, .. } = scene.plan;
+        let (list, lanes) = (scene.most_slots(), scene.lanes.len());
+        let stride = list + 3;
+        // Sequences of the batch are some of the run's, in an order of their own.
+        let owners: Vec<u32> = (0..sequences as u32).map(|i| 2 * (sequences as u32 - 1 - i)).collect();
+        let places = 2 * sequences * kv_heads;
+        let steps: Vec<Vec<Vec<usize>>> = [0.3, 0.6, 0.4]
+            .map(|share| scene.lanes.iter().map(|lane| some_live(&mut rng, lane, share)).collect())
+            .to_vec();
+        let got = same_bits(|schedule| {
+            let on = On::new(schedule);
+            let pulled = on.room(4 * places * stride);
+            let pulled_counts = on.words(&vec![0; places]);
+            let count = |chosen: &Vec<Vec<usize>>| {
+                let slots: Vec<Vec<u32>> =
+                    chosen.iter().map(|l| l.iter().map(|&s| s as u32).collect()).collect();
+                let counts: Vec<u32> = chosen.iter().map(|list| list.len() as u32).collect();
+                let count = CountReused {
+                    kv_heads,
+                    sequences,
+                    reused: on.room(4 * lanes),
+                    pulled,
+                    pulled_counts,
+                    pulled_stride: stride,
+                    slots: on.words(&strided(&slots, list)),
+                    slot_stride: list,
+                    counts: on.words(&counts),
+                    owners: on.words(&owners),
+                    positions: on.words(&scene.positions),
+                    lanes: on.lanes(&scene),
+                };
+                count.launch(&on.gpu).unwrap();
+                on.read_words(count.reused, lanes)
+            };
+            steps.iter().map(count).collect::<Vec<_>>()
+        });
+        let again = |before: &[usize], now: &[usize]| now.iter().filter(|slot| before.contains(slot)).count();
+        assert_eq!(got[0], vec![0; lanes]);
+        for (pair, got) in steps.windows(2).zip(&got[1..]) {
+            let want: Vec<u32> = pair[0].iter().zip(&pair[1]).map(|(a, b)| again(a, b) as u32).collect();
+            assert_eq!(*got, want);
         }
     }
 }

@@ -31,6 +31,7 @@ mod picture;
 mod prefill;
 mod queues;
 mod represented;
+mod reused;
 mod scene;
 mod select;
 mod shim;

@@ -13,6 +13,7 @@ mod kept;
 mod moves;
 mod picture;
 mod pull;
+mod reused;
 mod sums;
 
 use std::ops::Range;
@@ -22,6 +23,7 @@ use candle_core::Tensor;
 use errors::Errors;
 use kept::KeptLayer;
 use picture::Pictures;
+use reused::PulledLast;
 use sums::LayerSums;
 
 use super::pages::Home;
@@ -61,6 +63,8 @@ pub(super) struct Batch<G: Gpu> {
     pushes: Vec<(Layer, [G::Mark; 2])>,
     /// Per layer, the parts whose choices were made in this step, and whether rows of the last were at hand.
     chosen: Vec<Vec<(Range<usize>, bool)>>,
+    /// By layer.
+    pulled_last: Vec<PulledLast<G>>,
     errors: Errors<G>,
     /// By layer.
     sums: Vec<LayerSums<G>>,
@@ -78,6 +82,8 @@ struct BatchRooms<G: Gpu> {
     out: Room<G>,
     rows: Room<G>,
     choices: Room<G>,
+    /// Slots that were chosen, of the layer under way.
+    chosen: Room<G>,
     weights: Room<G>,
     staged: Room<G>,
     asked_words: Room<G>,
@@ -127,6 +133,7 @@ impl<G: Gpu> Batch<G> {
                 sums: None,
                 clocked: false,
                 measured: false,
+                counted: false,
             },
             now: None,
             rooms: BatchRooms {
@@ -139,6 +146,7 @@ impl<G: Gpu> Batch<G> {
                 out: Room::new("attention's output"),
                 rows: Room::new("probabilities"),
                 choices: Room::new("a selection"),
+                chosen: Room::new("a selection"),
                 weights: Room::new("a selection"),
                 staged: Room::new("values pulled from the host"),
                 asked_words: Room::new("block tables"),
@@ -153,6 +161,7 @@ impl<G: Gpu> Batch<G> {
             pulls: Vec::new(),
             pushes: Vec::new(),
             chosen: Vec::new(),
+            pulled_last: Vec::new(),
             errors: Errors::new(),
             sums: Vec::new(),
             pictures: Pictures::new(),

@@ -293,6 +293,62 @@ impl GatherKept {
     }
 }
 
+/// How many of the rows that were chosen had been chosen by the query before: `count_reused`.
+#[derive(Clone, Copy, Debug)]
+pub struct CountReused {
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Sequences.
+    pub sequences: usize,
+    /// `[sequence][kv_head]`: how many.
+    pub reused: Array,
+    /// `[owner][kv_head][pulled_stride]`: positions that were chosen before, and then those chosen now.
+    pub pulled: Array,
+    /// `[owner][kv_head]`: how many.
+    pub pulled_counts: Array,
+    /// From one KV head's positions to the next's.
+    pub pulled_stride: usize,
+    /// `[sequence][kv_head][slot_stride]`: the slots that were chosen.
+    pub slots: Array,
+    /// From one KV head's slots to the next's.
+    pub slot_stride: usize,
+    /// `[sequence][kv_head]`: how many.
+    pub counts: Array,
+    /// `[sequence]`: which of the owners it is.
+    pub owners: Array,
+    /// Of every slot.
+    pub positions: Array,
+    /// `[sequence][kv_head]`, eight words each.
+    pub lanes: Array,
+}
+
+impl CountReused {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// Sizes that are too large, or a device that fails.
+    pub fn launch(&self, gpu: &impl Gpu) -> Result<()> {
+        if self.sequences == 0 {
+            return Ok(());
+        }
+        let [slot_stride, pulled_stride] = words([self.slot_stride, self.pulled_stride])?;
+        let args = [
+            self.reused.into(),
+            self.pulled.into(),
+            self.pulled_counts.into(),
+            self.slots.into(),
+            self.counts.into(),
+            self.owners.into(),
+            self.positions.into(),
+            self.lanes.into(),
+            slot_stride,
+            pulled_stride,
+        ];
+        let grid = grid([self.kv_heads, self.sequences, 1])?;
+        gpu.launch(&Launch { file: "gather", kernel: "count_reused", grid, block: 256, args: &args })
+    }
+}
+
 /// Survivors moved together within their lanes, order kept: `compact_rows`.
 #[derive(Clone, Copy, Debug)]
 pub struct CompactRows {

@@ -67,6 +67,8 @@ pub struct StepRows {
     pub clocked: bool,
     /// Whether it is measured how far rows are off in their codes.
     pub measured: bool,
+    /// Whether it is counted how many of the rows that are read were read by the query before.
+    pub counted: bool,
 }
 
 /// A layer's new rows, before rotation, and how they are attended.
@@ -95,8 +97,10 @@ pub struct Choice {
     pub finds_kept: bool,
     /// Rows that the query heads asked for, before the union.
     pub asked: u64,
-    /// Per KV head the slots of the union, ascending.
-    pub slots: Vec<Vec<u32>>,
+    /// Rows of the unions.
+    pub rows: u64,
+    /// Those of them that the sequence's query before chose too.
+    pub reused: u64,
     /// Per query head the mass that was not read.
     pub dropped: Vec<f32>,
 }
@@ -154,7 +158,8 @@ pub trait Resident {
     /// do not tell of.
     fn ask(&mut self, questions: &[Question<'_>]) -> Result<Vec<Vec<Answer>>>;
 
-    /// What was chosen in the step's decode parts, `[layer][part]`; nothing for a layer that read everything.
+    /// What was chosen in the step's decode parts, `[layer][part]`, where it is counted; nothing for a layer that read
+    /// everything.
     fn choices(&mut self) -> Result<Vec<Vec<Choice>>>;
 
     /// How far the rows of the step are off in their codes, where that is measured, per layer.

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::GpuAttention;
+use super::pull::Chosen;
 use crate::attention::cells::CELLS;
 use crate::attention::gpu::heads;
 use crate::attention::observe::{PictureCells, PictureRow};
@@ -238,8 +239,8 @@ impl<G: Gpu> GpuAttention<G> {
             return Ok(None);
         }
         let choices = self.choices_of_step();
-        let (base, first) = (self.batch.rooms.choices.array(&self.gpu), drawn.parts.start);
-        let [counts, _, dropped, slots] = choices.arrays(base, usize::from(drawn.layer), first);
+        let first = drawn.parts.start;
+        let Chosen { counts, dropped, slots, .. } = self.chosen(choices, first);
         let weights = self.batch.rooms.weights.array(&self.gpu);
         let weights = weights.offset(4 * first * choices.heads * choices.list);
         rows.keep_used([weights, slots, counts], choices.list, &self.gpu)?;

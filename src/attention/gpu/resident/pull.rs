@@ -4,11 +4,12 @@ use std::cell::OnceCell;
 use std::ops::Range;
 
 use super::kept::{KeptLayer, from_part};
+use super::reused::PulledLast;
 use super::{Choice, GpuAttention, NowPart, TopRows};
 use crate::attention::gpu::decode::split;
 use crate::attention::gpu::heads;
 use crate::device::gpu::{Array, Gpu, Result};
-use crate::device::launch::{GatherKept, GatherRows, KeptRows, SelectTop, Union, Weighted};
+use crate::device::launch::{CountReused, GatherKept, GatherRows, KeptRows, SelectTop, Union, Weighted};
 use crate::event::{Layer, SeqId};
 
 /// How rows are pulled from the host.
@@ -50,7 +51,7 @@ struct Staged {
     kept: Option<(KeptRows, Option<KeptRows>)>,
 }
 
-/// The arrays of a layer's choices, each of all parts of the step.
+/// How large the choices of a step are.
 #[derive(Clone, Copy)]
 pub(super) struct Choices {
     parts: usize,
@@ -58,30 +59,34 @@ pub(super) struct Choices {
     kv_heads: usize,
     /// Most rows of a union.
     pub(super) list: usize,
+    /// Most that it will be in a longer context.
+    most: usize,
 }
 
 impl Choices {
-    /// Words of counts, of what was asked for, of what was dropped, and of slots.
+    /// Words of a layer's counts, of what was asked for, of what was dropped, and of what was reused, each of all parts.
     const fn lengths(self) -> [usize; 4] {
-        let Self { parts, heads, kv_heads, list } = self;
-        [parts * kv_heads, parts * heads, parts * heads, parts * kv_heads * list]
+        let Self { parts, heads, kv_heads, .. } = self;
+        [parts * kv_heads, parts * heads, parts * heads, parts * kv_heads]
     }
 
     fn words(self) -> usize {
         self.lengths().iter().sum()
     }
+}
 
-    /// The four arrays from a part on.
-    pub(super) fn arrays(self, base: Array, layer: usize, part: usize) -> [Array; 4] {
-        let per_part = [self.kv_heads, self.heads, self.heads, self.kv_heads * self.list];
-        let mut at = layer * self.words();
-        let mut arrays = [base; 4];
-        for ((array, length), per_part) in arrays.iter_mut().zip(self.lengths()).zip(per_part) {
-            *array = base.offset(4 * (at + part * per_part));
-            at += length;
-        }
-        arrays
-    }
+/// Where what the layer under way chose lies, from a part on.
+pub(super) struct Chosen {
+    /// `[part][kv_head]`: rows of the union.
+    pub(super) counts: Array,
+    /// `[part][head]`: rows that were asked for.
+    asked: Array,
+    /// `[part][head]`: the mass that was not.
+    pub(super) dropped: Array,
+    /// `[part][kv_head]`: rows of the union that the query before chose too.
+    reused: Array,
+    /// `[part][kv_head][list]`: the slots of the union.
+    pub(super) slots: Array,
 }
 
 impl<G: Gpu> GpuAttention<G> {
@@ -89,11 +94,31 @@ impl<G: Gpu> GpuAttention<G> {
         let step = &self.batch.step;
         let slots = step.positions.iter().max().map_or(0, |&last| last as usize + 1);
         let n = step.read.map_or(0, |read| read.n);
+        let most = self.shape.group().saturating_mul(n.saturating_add(1));
         Choices {
             parts: step.parts.last().map_or(0, |&last| last as usize + 1),
             heads: self.shape.heads(),
             kv_heads: self.shape.kv_heads(),
-            list: slots.min(self.shape.group().saturating_mul(n.saturating_add(1))),
+            list: slots.min(most),
+            most,
+        }
+    }
+
+    pub(super) fn chosen(&self, choices: Choices, part: usize) -> Chosen {
+        let (gpu, rooms) = (&self.gpu, &self.batch.rooms);
+        let mut at = usize::from(self.batch.now().layer) * choices.words();
+        let mut array = |length: usize, of_part: usize| {
+            let array = rooms.choices.array(gpu).offset(4 * (at + part * of_part));
+            at += length;
+            array
+        };
+        let [counts, asked, dropped, reused] = choices.lengths();
+        Chosen {
+            counts: array(counts, choices.kv_heads),
+            asked: array(asked, choices.heads),
+            dropped: array(dropped, choices.heads),
+            reused: array(reused, choices.kv_heads),
+            slots: rooms.chosen.array(gpu).offset(4 * part * choices.kv_heads * choices.list),
         }
     }
 
@@ -102,7 +127,8 @@ impl<G: Gpu> GpuAttention<G> {
         let read = self.batch.step.read.expect("values live on the host under a read set");
         let choices = self.choices_of_step();
         let layers = self.batch.step.layers;
-        let base = self.batch.rooms.choices.of(&self.gpu, 4 * layers * choices.words())?;
+        self.batch.rooms.choices.of(&self.gpu, 4 * layers * choices.words())?;
+        self.batch.rooms.chosen.of(&self.gpu, 4 * choices.parts * choices.kv_heads * choices.list)?;
         let row_bytes = self.pool.cell().row_bytes(self.shape.head_dim());
         let staged = self.place_staged(&parts, choices, row_bytes)?;
         self.batch.rooms.weights.of(&self.gpu, 4 * choices.parts * choices.heads * choices.list)?;
@@ -114,13 +140,13 @@ impl<G: Gpu> GpuAttention<G> {
             }
             let own = rows.offset(4 * (half.start - parts.start) * choices.heads * stride);
             self.decode_rows(half.clone(), stride, own, false)?;
-            self.choose_rows(half.clone(), stride, own, read, choices, base)?;
-            let begun = self.pull_rows(half.clone(), choices, base, &staged)?;
+            self.choose_rows(half.clone(), stride, own, read, choices)?;
+            let begun = self.pull_rows(half.clone(), choices, &staged)?;
             pulled.push((half, Pulled { begun, done: self.batch.copies.mark()? }));
         }
         for (half, pulled) in pulled {
             self.wait_for(pulled)?;
-            self.sum_chosen(half, read, choices, base, staged.rows)?;
+            self.sum_chosen(half, read, choices, staged.rows)?;
         }
         let layer = self.batch.now().layer;
         let finds = staged.kept.is_some_and(|(_, before)| before.is_some());
@@ -171,13 +197,11 @@ impl<G: Gpu> GpuAttention<G> {
         rows: Array,
         read: TopRows,
         choices: Choices,
-        base: Array,
     ) -> Result<()> {
         let heads = heads(self.shape);
         let now = self.batch.now();
-        let (layer, positions, lanes) =
-            (usize::from(now.layer), now.tables.positions, now.lanes(half.start, heads.kv_heads));
-        let [counts, asked, dropped, slots] = choices.arrays(base, layer, half.start);
+        let (positions, lanes) = (now.tables.positions, now.lanes(half.start, heads.kv_heads));
+        let Chosen { counts, asked, dropped, slots, .. } = self.chosen(choices, half.start);
         let weights = self.batch.rooms.weights.array(&self.gpu);
         let words = half.len() * heads.heads * SelectTop::words(stride);
         let top = SelectTop {
@@ -197,7 +221,38 @@ impl<G: Gpu> GpuAttention<G> {
         };
         top.launch(&self.gpu)?;
         let weights = weights.offset(4 * half.start * choices.heads * choices.list);
-        Union { of: top, slots, counts, weights, dropped, list_stride: choices.list }.launch(&self.gpu)
+        Union { of: top, slots, counts, weights, dropped, list_stride: choices.list }.launch(&self.gpu)?;
+        if self.batch.step.counted { self.count_reused(&half, choices) } else { Ok(()) }
+    }
+
+    /// Counts how much of what a half chose its queries before chose too.
+    fn count_reused(&mut self, half: &Range<usize>, choices: Choices) -> Result<()> {
+        let Chosen { counts, reused, slots, .. } = self.chosen(choices, half.start);
+        let now = self.batch.now();
+        let (layer, kv_heads) = (usize::from(now.layer), choices.kv_heads);
+        let sequences = now.parts.iter().map(|part| part.sequence as usize + 1).max().unwrap_or(0);
+        let (owners, positions) = (now.owners.offset(4 * half.start), now.tables.positions);
+        let lanes = now.lanes(half.start, kv_heads);
+        while self.batch.pulled_last.len() <= layer {
+            self.batch.pulled_last.push(PulledLast::new());
+        }
+        let sizes = [sequences, kv_heads, choices.list, choices.most];
+        let (pulled, pulled_counts, pulled_stride) = self.batch.pulled_last[layer].of(&self.gpu, sizes)?;
+        let count = CountReused {
+            kv_heads,
+            sequences: half.len(),
+            reused,
+            pulled,
+            pulled_counts,
+            pulled_stride,
+            slots,
+            slot_stride: choices.list,
+            counts,
+            owners,
+            positions,
+            lanes,
+        };
+        count.launch(&self.gpu)
     }
 
     /// Begins to pull what a half chose; when that began, where it is clocked.
@@ -205,20 +260,19 @@ impl<G: Gpu> GpuAttention<G> {
         &mut self,
         half: Range<usize>,
         choices: Choices,
-        base: Array,
         staged: &Staged,
     ) -> Result<Option<G::Mark>> {
         let chosen = self.gpu.mark()?;
         self.batch.copies.after(&chosen)?;
         let begun = self.clocked_copies()?;
         match self.batch.pull {
-            Pull::Gather => self.gather_chosen(half, choices, base, staged)?,
-            Pull::Copies => self.copy_chosen(half, choices, base, staged.rows)?,
+            Pull::Gather => self.gather_chosen(half, choices, staged)?,
+            Pull::Copies => self.copy_chosen(half, choices, staged.rows)?,
             Pull::Fastest => {
                 let mut marks = vec![self.batch.copies.mark()?];
-                self.gather_chosen(half.clone(), choices, base, staged)?;
+                self.gather_chosen(half.clone(), choices, staged)?;
                 marks.push(self.batch.copies.mark()?);
-                self.copy_chosen(half, choices, base, staged.rows)?;
+                self.copy_chosen(half, choices, staged.rows)?;
                 marks.push(self.batch.copies.mark()?);
                 let ns = |i: usize| self.batch.copies.elapsed_ns(&marks[i], &marks[i + 1]);
                 self.batch.pull = if ns(0)? <= ns(1)? { Pull::Gather } else { Pull::Copies };
@@ -227,15 +281,9 @@ impl<G: Gpu> GpuAttention<G> {
         Ok(begun)
     }
 
-    fn gather_chosen(
-        &self,
-        half: Range<usize>,
-        choices: Choices,
-        base: Array,
-        staged: &Staged,
-    ) -> Result<()> {
+    fn gather_chosen(&self, half: Range<usize>, choices: Choices, staged: &Staged) -> Result<()> {
         let now = self.batch.now();
-        let [counts, _, _, slots] = choices.arrays(base, usize::from(now.layer), half.start);
+        let Chosen { counts, slots, .. } = self.chosen(choices, half.start);
         let row_bytes = now.tables.cell.row_bytes(self.shape.head_dim());
         let first = half.start * choices.kv_heads * choices.list * row_bytes;
         let gather = GatherRows {
@@ -260,9 +308,9 @@ impl<G: Gpu> GpuAttention<G> {
         kept.launch(&self.batch.copies)
     }
 
-    fn copy_chosen(&self, half: Range<usize>, choices: Choices, base: Array, staged: Array) -> Result<()> {
+    fn copy_chosen(&self, half: Range<usize>, choices: Choices, staged: Array) -> Result<()> {
         let (now, copies) = (self.batch.now(), &self.batch.copies);
-        let [counts, _, _, slots] = choices.arrays(base, usize::from(now.layer), half.start);
+        let Chosen { counts, slots, .. } = self.chosen(choices, half.start);
         let mut of_counts = vec![0u32; half.len() * choices.kv_heads];
         copies.download(counts, bytemuck::cast_slice_mut(&mut of_counts))?;
         let mut of_slots = vec![0u32; half.len() * choices.kv_heads * choices.list];
@@ -288,12 +336,11 @@ impl<G: Gpu> GpuAttention<G> {
         half: Range<usize>,
         read: TopRows,
         choices: Choices,
-        base: Array,
         staged: Array,
     ) -> Result<()> {
         let heads = heads(self.shape);
         let now = self.batch.now();
-        let [counts, _, dropped, _] = choices.arrays(base, usize::from(now.layer), half.start);
+        let Chosen { counts, dropped, .. } = self.chosen(choices, half.start);
         let row_bytes = now.tables.cell.row_bytes(heads.head_dim);
         let (gpu, rooms) = (&self.gpu, &self.batch.rooms);
         let first = half.start * choices.kv_heads * choices.list;
@@ -348,23 +395,19 @@ impl<G: Gpu> GpuAttention<G> {
             if chosen.is_empty() {
                 return Vec::new();
             }
-            let [counts, asked, dropped, slots] = split(words, choices.lengths());
+            let [counts, asked, dropped, reused] = split(words, choices.lengths());
             (0..choices.parts)
                 .map(|part| {
                     let Some((_, finds)) = chosen.iter().find(|(parts, _)| parts.contains(&part)) else {
                         return Choice::default();
                     };
                     let own = |words: &'_ [u32], n: usize| words[part * n..][..n].to_vec();
-                    let counts = own(counts, choices.kv_heads);
-                    let lists = slots[part * choices.kv_heads * choices.list..].chunks(choices.list.max(1));
+                    let sum = |words: &'_ [u32], n: usize| own(words, n).into_iter().map(u64::from).sum();
                     Choice {
                         finds_kept: *finds,
-                        asked: own(asked, choices.heads).into_iter().map(u64::from).sum(),
-                        slots: counts
-                            .iter()
-                            .zip(lists)
-                            .map(|(&n, list)| list[..n as usize].to_vec())
-                            .collect(),
+                        asked: sum(asked, choices.heads),
+                        rows: sum(counts, choices.kv_heads),
+                        reused: sum(reused, choices.kv_heads),
                         dropped: own(dropped, choices.heads).into_iter().map(f32::from_bits).collect(),
                     }
                 })
@@ -377,7 +420,7 @@ impl<G: Gpu> GpuAttention<G> {
     pub(super) fn fetch_part(&mut self, part: usize) -> Result<()> {
         let heads = self.shape.heads();
         let now = self.batch.now();
-        let (first, stride, layer) = (now.decoded.0.start, now.decoded.1, usize::from(now.layer));
+        let (first, stride) = (now.decoded.0.start, now.decoded.1);
         let reads = now.values_on_host;
         self.scored.slots.clone_from(&now.parts[part].slots);
         let rows = self.batch.rooms.rows.array(&self.gpu).offset(4 * (part - first) * heads * stride);
@@ -387,8 +430,7 @@ impl<G: Gpu> GpuAttention<G> {
         }
         let choices = self.choices_of_step();
         let list = choices.list;
-        let [counts, asked, dropped, slots] =
-            choices.arrays(self.batch.rooms.choices.array(&self.gpu), layer, part);
+        let Chosen { counts, asked, dropped, slots, .. } = self.chosen(choices, part);
         let weights = self.batch.rooms.weights.array(&self.gpu).offset(4 * part * heads * list);
         let fetch = |(array, n): (Array, usize)| -> Result<Vec<u32>> {
             let mut words = vec![0; n];
