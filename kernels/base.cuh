@@ -20,6 +20,8 @@
 #define KV_EXPORT(name)
 // Says what an address must be a multiple of; checked where the kernels run on the host.
 #define KV_ALIGNED(address, bytes)
+// Keeps an address in a register, where the compiler would work it out again at each use.
+#define KV_KEEP(address) asm("" : "+l"(address))
 #endif
 
 #define KV_DEVICE __device__ __forceinline__
@@ -34,8 +36,9 @@ constexpr unsigned NO_ROW = 0xffffffffu;
 constexpr int SPLIT = 256;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-// One (sequence, KV head): eight words in the array `lanes`, `[sequence][kv_head]`. While a layer's heads are one gang,
-// its lanes share table and positions and `add` is the KV head; after they part each has its own and `add` is 0.
+// One (sequence, KV head): eight words in the array `lanes`, `[sequence][kv_head]`, which begins at 16 bytes. While a
+// layer's heads are one gang, its lanes share table and positions and `add` is the KV head; after they part each has its own
+// and `add` is 0.
 struct Lane {
   unsigned table;      // its first entry in `blocks`
   unsigned positions;  // its first entry in `positions`
@@ -49,6 +52,7 @@ struct Lane {
 
 KV_DEVICE Lane lane_at(const unsigned* lanes, int index) {
   const uint4* words = reinterpret_cast<const uint4*>(lanes) + 2 * static_cast<size_t>(index);
+  KV_ALIGNED(words, 16);
   const uint4 a = words[0], b = words[1];
   return Lane{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 }

@@ -20,6 +20,19 @@ enum class Keys { Plain, RowAffine, PageAffine };
 // A whole number below 2^23 as f32: its bits over those of 2^23, which is then taken off. Full rate, where the conversion
 // instruction has a quarter of it.
 KV_DEVICE float whole(unsigned n) { return __uint_as_float(0x4b000000u | n) - 8388608.0f; }
+// The same of a byte of a word, which is put there by one instruction.
+KV_DEVICE float whole_byte(unsigned word, int i) {
+  return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u + i)) - 8388608.0f;
+}
+
+// The same place in every row: what their addresses have in common is worked out once and stays in a register, and the
+// address of a row is one instruction then.
+struct Column {
+  const byte* first;
+  unsigned row_bytes;
+  KV_DEVICE Column(const byte* at, size_t bytes) : first(at), row_bytes(static_cast<unsigned>(bytes)) { KV_KEEP(first); }
+  KV_DEVICE const byte* at(unsigned row) const { return first + static_cast<size_t>(row) * row_bytes; }
+};
 
 struct F32 {
   struct Raw {
@@ -27,6 +40,7 @@ struct F32 {
   };
   static constexpr Keys keys = Keys::Plain;
   static constexpr int registers = 8;
+  static constexpr int chunk_bytes = 32;
   KV_DEVICE static Raw none() { return Raw{make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)}; }
   KV_DEVICE static size_t row_bytes(int head_dim) { return 4 * static_cast<size_t>(head_dim); }
   KV_DEVICE static Raw load(const byte* row, int chunk, int) {
@@ -39,7 +53,11 @@ struct F32 {
   }
   using Value = Raw;
   KV_DEVICE static Value no_value() { return none(); }
-  KV_DEVICE static Value load_value(const byte* row, int chunk, int head_dim) { return load(row, chunk, head_dim); }
+  using Values = Column;
+  KV_DEVICE static Values values(const byte* slab, int chunk, int head_dim) {
+    return Values{slab + chunk_bytes * chunk, row_bytes(head_dim)};
+  }
+  KV_DEVICE static Value load_value(const Values& values, unsigned row) { return load(values.at(row), 0, 0); }
   KV_DEVICE static void widen_value(const Value& raw, float (&out)[CHUNK]) { widen(raw, out); }
 };
 
@@ -49,6 +67,7 @@ struct F16 {
   };
   static constexpr Keys keys = Keys::Plain;
   static constexpr int registers = 4;
+  static constexpr int chunk_bytes = 16;
   KV_DEVICE static Raw none() { return Raw{make_uint4(0, 0, 0, 0)}; }
   KV_DEVICE static size_t row_bytes(int head_dim) { return 2 * static_cast<size_t>(head_dim); }
   KV_DEVICE static Raw load(const byte* row, int chunk, int) { return Raw{load16(row + 16 * chunk)}; }
@@ -62,7 +81,11 @@ struct F16 {
   }
   using Value = Raw;
   KV_DEVICE static Value no_value() { return none(); }
-  KV_DEVICE static Value load_value(const byte* row, int chunk, int head_dim) { return load(row, chunk, head_dim); }
+  using Values = Column;
+  KV_DEVICE static Values values(const byte* slab, int chunk, int head_dim) {
+    return Values{slab + chunk_bytes * chunk, row_bytes(head_dim)};
+  }
+  KV_DEVICE static Value load_value(const Values& values, unsigned row) { return load(values.at(row), 0, 0); }
   KV_DEVICE static void widen_value(const Value& raw, float (&out)[CHUNK]) { widen(raw, out); }
 };
 
@@ -79,16 +102,9 @@ struct BF16 : F16 {
   KV_DEVICE static void widen_value(const Value& raw, float (&out)[CHUNK]) { widen(raw, out); }
 };
 
-// Codes of a chunk, and for values their scale and zero.
-template <class Codes>
-struct Coded {
-  Codes codes;
-  unsigned scale, zero;  // bits of f16
-};
-
 template <class Cell, class Value>
 KV_DEVICE void widen_affine(const Value& value, float (&out)[CHUNK]) {
-  const float scale = half_bits(value.scale), zero = half_bits(value.zero);
+  const float scale = half_bits(value.scale()), zero = half_bits(value.zero());
   Cell::widen(value.codes, out);
 #pragma unroll
   for (int i = 0; i < CHUNK; ++i) out[i] = fmaf(out[i], scale, zero);
@@ -98,6 +114,7 @@ struct Int8 {
   using Raw = uint2;
   static constexpr Keys keys = Keys::RowAffine;
   static constexpr int registers = 2;
+  static constexpr int chunk_bytes = 8;
   static constexpr int bits = 8;
   KV_DEVICE static Raw none() { return make_uint2(0, 0); }
   KV_DEVICE static size_t row_bytes(int head_dim) { return static_cast<size_t>(head_dim) + 4; }
@@ -108,15 +125,26 @@ struct Int8 {
   KV_DEVICE static void widen(const Raw& raw, float (&out)[CHUNK]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      out[i] = whole(raw.x >> 8 * i & 255u);
-      out[4 + i] = whole(raw.y >> 8 * i & 255u);
+      out[i] = whole_byte(raw.x, i);
+      out[4 + i] = whole_byte(raw.y, i);
     }
   }
-  using Value = Coded<Raw>;
-  KV_DEVICE static Value no_value() { return Value{none(), 0, 0}; }
-  KV_DEVICE static Value load_value(const byte* row, int chunk, int head_dim) {
-    const unsigned affine = load4(row + head_dim);
-    return Value{load(row, chunk, head_dim), affine & 0xffffu, affine >> 16};
+  // A chunk's codes, and the row's scale and zero as they lie: bits of f16.
+  struct Value {
+    Raw codes;
+    unsigned affine;
+    KV_DEVICE unsigned scale() const { return affine & 0xffffu; }
+    KV_DEVICE unsigned zero() const { return affine >> 16; }
+  };
+  KV_DEVICE static Value no_value() { return Value{none(), 0}; }
+  struct Values {
+    Column codes, affine;
+  };
+  KV_DEVICE static Values values(const byte* slab, int chunk, int head_dim) {
+    return Values{{slab + chunk_bytes * chunk, row_bytes(head_dim)}, {slab + head_dim, row_bytes(head_dim)}};
+  }
+  KV_DEVICE static Value load_value(const Values& values, unsigned row) {
+    return Value{load(values.codes.at(row), 0, 0), load4(values.affine.at(row))};
   }
   KV_DEVICE static void widen_value(const Value& value, float (&out)[CHUNK]) { widen_affine<Int8>(value, out); }
 };
@@ -126,6 +154,7 @@ struct Kivi {
   using Raw = unsigned;
   static constexpr Keys keys = Keys::PageAffine;
   static constexpr int registers = 1;
+  static constexpr int chunk_bytes = BITS;
   static constexpr int bits = BITS;
   KV_DEVICE static Raw none() { return 0; }
   KV_DEVICE static int code_bytes(int head_dim) { return head_dim * BITS / 8; }
@@ -140,21 +169,37 @@ struct Kivi {
 #pragma unroll
     for (int i = 0; i < CHUNK; ++i) out[i] = whole(raw >> BITS * i & ((1u << BITS) - 1));
   }
+  // Where the codes of a page of keys begin, row by row.
+  KV_DEVICE static const byte* page_codes(const byte* slab, unsigned page, int head_dim) {
+    return slab + static_cast<size_t>(page) * KIVI_PAGE * row_bytes(head_dim);
+  }
   // Where a key's codes begin in its page.
   KV_DEVICE static const byte* key_codes(const byte* slab, unsigned row, int head_dim) {
-    const byte* page = slab + static_cast<size_t>(row / KIVI_PAGE) * KIVI_PAGE * row_bytes(head_dim);
-    return page + row % KIVI_PAGE * code_bytes(head_dim);
+    return page_codes(slab, row / KIVI_PAGE, head_dim) + row % KIVI_PAGE * code_bytes(head_dim);
   }
   // Where a page's scales begin; the zeros are `2 * head_dim` bytes behind.
   KV_DEVICE static const byte* key_scales(const byte* slab, unsigned page, int head_dim) {
-    const byte* start = slab + static_cast<size_t>(page) * KIVI_PAGE * row_bytes(head_dim);
-    return start + KIVI_PAGE * code_bytes(head_dim);
+    return page_codes(slab, page, head_dim) + KIVI_PAGE * code_bytes(head_dim);
   }
-  using Value = Coded<Raw>;
+  // A chunk's codes, and scale and zero of the channels that it is among: bits of f16.
+  struct Value {
+    Raw codes;
+    unsigned of_scale, of_zero;
+    KV_DEVICE unsigned scale() const { return of_scale; }
+    KV_DEVICE unsigned zero() const { return of_zero; }
+  };
   KV_DEVICE static Value no_value() { return Value{0, 0, 0}; }
-  KV_DEVICE static Value load_value(const byte* row, int chunk, int head_dim) {
-    const byte* scale = row + code_bytes(head_dim) + chunk * CHUNK / KIVI_CHANNELS * 2;
-    return Value{load(row, chunk, head_dim), load2(scale), load2(scale + head_dim / KIVI_CHANNELS * 2)};
+  struct Values {
+    Column rows;
+    int codes, scale, zero;  // bytes into a row
+  };
+  KV_DEVICE static Values values(const byte* slab, int chunk, int head_dim) {
+    const int scale = code_bytes(head_dim) + chunk * CHUNK / KIVI_CHANNELS * 2;
+    return Values{{slab, row_bytes(head_dim)}, chunk_bytes * chunk, scale, scale + head_dim / KIVI_CHANNELS * 2};
+  }
+  KV_DEVICE static Value load_value(const Values& values, unsigned row) {
+    const byte* at = values.rows.at(row);
+    return Value{load(at + values.codes, 0, 0), load2(at + values.scale), load2(at + values.zero)};
   }
   KV_DEVICE static void widen_value(const Value& value, float (&out)[CHUNK]) { widen_affine<Kivi>(value, out); }
 };

@@ -34,6 +34,7 @@ extern "C" __global__ void __launch_bounds__(COMBINE_THREADS)
   const int own_splits = splits_of(lane);
   const size_t row = static_cast<size_t>(sequence) * heads + head;
   const float2* ranges = reinterpret_cast<const float2*>(max_sum) + row * splits;
+  KV_ALIGNED(ranges, 8);
 
   float max = minus_infinity();
   for (int i = tid; i < own_splits; i += COMBINE_THREADS) max = fmaxf(max, ranges[i].x);
@@ -55,6 +56,7 @@ extern "C" __global__ void __launch_bounds__(COMBINE_THREADS)
   for (int i = warp; i < own_splits; i += COMBINE_WARPS) {
     const float weight = range_weight(ranges[i].x, max, sum);
     const float4* from = reinterpret_cast<const float4*>(partial + (row * splits + i) * head_dim);
+    KV_ALIGNED(from, 16);
 #pragma unroll
     for (int j = 0; j < QUADS; ++j) {
       const int quad = j * 32 + in_warp;
@@ -79,6 +81,7 @@ extern "C" __global__ void __launch_bounds__(COMBINE_THREADS)
       all.z += x.z;
       all.w += x.w;
     }
+    KV_ALIGNED(out + row * head_dim, 16);
     reinterpret_cast<float4*>(out + row * head_dim)[tid] = all;
   }
 }

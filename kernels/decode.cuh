@@ -31,22 +31,24 @@ struct Geometry {
   static_assert(TPR >= G && TPR <= 32, "a row's threads share its heads out");
 };
 
-// Sums of G values over the TPR threads of a row. Each exchange halves the values that a thread still holds, so the last
-// threads hold one head each: `head` says which. Fewer shuffles than G separate sums.
+// Which of G heads a thread's first sum is of, and what it is left with in the end; its sum `g` is of head `first_head ^ g`.
 template <int G, int TPR>
-KV_DEVICE float sum_heads(float (&s)[G], int lane) {
+KV_DEVICE int first_head(int part) {
+  return part / (TPR / G);
+}
+
+// Sums of G values over the TPR threads of a row. Each exchange halves the values that a thread still holds, so the last
+// threads hold one head each: fewer shuffles than G separate sums. What a thread gives away is always the upper half of
+// what it holds, since the order of its heads is its own (`first_head`): nothing has to be selected.
+template <int G, int TPR>
+KV_DEVICE float sum_heads(float (&s)[G]) {
   int n = G;
 #pragma unroll
   for (int mask = TPR / 2; mask > 0; mask /= 2) {
     if (n > 1) {
       n /= 2;
-      const bool upper = lane & mask;
 #pragma unroll
-      for (int i = 0; i < n; ++i) {
-        const float own = upper ? s[i + n] : s[i];
-        const float other = upper ? s[i] : s[i + n];
-        s[i] = own + __shfl_xor_sync(ALL_LANES, other, mask);
-      }
+      for (int i = 0; i < n; ++i) s[i] += __shfl_xor_sync(ALL_LANES, s[i + n], mask);
     } else {
       s[0] += __shfl_xor_sync(ALL_LANES, s[0], mask);
     }
@@ -92,7 +94,7 @@ KV_DEVICE void score_page(float* weights, const unsigned* rows, const float* que
                           unsigned page_id, int head_dim, int first) {
   using Geo = Geometry<Cell, D, G>;
   const int lane = threadIdx.x % 32, part = lane % Geo::TPR, own = lane / Geo::TPR;
-  const int chunks = head_dim / CHUNK;
+  const int chunks = head_dim / CHUNK, head = first_head<G, Geo::TPR>(part);
   float query[G][Geo::EPL];
   float bias[G];
 #pragma unroll
@@ -116,7 +118,7 @@ KV_DEVICE void score_page(float* weights, const unsigned* rows, const float* que
     for (int g = 0; g < G; ++g) {
 #pragma unroll
       for (int i = 0; i < CHUNK; ++i) {
-        float q = queries[g * D + chunk * CHUNK + i];
+        float q = queries[(head ^ g) * D + chunk * CHUNK + i];
         if constexpr (Cell::keys == Keys::PageAffine) {
           bias[g] = fmaf(q, zeros[i], bias[g]);
           q *= scales[i];
@@ -127,29 +129,30 @@ KV_DEVICE void score_page(float* weights, const unsigned* rows, const float* que
       }
     }
   }
+  // A thread's first chunk of each row, counted within the page where rows lie in pages.
+  const byte* first_key = slab;
+  size_t key_bytes = Cell::row_bytes(head_dim);
+  if constexpr (Cell::keys == Keys::PageAffine) {
+    first_key = Cell::page_codes(slab, page_id, head_dim);
+    key_bytes = Cell::code_bytes(head_dim);
+  }
+  const Column keys{first_key + part * Cell::chunk_bytes, key_bytes}, affines{slab + head_dim, key_bytes};
   for (int at = 0; at < KIVI_PAGE; at += Geo::ROWS * Geo::UNROLL) {
     typename Cell::Raw raw[Geo::UNROLL][Geo::CHUNKS];
     unsigned affine[Geo::UNROLL];
 #pragma unroll
     for (int u = 0; u < Geo::UNROLL; ++u) {
-      const unsigned row = rows[first + at + u * Geo::ROWS + own];
-      const byte* from = nullptr;
-      if (row != NO_ROW) {
-        if constexpr (Cell::keys == Keys::PageAffine) {
-          from = Cell::key_codes(slab, row, head_dim);
-        } else {
-          from = slab + row * Cell::row_bytes(head_dim);
-        }
-      }
+      const int in_page = at + u * Geo::ROWS + own;
+      const unsigned row = rows[first + in_page];
+      const byte* from = keys.at(Cell::keys == Keys::PageAffine ? static_cast<unsigned>(in_page) : row);
       affine[u] = 0;
       if constexpr (Cell::keys == Keys::RowAffine) {
-        if (row != NO_ROW) affine[u] = load4(from + head_dim);
+        if (row != NO_ROW) affine[u] = load4(affines.at(row));
       }
 #pragma unroll
       for (int c = 0; c < Geo::CHUNKS; ++c) {
-        const int chunk = c * Geo::TPR + part;
         raw[u][c] = Cell::none();
-        if (row != NO_ROW && chunk < chunks) raw[u][c] = Cell::load(from, chunk, head_dim);
+        if (row != NO_ROW && c * Geo::TPR + part < chunks) raw[u][c] = Cell::load(from, c * Geo::TPR, head_dim);
       }
     }
 #pragma unroll
@@ -168,11 +171,11 @@ KV_DEVICE void score_page(float* weights, const unsigned* rows, const float* que
 #pragma unroll
         for (int g = 0; g < G; ++g) sum[g] = fmaf(scale, sum[g], zero * bias[g]);
       }
-      const float score = sum_heads<G, Geo::TPR>(sum, part);
+      const float score = sum_heads<G, Geo::TPR>(sum);
       // The upper bits of `part` chose the head, the others hold the same sum.
       if (part % (Geo::TPR / G) == 0) {
         const int slot = first + at + u * Geo::ROWS + own;
-        weights[slot * G + part / (Geo::TPR / G)] = rows[slot] == NO_ROW ? minus_infinity() : score;
+        weights[slot * G + head] = rows[slot] == NO_ROW ? minus_infinity() : score;
       }
     }
   }
@@ -285,14 +288,21 @@ KV_DEVICE void decode_split(const DecodeArgs& a) {
     to[1] = sum;
   }
   if (a.block_sums != nullptr) {
-    const int size = a.block_size, own = (count + size - 1) / size;
-    for (int i = tid; i < heads * own; i += DECODE_THREADS) {
-      const int head = i / own, block = i % own;
+    // Some threads share a block of the table, so that no warp is long behind the others, which go on to V.
+    constexpr int MOST = G == 1 ? 16 : 4;
+    const int size = a.block_size, share = min(size, MOST), own = (count + size - 1) / size, all = heads * own * share;
+    for (int first = 0; first < all; first += DECODE_THREADS) {
+      const int i = first + tid, part = i % share, block = i / share % own, head = i / share / own;
       float of_block = 0.0f;
-      for (int slot = block * size; slot < min((block + 1) * size, count); ++slot) {
-        of_block += weights[slot * G + head];
+      if (i < all) {
+        for (int slot = block * size + part; slot < min((block + 1) * size, count); slot += share) {
+          of_block += weights[slot * G + head];
+        }
       }
-      a.block_sums[(first_head + head) * a.block_stride + base / size + block] = of_block;
+      for (int mask = share / 2; mask > 0; mask /= 2) of_block += __shfl_xor_sync(ALL_LANES, of_block, mask);
+      if (i < all && part == 0) {
+        a.block_sums[(first_head + head) * a.block_stride + base / size + block] = of_block;
+      }
     }
   }
   if (a.v == nullptr) return;

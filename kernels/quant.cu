@@ -32,6 +32,7 @@ KV_DEVICE void quantise_page(byte* coded, const byte* exact, const unsigned* blo
   for (int t = 0; t < KIVI_PAGE; ++t) live |= static_cast<unsigned>(is_live(positions, lane, first_slot + t)) << t;
   const size_t exact_row = static_cast<size_t>(blocks[lane.exact + page] + lane.add) * KIVI_PAGE;
   const float4* from = reinterpret_cast<const float4*>(exact + exact_row * F32::row_bytes(head_dim)) + threadIdx.x;
+  KV_ALIGNED(from, 16);
   const int row_quads = head_dim / KEY_CHANNELS;
   Extent extents[KEY_CHANNELS];
 #pragma unroll

@@ -13,13 +13,13 @@ KV_DEVICE void decode_codes(float (&x)[CHUNK], const float (&scale)[CHUNK], cons
 // Eight channels of a row with a scale and a zero: a value, or a key of Int8.
 template <class C>
 KV_DEVICE void value_chunk(const byte* slab, unsigned row, int chunk, int head_dim, float (&out)[CHUNK]) {
-  const typename C::Value value = C::load_value(slab + row * C::row_bytes(head_dim), chunk, head_dim);
+  const typename C::Value value = C::load_value(C::values(slab, chunk, head_dim), row);
   if constexpr (C::keys == Keys::Plain) {
     C::widen_value(value, out);
   } else {
     C::widen(value.codes, out);
 #pragma unroll
-    for (int i = 0; i < CHUNK; ++i) out[i] = value_of(out[i], half_bits(value.scale), half_bits(value.zero));
+    for (int i = 0; i < CHUNK; ++i) out[i] = value_of(out[i], half_bits(value.scale()), half_bits(value.zero()));
   }
 }
 

@@ -82,28 +82,50 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
   const size_t first_head = of_lane * group;
   const Lane lane = lane_at(lanes, static_cast<int>(of_lane));
   unsigned listed = 0;
-  for (unsigned base = 0; base < lane.slots; base += SELECT_THREADS) {
-    const unsigned slot = base + threadIdx.x, word = slot / 32, bit = 1u << slot % 32;
-    unsigned any = 0;
-    for (int g = 0; g < group; ++g) any |= marks[(first_head + g) * word_stride + word];
-    const bool takes = any & bit;
-    const Rank rank = rank_in_block(takes, shared);
-    if (takes) {
-      const unsigned at = listed + rank.before;
-      slots[of_lane * list_stride + at] = slot;
-      for (int g = 0; g < group; ++g) {
-        const bool asked = marks[(first_head + g) * word_stride + word] & bit;
-        weights[(first_head + g) * list_stride + at] = asked ? rows[(first_head + g) * row_stride + slot] : 0.0f;
-      }
+  for (unsigned first = 0; first < lane.slots; first += SELECT_THREADS * AHEAD) {
+    unsigned any[AHEAD];
+#pragma unroll
+    for (unsigned j = 0; j < AHEAD; ++j) {
+      const unsigned base = first + j * SELECT_THREADS;
+      any[j] = 0;
+      if (base >= lane.slots) continue;
+      for (int g = 0; g < group; ++g) any[j] |= marks[(first_head + g) * word_stride + (base + threadIdx.x) / 32];
     }
-    listed += rank.all;
+#pragma unroll
+    for (unsigned j = 0; j < AHEAD; ++j) {
+      const unsigned base = first + j * SELECT_THREADS;
+      if (base >= lane.slots) break;
+      const unsigned slot = base + threadIdx.x, word = slot / 32, bit = 1u << slot % 32;
+      const bool takes = any[j] & bit;
+      const Rank rank = rank_in_block(takes, shared);
+      if (takes) {
+        const unsigned at = listed + rank.before;
+        slots[of_lane * list_stride + at] = slot;
+        for (int g = 0; g < group; ++g) {
+          const bool asked = marks[(first_head + g) * word_stride + word] & bit;
+          weights[(first_head + g) * list_stride + at] = asked ? rows[(first_head + g) * row_stride + slot] : 0.0f;
+        }
+      }
+      listed += rank.all;
+    }
   }
   if (threadIdx.x == 0) counts[of_lane] = listed;
   for (int g = 0; g < group; ++g) {
+    const float* row = rows + (first_head + g) * row_stride;
+    const unsigned* own = marks + (first_head + g) * word_stride;
     float outside = 0.0f;
-    for (unsigned slot = threadIdx.x; slot < lane.slots; slot += SELECT_THREADS) {
-      const bool asked = marks[(first_head + g) * word_stride + slot / 32] >> slot % 32 & 1u;
-      if (!asked) outside += rows[(first_head + g) * row_stride + slot];
+    for (unsigned first = threadIdx.x; first < lane.slots; first += SELECT_THREADS * AHEAD) {
+      float left[AHEAD];
+#pragma unroll
+      for (unsigned j = 0; j < AHEAD; ++j) {
+        const unsigned slot = first + j * SELECT_THREADS;
+        const bool there = slot < lane.slots;
+        const float p = there ? row[slot] : 0.0f;
+        const unsigned word = there ? own[slot / 32] : 0;
+        left[j] = word >> slot % 32 & 1u ? 0.0f : p;
+      }
+#pragma unroll
+      for (unsigned j = 0; j < AHEAD; ++j) outside += left[j];
     }
     outside = block_reduce<SELECT_WARPS>(outside, sums, Sum{});
     // Rounding may carry it a little over 1; a row without numbers drops everything.
@@ -112,7 +134,8 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
 }
 KV_EXPORT(select_union)
 
-extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
+// Two blocks at once: for more of them the compiler would spill.
+extern "C" __global__ void __launch_bounds__(SELECT_THREADS, 2)
     select_keep(unsigned* marks, unsigned* victims, float* lost, unsigned* counts, float* cutoffs, const float* scores,
                 const unsigned* positions, const unsigned* lanes, int kv_heads, int score_stride, int word_stride,
                 int list_stride, unsigned budget, unsigned sinks, unsigned recent) {

@@ -9,6 +9,9 @@
 constexpr int SELECT_THREADS = 512;
 constexpr int SELECT_WARPS = SELECT_THREADS / 32;
 
+// Slots that a thread reads at once, so that it waits for memory once for all of them: one block has a whole row.
+constexpr unsigned AHEAD = 8;
+
 // What the passes share.
 struct SelectShared {
   unsigned* histogram;  // 256
@@ -34,6 +37,26 @@ struct One {
   KV_DEVICE unsigned operator()(unsigned) const { return 1; }
 };
 
+// A thread's slots of N tiles: with what each competes, and bits of those that do.
+template <unsigned N>
+struct Read {
+  unsigned keys[N], competes;
+};
+
+template <unsigned N, class Item>
+KV_DEVICE Read<N> read_ahead(const Item& item, unsigned first, unsigned slots) {
+  Read<N> read;
+  read.competes = 0;
+#pragma unroll
+  for (unsigned j = 0; j < N; ++j) {
+    const unsigned slot = first + j * SELECT_THREADS + threadIdx.x;
+    // The last slot in place of one behind it: what is read depends on nothing, and all of it is under way at once.
+    const bool competes = item(min(slot, slots - 1), read.keys[j]);
+    read.competes |= static_cast<unsigned>(competes && slot < slots) << j;
+  }
+  return read;
+}
+
 // `item(slot, key)` says whether a slot competes and with what, `weigh(slot)` how much it is. All threads of the block take
 // part.
 template <class Item, class Weigh>
@@ -44,25 +67,28 @@ KV_DEVICE Reach reach_of(const Item& item, const Weigh& weigh, unsigned slots, u
   for (int shift = 24; shift >= 0; shift -= 8) {
     for (int i = tid; i < 256; i += SELECT_THREADS) shared.histogram[i] = 0;
     __syncthreads();
-    for (unsigned base = 0; base < slots; base += SELECT_THREADS) {
-      const unsigned slot = base + tid;
-      unsigned key = 0;
-      const bool counts = slot < slots && item(slot, key) && (shift == 24 || key >> (shift + 8) == prefix);
-      const unsigned digit = key >> shift & 255u;
-      // Probabilities share their upper bytes: what agrees with the first of a warp is added at once.
-      const unsigned active = __ballot_sync(ALL_LANES, counts);
-      if (active == 0) continue;
-      const int first = __ffs(active) - 1;
-      const unsigned common = __shfl_sync(ALL_LANES, digit, first);
-      const bool agrees = counts && digit == common;
-      unsigned weight = counts ? weigh(slot) : 0, same;
-      if constexpr (Weigh::counted) {
-        same = static_cast<unsigned>(__popc(__ballot_sync(ALL_LANES, agrees)));
-      } else {
-        same = warp_sum(agrees ? weight : 0u);
+    for (unsigned start = 0; start < slots; start += SELECT_THREADS * AHEAD) {
+      const Read<AHEAD> read = read_ahead<AHEAD>(item, start, slots);
+#pragma unroll
+      for (unsigned j = 0; j < AHEAD; ++j) {
+        const unsigned key = read.keys[j];
+        const bool counts = read.competes >> j & 1u && (shift == 24 || key >> (shift + 8) == prefix);
+        const unsigned digit = key >> shift & 255u;
+        // Probabilities share their upper bytes: what agrees with the first of a warp is added at once.
+        const unsigned active = __ballot_sync(ALL_LANES, counts);
+        if (active == 0) continue;
+        const int first = __ffs(active) - 1;
+        const unsigned common = __shfl_sync(ALL_LANES, digit, first);
+        const bool agrees = counts && digit == common;
+        unsigned weight = counts ? weigh(start + j * SELECT_THREADS + tid) : 0, same;
+        if constexpr (Weigh::counted) {
+          same = static_cast<unsigned>(__popc(__ballot_sync(ALL_LANES, agrees)));
+        } else {
+          same = warp_sum(agrees ? weight : 0u);
+        }
+        if (lane == first) atomicAdd(&shared.histogram[common], same);
+        if (counts && !agrees) atomicAdd(&shared.histogram[digit], weight);
       }
-      if (lane == first) atomicAdd(&shared.histogram[common], same);
-      if (counts && !agrees) atomicAdd(&shared.histogram[digit], weight);
     }
     __syncthreads();
     if (tid < 32) {
@@ -161,17 +187,22 @@ KV_DEVICE Rank scan_in_block(unsigned x, const SelectShared& shared, Pair pair) 
 // last one, never chosen. Of equal keys the earlier slots have the places, or the later ones.
 template <bool LATER, class Item, class Emit>
 KV_DEVICE void each_chosen(const Item& item, const Cut& cut, unsigned slots, const SelectShared& shared, Emit emit) {
+  // What is emitted takes registers too.
+  constexpr unsigned TILES = AHEAD / 2;
   unsigned equals = 0;
-  for (unsigned base = 0; base < slots; base += SELECT_THREADS) {
-    const unsigned slot = base + threadIdx.x;
-    unsigned key = 0;
-    const bool competes = slot < slots && item(slot, key);
-    const bool equal = competes && key == cut.key;
-    const Rank rank = rank_in_block(equal, shared);
-    const unsigned place = equals + rank.before;
-    const bool has_place = cut.equal == 0 || (LATER ? place >= cut.equal - cut.ties : place < cut.ties);
-    emit(slot, competes && (key > cut.key || (equal && cut.ties > 0 && has_place)));
-    equals += rank.all;
+  for (unsigned start = 0; start < slots; start += SELECT_THREADS * TILES) {
+    const Read<TILES> read = read_ahead<TILES>(item, start, slots);
+#pragma unroll
+    for (unsigned j = 0; j < TILES; ++j) {
+      const unsigned base = start + j * SELECT_THREADS, key = read.keys[j];
+      if (base >= slots) break;
+      const bool competes = read.competes >> j & 1u, equal = competes && key == cut.key;
+      const Rank rank = rank_in_block(equal, shared);
+      const unsigned place = equals + rank.before;
+      const bool has_place = cut.equal == 0 || (LATER ? place >= cut.equal - cut.ties : place < cut.ties);
+      emit(base + threadIdx.x, competes && (key > cut.key || (equal && cut.ties > 0 && has_place)));
+      equals += rank.all;
+    }
   }
 }
 

@@ -39,12 +39,14 @@ KV_DEVICE void add_scaled(float (&acc)[G][CHUNK], const float* weights, const fl
 template <class C, int D, int G>
 KV_DEVICE void add_values(float (&acc)[G][CHUNK], const float* weights, const ValueSource& source, int from, int to,
                           int coded) {
-  constexpr int TPR = D / CHUNK, ROWS = 32 / TPR, AHEAD = 16 / C::registers, UNROLL = AHEAD > 4 ? 4 : AHEAD;
+  constexpr int TPR = D / CHUNK, ROWS = 32 / TPR, AHEAD = 16 / C::registers, MOST = G == 8 ? 4 : 8;
+  constexpr int UNROLL = AHEAD > MOST ? MOST : AHEAD;
   constexpr bool mixed = C::keys == Keys::PageAffine;
   const int lane = threadIdx.x % 32, chunk = lane % TPR, own = lane / TPR, head_dim = source.head_dim;
   if (chunk >= head_dim / CHUNK) return;
   const int coded_to = mixed ? min(to, coded) : to;
   const int whole_steps = from + (max(coded_to - from, 0) + ROWS - 1) / ROWS * ROWS;
+  const typename C::Values values = C::values(source.slab, chunk, head_dim);
   for (int at = from; at < whole_steps; at += ROWS * UNROLL) {
     typename C::Value raw[UNROLL];
     int slots[UNROLL];
@@ -52,13 +54,13 @@ KV_DEVICE void add_values(float (&acc)[G][CHUNK], const float* weights, const Va
     for (int u = 0; u < UNROLL; ++u) {
       const int slot = at + u * ROWS + own;
       const unsigned row = slot < coded_to ? source.rows[slot] : NO_ROW;
-      slots[u] = row == NO_ROW ? -1 : slot;
+      // A row that is not read is one of zeros, with any slot's weight: cheaper than to go around it.
+      slots[u] = min(slot, coded_to - 1);
       raw[u] = C::no_value();
-      if (row != NO_ROW) raw[u] = C::load_value(source.slab + row * C::row_bytes(head_dim), chunk, head_dim);
+      if (row != NO_ROW) raw[u] = C::load_value(values, row);
     }
 #pragma unroll
     for (int u = 0; u < UNROLL; ++u) {
-      if (slots[u] < 0) continue;
       float value[CHUNK];
       C::widen_value(raw[u], value);
       add_scaled(acc, weights + slots[u] * G, value);

@@ -14,8 +14,8 @@ use candle_core::cuda_backend::cudarc::cublas::CudaBlas;
 use candle_core::cuda_backend::cudarc::cublas::result::sgemm_strided_batched;
 use candle_core::cuda_backend::cudarc::cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
 use candle_core::cuda_backend::cudarc::driver::sys::{
-    CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE, CUdevice_attribute, CUevent_flags, CUresult,
-    cuMemHostGetDevicePointer_v2, cuMemcpyAsync,
+    CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE, CUdevice_attribute, CUevent_flags,
+    CUmemPool_attribute, CUresult, cuMemHostGetDevicePointer_v2, cuMemcpyAsync,
 };
 use candle_core::cuda_backend::cudarc::driver::{
     CudaEvent, CudaFunction, CudaModule, CudaStream, DevicePtr, DevicePtrMut, DriverError, result,
@@ -53,6 +53,33 @@ struct Opened {
     blas: Arc<CudaBlas>,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: Mutex<HashMap<String, CudaFunction>>,
+}
+
+impl Opened {
+    /// Lets the driver keep memory that is given back, for what is taken next: else it returns all of it to the system each
+    /// time that the host waits, which every step does.
+    fn keep_memory(&self) {
+        let mut threshold = u64::MAX;
+        let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the device is the context's, the pool its own, and a threshold is 64 bits, which are read before this
+        // returns. Where it cannot be had, allocations take longer and nothing else.
+        let _ = unsafe {
+            result::device::get_mem_pool(self.stream.context().cu_device()).and_then(|pool| {
+                result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
+            })
+        };
+    }
+
+    /// Waits for the device, then returns to the system what the driver kept: pieces that lie apart are no room for a
+    /// larger one.
+    fn give_back_unused(&self) -> std::result::Result<(), DriverError> {
+        self.stream.context().synchronize()?;
+        // SAFETY: as above; what is in use stays.
+        unsafe {
+            let pool = result::device::get_mem_pool(self.stream.context().cu_device())?;
+            result::mem_pool::trim_to(pool, 0)
+        }
+    }
 }
 
 /// A piece of the device's memory.
@@ -146,6 +173,7 @@ impl Cuda {
             modules: Mutex::default(),
             functions: Mutex::default(),
         });
+        on.keep_memory();
         let cuda = Self { on, queue: Queue::Compute };
         opened.push(cuda.clone());
         Ok(cuda)
@@ -180,6 +208,20 @@ impl Cuda {
         unsafe { cuMemcpyAsync(to, from, bytes, stream.cu_stream()) }
             .result()
             .map_err(|error| failed("cuMemcpyAsync", error))
+    }
+
+    /// Takes memory. Where there is none, the host waits for what was given back to be free, and asks once more.
+    fn taken<T>(
+        &self,
+        take: impl Fn() -> std::result::Result<T, DriverError>,
+    ) -> std::result::Result<T, DriverError> {
+        match take() {
+            Err(error) if error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                self.on.give_back_unused()?;
+                take()
+            }
+            taken => taken,
+        }
     }
 
     /// Why memory of the device cannot be taken.
@@ -270,7 +312,7 @@ impl Gpu for Cuda {
     fn allocate(&self, what: &'static str, bytes: usize) -> Result<Piece> {
         self.enter()?;
         // SAFETY: the stream is alive as long as this device is.
-        match unsafe { result::malloc_async(self.on.stream.cu_stream(), bytes) } {
+        match self.taken(|| unsafe { result::malloc_async(self.on.stream.cu_stream(), bytes.max(1)) }) {
             Ok(address) => {
                 let piece = Piece { on: Arc::clone(&self.on), address };
                 if self.queue == Queue::Copies {
@@ -444,7 +486,7 @@ impl Gpu for Cuda {
         let device = self.on.tensors.as_cuda_device().map_err(|error| elsewhere(&error))?;
         self.enter()?;
         // SAFETY: every element is written below before anything in the stream's order reads it.
-        let allocated = unsafe { self.on.stream.alloc::<f32>(elements) };
+        let allocated = self.taken(|| unsafe { self.on.stream.alloc::<f32>(elements) });
         let mut slice = allocated.map_err(|error| self.no_room("a tensor", 4 * elements, error))?;
         let (address, writes) = slice.device_ptr_mut(&self.on.stream);
         // SAFETY: the slice is so long, and so is the array, as the caller says.

@@ -165,12 +165,15 @@ impl Driver {
     /// A GPU's memory, and how fast `bytes` move to it, from it and within it.
     pub fn measure(&self, gpu: &Gpu, bytes: usize) -> Result<Memory> {
         let device = self.device(gpu.index as c_int)?;
-        let mut context: *mut c_void = ptr::null_mut();
+        let (mut context, mut before): (*mut c_void, *mut c_void) = (ptr::null_mut(), ptr::null_mut());
+        call!(self, "cuCtxGetCurrent"(*mut *mut c_void = &raw mut before))?;
         call!(self, "cuDevicePrimaryCtxRetain"(*mut *mut c_void = &raw mut context, c_int = device))?;
         let measured =
             call!(self, "cuCtxSetCurrent"(*mut c_void = context)).and_then(|()| self.copies(bytes));
+        // The context may end here, and the thread must not be left in one that has.
+        let left = call!(self, "cuCtxSetCurrent"(*mut c_void = before));
         call!(self, "cuDevicePrimaryCtxRelease_v2"(c_int = device))?;
-        measured
+        left.and(measured)
     }
 
     /// In the current context.

@@ -88,15 +88,14 @@ impl<'a> Brought<'a> {
     /// Most tokens that a KV head of a layer brings to a decision: those that have left the layer's window do not count.
     pub(super) fn most_residents(self, layer: Layer) -> u32 {
         let table = self.cache.table(self.sequence.id, layer);
+        (0..table.heads()).map(|h| table.live(h) - self.passed(layer, h).count()).max().unwrap_or(0) as u32
+    }
+
+    /// What lies in a KV head of a layer still and has left the layer's window.
+    pub(super) fn passed(self, layer: Layer, head: Head) -> impl Iterator<Item = Position> + 'a {
         let first = self.first_seen(layer);
-        let passed = |h: Head| match first {
-            0 => 0,
-            first => {
-                let slots = table.lane(h).slots.iter();
-                slots.take_while(|&&p| p == HOLE || p < first).filter(|&&p| p != HOLE).count()
-            }
-        };
-        (0..table.heads()).map(|h| table.live(h) - passed(h)).max().unwrap_or(0) as u32
+        let slots = if first == 0 { &[] } else { self.cache.table(self.sequence.id, layer).lane(head).slots };
+        slots.iter().copied().take_while(move |&p| p == HOLE || p < first).filter(|&p| p != HOLE)
     }
 
     /// What the policy decides for a layer.

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::EngineError;
 use super::core::Engine;
 use super::merging::bound_arcs;
-use crate::cache::{CacheError, HOLE, Victims};
+use crate::cache::{CacheError, Victims};
 use crate::event::evict::MAX_SCORED_VICTIMS;
 use crate::event::{Crush, Eviction, Finish, Head, Layer, Merge, Position, Reason, SeqStep, Stage};
 use crate::policy::{Needs, Verdict, When};
@@ -49,15 +49,13 @@ impl Engine {
 
     /// What left the window of a layer, a decision per KV head, or one where all lose the same.
     fn passed(&self, index: usize, layer: Layer) -> Vec<Eviction> {
-        let first = self.brought(index).first_seen(layer);
-        if first == 0 {
+        let brought = self.brought(index);
+        if brought.first_seen(layer) == 0 {
             return Vec::new();
         }
         let table = self.cache.table(self.sequences[index].id, layer);
         let decision = |head: Head| {
-            let slots = table.lane(head).slots.iter().copied();
-            let positions: Vec<Position> =
-                slots.take_while(|&p| p == HOLE || p < first).filter(|&p| p != HOLE).collect();
+            let positions: Vec<Position> = brought.passed(layer, head).collect();
             Eviction {
                 layer,
                 head: Some(head),
@@ -149,7 +147,7 @@ impl Engine {
     /// if that frees nothing, the sequence ends and says so.
     pub(super) fn starve(&mut self, index: usize) -> Result<SeqStep, EngineError> {
         let before = self.cache.free_blocks();
-        self.ask_device(&[index], &[(index, When::EndOfPrompt)])?;
+        self.ask_device([index], [(index, When::EndOfPrompt)])?;
         let decided = self.decide(index, When::EndOfPrompt)?;
         // What was given back may be another sequence's within this step.
         self.carry_out_on_device()?;

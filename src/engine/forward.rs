@@ -81,9 +81,7 @@ impl Engine {
             }
         }
         let fed = work.iter().filter(|w| !w.computed().is_empty());
-        let present: Vec<usize> = fed.map(|w| w.index).collect();
-        let deciding: Vec<(usize, When)> = work.iter().map(|w| (w.index, w.when)).collect();
-        self.ask_device(&present, &deciding)?;
+        self.ask_device(fed.map(|w| w.index), work.iter().map(|w| (w.index, w.when)))?;
         let mut parts = idle;
         for (w, gathered) in work.iter().zip(gathered) {
             parts.push(self.close(w, gathered)?);

@@ -48,14 +48,16 @@ impl Engine {
     /// step, in its order.
     pub(super) fn ask_device(
         &mut self,
-        present: &[usize],
-        deciding: &[(usize, When)],
+        present: impl IntoIterator<Item = usize>,
+        deciding: impl IntoIterator<Item = (usize, When)>,
     ) -> Result<(), EngineError> {
         let Some(kept) = self.kept_sums() else { return Ok(()) };
+        let present: Vec<usize> = present.into_iter().collect();
+        let deciding: Vec<(usize, When)> = deciding.into_iter().collect();
         self.decisions.clear();
         let layers = self.model.decoder.config().layers as Layer;
         let asked: Vec<(Layer, Vec<Asked>)> =
-            (0..layers).map(|layer| (layer, self.asked(layer, present, deciding))).collect();
+            (0..layers).map(|layer| (layer, self.asked(layer, &present, &deciding))).collect();
         let parts: Vec<(Layer, Vec<Part<'_>>, &[Asked])> = asked
             .iter()
             .filter(|(_, asked)| !asked.is_empty())

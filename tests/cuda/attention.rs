@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::device::{Device, device};
+use crate::device::{Device, device, is_real};
 use crate::emulated::{self, Emulated};
 use crate::scene::{HOLE, pick, seeded, uniform};
 
@@ -495,7 +495,7 @@ proptest! {
 /// A device that is lost at any moment: one line, whatever was under way, and nothing panics.
 #[test]
 fn a_lost_device_is_an_error_not_a_panic() {
-    if !emulated::is_there() {
+    if !emulated::is_there() || is_real() {
         return;
     }
     let mut rng = seeded(3);

@@ -14,6 +14,7 @@ use kvista::device::gpu::{
     Array, DeviceError, Gpu, Launch, Matrices, Products, Result, elements, elements_of,
 };
 
+use crate::device::is_real;
 use crate::host::{Arg, Buffer, Kernels, load};
 
 /// The device and one of its queues. Clones are the same one.
@@ -247,9 +248,10 @@ impl State {
     }
 }
 
-/// Whether there is a compiler to make the kernels with; says so if not.
+/// Whether there is something that kernels run on: a GPU, where the tests run on one, else a compiler to make them with
+/// for this one; says so if not.
 pub(crate) fn is_there() -> bool {
-    kernels("combine").is_some()
+    is_real() || kernels("combine").is_some()
 }
 
 fn kernels(file: &str) -> Option<Arc<Kernels>> {
@@ -454,6 +456,7 @@ impl Gpu for Emulated {
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        assert!(launch.grid.iter().all(|&blocks| blocks > 0), "{}: a grid of no blocks", launch.kernel);
         self.state().live(launch.kernel)?;
         let kernels = kernels(launch.file).expect("the compiler is there");
         let args: Vec<Arg> = launch.args.iter().map(|arg| Arg::of_bits(arg.bits())).collect();

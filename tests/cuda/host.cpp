@@ -5,13 +5,14 @@
 #include <cstdlib>
 #include <map>
 #include <string>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include <csignal>
 #include <sys/mman.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 #include "shim.h"
 
@@ -24,13 +25,15 @@ namespace {
 
 constexpr size_t STACK = 128 * 1024;
 constexpr size_t SHARED = 48 * 1024;
+// A whole number of pages, whatever their size here.
+constexpr size_t FENCE = 64 * 1024;
 // 32 bits that are NaN as a float and far out of range as an index.
 constexpr uint32_t POISON = 0x7fc0dead;
 
 enum class State { Ready, AtBlock, AtWarp, Done };
 
 struct Fibre : Thread {
-  ucontext_t start;
+  // Where it goes on. Its context is made once: from one block, and one launch, to the next it stays on its stack.
   jmp_buf at;
   bool started = false;
   State state = State::Ready;
@@ -40,20 +43,34 @@ struct Fibre : Thread {
   unsigned source = 0;
 };
 
+// A piece of shared memory, by where it is asked for.
+struct Piece {
+  const char* file;
+  int line;
+  const char* name;
+  size_t bytes;
+  unsigned char* memory;
+  bool is_in_use;
+
+  bool is_of(const char* other_file, int other_line, const char* other_name, size_t other_bytes) const {
+    const auto same = [](const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; };
+    return line == other_line && bytes == other_bytes && same(name, other_name) && same(file, other_file);
+  }
+};
+
 struct Launch {
   Entry entry;
   void** arguments;
-  std::vector<Fibre> fibres;
-  std::map<std::tuple<std::string, int, std::string>, void*> pieces;
+  size_t threads;
   size_t used = 0;
   std::string fault;
 };
 
 Launch* launch;
 jmp_buf scheduler;
-alignas(16) unsigned char shared_memory[SHARED];
 char* stacks;
-size_t stack_count;
+std::vector<Fibre> fibres;
+std::vector<Piece> pieces;
 
 std::map<std::string, Entry>& entries() {
   static std::map<std::string, Entry> all;
@@ -71,9 +88,10 @@ void wait(State state) {
 }
 
 void run_fibre() {
-  launch->entry(launch->arguments);
-  current().state = State::Done;
-  leave();
+  for (;;) {
+    launch->entry(launch->arguments);
+    wait(State::Done);
+  }
 }
 
 void resume(Fibre& fibre) {
@@ -81,18 +99,52 @@ void resume(Fibre& fibre) {
   if (_setjmp(scheduler) != 0) return;
   if (fibre.started) _longjmp(fibre.at, 1);
   fibre.started = true;
-  setcontext(&fibre.start);
+  ucontext_t start;
+  getcontext(&start);
+  start.uc_stack.ss_sp = stacks + (&fibre - fibres.data()) * STACK;
+  start.uc_stack.ss_size = STACK;
+  start.uc_link = nullptr;
+  makecontext(&start, run_fibre, 0);
+  setcontext(&start);
 }
 
 std::string where(const Fibre& fibre) {
   return "thread " + std::to_string(fibre.index.x) + " at line " + std::to_string(fibre.line);
 }
 
+// The kernel that this thread of the process runs, if it runs one.
+thread_local const char* running;
+struct sigaction handlers[2];
+
+struct Running {
+  explicit Running(const char* name) { running = name; }
+  ~Running() { running = nullptr; }
+};
+
+// Says which kernel it was, and lets what was there before end the process.
+void on_fault(int signal, siginfo_t*, void*) {
+  if (running != nullptr) {
+    char line[256];
+    const int n = std::snprintf(line, sizeof line, "kernel %s: an address behind an array, or nowhere: %s of block %u,%u,%u\n",
+                                running, where(current()).c_str(), block_index.x, block_index.y, block_index.z);
+    if (write(STDERR_FILENO, line, static_cast<size_t>(n)) < 0) std::abort();
+  }
+  sigaction(signal, &handlers[signal == SIGBUS], nullptr);
+}
+
+void watch_faults() {
+  struct sigaction action = {};
+  action.sa_sigaction = on_fault;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  sigaction(SIGSEGV, &action, &handlers[0]);
+  sigaction(SIGBUS, &action, &handlers[1]);
+}
+
 // Lets go every group of lanes of a warp, `first` being its first thread, that has met. Whether there was one.
 bool release_warp(size_t first) {
   bool any = false;
-  Fibre* const lanes = &launch->fibres[first];
-  const size_t n = std::min<size_t>(32, launch->fibres.size() - first);
+  Fibre* const lanes = &fibres[first];
+  const size_t n = std::min<size_t>(32, launch->threads - first);
   for (size_t i = 0; i < n; ++i) {
     const Fibre& one = lanes[i];
     if (one.state != State::AtWarp) continue;
@@ -126,12 +178,10 @@ bool release_warp(size_t first) {
 
 // Lets the block go on if all its threads are at one barrier.
 bool release_block() {
-  for (Fibre& fibre : launch->fibres) {
-    if (fibre.state != State::AtBlock || fibre.line != launch->fibres[0].line) {
-      return false;
-    }
+  for (size_t i = 0; i < launch->threads; ++i) {
+    if (fibres[i].state != State::AtBlock || fibres[i].line != fibres[0].line) return false;
   }
-  for (Fibre& fibre : launch->fibres) fibre.state = State::Ready;
+  for (size_t i = 0; i < launch->threads; ++i) fibres[i].state = State::Ready;
   return true;
 }
 
@@ -148,23 +198,16 @@ std::vector<size_t> order(size_t n, unsigned schedule) {
 }
 
 void run_block(unsigned schedule) {
-  const size_t n = static_cast<size_t>(block_size.x) * block_size.y * block_size.z;
-  for (size_t i = 0; i < SHARED; i += 4) std::memcpy(shared_memory + i, &POISON, 4);
-  launch->pieces.clear();
+  const size_t n = launch->threads;
+  for (Piece& piece : pieces) piece.is_in_use = false;
   launch->used = 0;
   for (size_t i = 0; i < n; ++i) {
-    Fibre& fibre = launch->fibres[i];
+    Fibre& fibre = fibres[i];
     fibre.index = {static_cast<unsigned>(i % block_size.x), static_cast<unsigned>(i / block_size.x % block_size.y),
                    static_cast<unsigned>(i / block_size.x / block_size.y)};
     fibre.lane = i % 32;
     fibre.warp = i / 32;
-    fibre.started = false;
     fibre.state = State::Ready;
-    getcontext(&fibre.start);
-    fibre.start.uc_stack.ss_sp = stacks + i * STACK;
-    fibre.start.uc_stack.ss_size = STACK;
-    fibre.start.uc_link = nullptr;
-    makecontext(&fibre.start, run_fibre, 0);
   }
   const std::vector<size_t> warps = order((n + 31) / 32, schedule), lanes = order(32, schedule);
   size_t done = 0;
@@ -174,15 +217,16 @@ void run_block(unsigned schedule) {
       do {
         for (size_t lane : lanes) {
           const size_t i = warp * 32 + lane;
-          if (i < n && launch->fibres[i].state == State::Ready) resume(launch->fibres[i]);
+          if (i < n && fibres[i].state == State::Ready) resume(fibres[i]);
           if (!launch->fault.empty()) return;
         }
       } while (release_warp(warp * 32));
     }
     done = 0;
-    for (const Fibre& fibre : launch->fibres) done += fibre.state == State::Done;
+    for (size_t i = 0; i < n; ++i) done += fibres[i].state == State::Done;
     if (done == n || release_block()) continue;
-    for (const Fibre& fibre : launch->fibres) {
+    for (size_t i = 0; i < n; ++i) {
+      const Fibre& fibre = fibres[i];
       if (fibre.state != State::AtBlock && fibre.state != State::AtWarp) continue;
       launch->fault = std::string(fibre.state == State::AtBlock ? "a barrier" : "a meeting of a warp") +
                       " that not all reach: " + where(fibre) + ", " + std::to_string(done) + " of " +
@@ -210,15 +254,31 @@ uint32_t meet_warp(Meeting meeting, uint32_t mask, uint32_t value, unsigned sour
   return current().result;
 }
 
+// Memory whose end cannot be passed: what lies behind its last 16 bytes can be neither read nor written.
+unsigned char* fenced(size_t bytes) {
+  const size_t roomy = (bytes + FENCE - 1) / FENCE * FENCE + 2 * FENCE;
+  void* memory = mmap(nullptr, roomy, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return nullptr;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + roomy) / FENCE * FENCE - FENCE;
+  if (mprotect(reinterpret_cast<void*>(end), FENCE, PROT_NONE) != 0) return nullptr;
+  return reinterpret_cast<unsigned char*>(end - (bytes + 15) / 16 * 16);
+}
+
 void* shared(const char* file, int line, const char* name, size_t bytes) {
-  void*& piece = launch->pieces[{file, line, name}];
-  if (piece == nullptr) {
-    launch->used = (launch->used + 15) / 16 * 16;
-    if (launch->used + bytes > SHARED) fault("more than 48 KiB of shared memory", line);
-    piece = shared_memory + launch->used;
-    launch->used += bytes;
+  auto piece = std::find_if(pieces.begin(), pieces.end(),
+                            [&](const Piece& other) { return other.is_of(file, line, name, bytes); });
+  if (piece == pieces.end()) {
+    unsigned char* const memory = fenced(bytes);
+    if (memory == nullptr) fault("no shared memory", line);
+    piece = pieces.insert(piece, {file, line, name, bytes, memory, false});
   }
-  return piece;
+  if (!piece->is_in_use) {
+    launch->used = (launch->used + 15) / 16 * 16 + bytes;
+    if (launch->used > SHARED) fault("more than 48 KiB of shared memory", line);
+    for (size_t i = 0; i < bytes; i += 4) std::memcpy(piece->memory + i, &POISON, std::min<size_t>(4, bytes - i));
+    piece->is_in_use = true;
+  }
+  return piece->memory;
 }
 
 void fault(const char* what, int line) {
@@ -238,6 +298,9 @@ Register::Register(const char* name, Entry entry) { entries()[name] = entry; }
 extern "C" int kv_launch(const char* name, const unsigned* grid, const unsigned* block, void** arguments,
                          unsigned schedule, char* message, size_t message_size) {
   using namespace shim;
+  static const bool is_watched = (watch_faults(), true);
+  (void)is_watched;
+  const Running of_this_launch(name);
   Launch here_and_now;
   launch = &here_and_now;
   const auto entry = entries().find(name);
@@ -249,25 +312,26 @@ extern "C" int kv_launch(const char* name, const unsigned* grid, const unsigned*
   launch->arguments = arguments;
   grid_size = {grid[0], grid[1], grid[2]};
   block_size = {block[0], block[1], block[2]};
-  const size_t n = static_cast<size_t>(block[0]) * block[1] * block[2];
-  if (stack_count < n) {
-    if (stacks != nullptr) munmap(stacks, stack_count * STACK);
+  const size_t n = launch->threads = static_cast<size_t>(block[0]) * block[1] * block[2];
+  if (fibres.size() < n) {
+    if (stacks != nullptr) munmap(stacks, fibres.size() * STACK);
+    fibres.clear();
     void* memory = mmap(nullptr, n * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {
-      stack_count = 0;
       stacks = nullptr;
       std::snprintf(message, message_size, "no memory for stacks");
       return 1;
     }
     stacks = static_cast<char*>(memory);
-    stack_count = n;
+    fibres = std::vector<Fibre>(n);
   }
-  launch->fibres = std::vector<Fibre>(n);
   for (block_index.z = 0; block_index.z < grid[2]; ++block_index.z) {
     for (block_index.y = 0; block_index.y < grid[1]; ++block_index.y) {
       for (block_index.x = 0; block_index.x < grid[0]; ++block_index.x) {
         run_block(schedule);
         if (!launch->fault.empty()) {
+          // Some are in the middle of it, and begin anew.
+          for (Fibre& fibre : fibres) fibre.started = false;
           std::snprintf(message, message_size, "block %u,%u,%u: %s", block_index.x, block_index.y, block_index.z,
                         launch->fault.c_str());
           return 1;

@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::{env, fs, process};
 
 use libloading::Library;
+use memmap2::MmapMut;
 
 use crate::gpu::{self, Module};
 
@@ -52,11 +53,11 @@ fn root() -> PathBuf {
 }
 
 /// The C++ compiler, or `None` where there is none.
-fn compiler() -> Option<String> {
+static COMPILER: LazyLock<Option<String>> = LazyLock::new(|| {
     let name = env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let found = Command::new(&name).arg("--version").output().is_ok_and(|output| output.status.success());
     found.then_some(name)
-}
+});
 
 /// Everything that a compiled file depends on, as one name.
 fn fingerprint(source: &Path, compiler: &str) -> String {
@@ -111,14 +112,14 @@ pub(crate) fn kernels(name: &str) -> Option<Arc<Kernels>> {
 pub(crate) fn load(source: &Path) -> Option<Arc<Kernels>> {
     type Slot = Arc<Mutex<Option<Arc<Kernels>>>>;
     static LOADED: LazyLock<Mutex<HashMap<PathBuf, Slot>>> = LazyLock::new(Mutex::default);
-    let Some(compiler) = compiler() else {
+    let Some(compiler) = &*COMPILER else {
         println!("skipped: no C++ compiler (c++, or what CXX names)");
         return None;
     };
     let slot = LOADED.lock().unwrap().entry(source.to_owned()).or_default().clone();
     let mut slot = slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if slot.is_none() {
-        let library = compile(source, &compiler);
+        let library = compile(source, compiler);
         // SAFETY: the library was compiled from this repository; its initialisers only fill a table of its own.
         let library = unsafe { Library::new(library) }.unwrap();
         *slot = Some(Arc::new(Kernels::Host(Mutex::new(library))));
@@ -234,18 +235,37 @@ pub(crate) fn same_bits<T: PartialEq + std::fmt::Debug>(run: impl Fn(u32) -> T) 
 pub(crate) const GUARD: usize = 64;
 const CANARY: u8 = 0xc5;
 
-/// An array as a kernel gets it: aligned to 16 bytes, between two guards.
-#[derive(Clone, Debug)]
+/// A whole number of pages, whatever their size here.
+const FENCE: usize = 64 * 1024;
+
+unsafe extern "C" {
+    /// POSIX; 0 of the last argument: no access.
+    fn mprotect(address: *mut c_void, length: usize, protection: c_int) -> c_int;
+}
+
+/// An array as a kernel gets it: aligned to 16 bytes, between two guards. Where kernels run on the host, the second one cannot
+/// even be read: whoever reads behind an array's last 16 bytes, on a GPU another array or nothing at all, ends the tests.
+#[derive(Debug)]
 pub(crate) struct Buffer {
-    words: Box<[u128]>,
+    memory: MmapMut,
+    /// Where the array begins in the memory, and where the bytes end that may be read.
+    start: usize,
+    end: usize,
     bytes: usize,
 }
 
 impl Buffer {
     /// `bytes` bytes of 0xff: NaN as f32, f16 and bf16.
     pub(crate) fn poisoned(bytes: usize) -> Self {
-        let words = vec![0u128; (bytes + 2 * GUARD).div_ceil(16)].into_boxed_slice();
-        let mut buffer = Self { words, bytes };
+        let roomy = bytes.next_multiple_of(16);
+        let behind = if gpu::is_wanted() { GUARD } else { 0 };
+        let mut memory = MmapMut::map_anon(GUARD + roomy + behind + 2 * FENCE).unwrap();
+        let address = memory.as_mut_ptr() as usize;
+        let end = (address + GUARD + roomy + behind).next_multiple_of(FENCE) - address;
+        // SAFETY: the range is whole pages of this mapping, which nothing refers to: `all` ends before them.
+        let status = unsafe { mprotect(memory.as_mut_ptr().add(end).cast(), FENCE, 0) };
+        assert_eq!(status, 0, "pages cannot be protected");
+        let mut buffer = Self { memory, start: end - behind - roomy, end, bytes };
         buffer.all().fill(CANARY);
         buffer.bytes_mut().fill(0xff);
         buffer
@@ -275,10 +295,12 @@ impl Buffer {
         Self::of_bytes(&values.iter().flat_map(|x| x.to_ne_bytes()).collect::<Vec<_>>())
     }
 
+    /// The array and its guards, as far as they may be read.
     fn all(&mut self) -> &mut [u8] {
-        let (pointer, len) = (self.words.as_mut_ptr(), size_of_val(&*self.words));
-        // SAFETY: any bytes are valid as u8, and the slice covers the words exactly.
-        unsafe { std::slice::from_raw_parts_mut(pointer.cast(), len) }
+        let (start, end) = (self.start - GUARD, self.end);
+        // SAFETY: these bytes are within the mapping, and may be read and written. A slice of the whole mapping would have the
+        // fence in it.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().add(start), end - start) }
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
@@ -319,6 +341,15 @@ impl Buffer {
 
     pub(crate) fn u32s(&mut self) -> Vec<u32> {
         self.bytes().as_chunks::<4>().0.iter().map(|&b| u32::from_ne_bytes(b)).collect()
+    }
+}
+
+impl Clone for Buffer {
+    fn clone(&self) -> Self {
+        // SAFETY: the array is within the mapping, and may be read.
+        Self::of_bytes(unsafe {
+            std::slice::from_raw_parts(self.memory.as_ptr().add(self.start), self.bytes)
+        })
     }
 }
 

@@ -138,12 +138,13 @@ fn kernels_pull_rows_out_of_the_hosts_memory() {
         let mut slab = Room::on_host("a test");
         let slab = slab.filled(gpu, &rows).map(|array| (slab, array)).unwrap();
         let chosen = [1u32, 5, 6, 17, 23];
-        // Blocks of eight slots, in another order; one lane: its table, slots, then what this kernel does not ask for.
-        let words: Vec<u32> = [2, 0, 1].into_iter().chain([0, SLOTS as u32, 0, 0, 0, 0, 0, 0]).collect();
+        // Blocks of eight slots, in another order, and a word so that lanes begin at 16 bytes; one lane: its table, slots,
+        // then what this kernel does not ask for.
+        let words: Vec<u32> = [2, 0, 1, 0].into_iter().chain([0, SLOTS as u32, 0, 0, 0, 0, 0, 0]).collect();
         let words: Vec<u32> = words.into_iter().chain([chosen.len() as u32]).chain(chosen).collect();
         let mut room = Room::new("a test");
         let tables = room.filled(gpu, bytemuck::cast_slice(&words)).unwrap();
-        let (lanes, counts, slots) = (tables.offset(4 * 3), tables.offset(4 * 11), tables.offset(4 * 12));
+        let (lanes, counts, slots) = (tables.offset(4 * 4), tables.offset(4 * 12), tables.offset(4 * 13));
         let staged = gpu.allocate("a test", chosen.len() * ROW).unwrap();
         let n = chosen.len() as u32;
         let args = [

@@ -2,9 +2,10 @@
 //
 // Threads run until they meet: at __syncthreads every thread of the block has to arrive at the same line, at a warp's
 // exchange or vote every lane of its mask. A launch fails with a sentence where they cannot meet, where an exchange reads
-// a lane that takes no part, or where an address is not aligned. Shared memory begins as NaN. A warp runs as
-// far ahead of the others as barriers let it, and a schedule says in which order warps and lanes run: a missing barrier
-// shows in one order or in its reverse.
+// a lane that takes no part, or where an address is not aligned; where one lies behind an array or a piece of shared memory,
+// the tests end with a line that names the kernel. Shared memory begins as NaN. A warp runs as far ahead of the others as
+// barriers let it, and a schedule says in which order warps and lanes run: a missing barrier shows in one order or in its
+// reverse.
 #pragma once
 
 #include <cmath>
@@ -91,6 +92,8 @@ void Call<kernel>::with(void** arguments, std::integer_sequence<size_t, I...>) {
     if (reinterpret_cast<uintptr_t>(address) % (bytes) != 0) shim::fault("an address is not aligned", __LINE__); \
   } while (0)
 
+#define KV_KEEP(address)
+
 inline void __syncthreads(int line = __builtin_LINE()) { shim::meet_block(line); }
 
 template <class T>
@@ -162,6 +165,12 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned which) {
+  const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+  unsigned picked = 0;
+  for (int i = 0; i < 4; ++i) picked |= static_cast<unsigned>(bytes >> 8 * (which >> 4 * i & 7) & 255) << 8 * i;
+  return picked;
+}
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __hiloint2double(int high, int low) {
   const uint64_t bits = static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 | static_cast<uint32_t>(low);

@@ -1,7 +1,8 @@
 //! The shim itself: what it must notice, it notices; its half precision is that of the `half` crate.
 
-use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
+use std::{env, fs};
 
 use half::{bf16, f16};
 
@@ -38,6 +39,15 @@ extern "C" __global__ void wrong_lane(unsigned* out) {
 KV_EXPORT(wrong_lane)
 extern "C" __global__ void crooked(unsigned* out) { out[threadIdx.x] = load16(reinterpret_cast<const byte*>(out + 1)).x; }
 KV_EXPORT(crooked)
+extern "C" __global__ void reads_behind(unsigned* out, int by) { out[threadIdx.x] = out[threadIdx.x + by]; }
+KV_EXPORT(reads_behind)
+extern "C" __global__ void reads_behind_shared(unsigned* out, int by) {
+  KV_SHARED(unsigned, cells, 64);
+  cells[threadIdx.x] = 0;
+  __syncthreads();
+  out[threadIdx.x] = cells[threadIdx.x + by];
+}
+KV_EXPORT(reads_behind_shared)
 extern "C" __global__ void convert(unsigned* out, const float* in, int n) {
   for (int i = threadIdx.x; i < n; i += 64) {
     const __half near = __float2half_rn(in[i]);
@@ -79,6 +89,33 @@ fn threads_that_cannot_meet_are_noticed() {
         assert_ne!(run("no_barrier", schedule).unwrap(), reversed);
     }
     assert_ne!(run("no_barrier", 0).unwrap(), run("no_barrier", 1).unwrap());
+}
+
+/// What kernel a process of its own, which it ends, is to run.
+const BEHIND: &str = "KVISTA_TEST_BEHIND";
+
+#[test]
+fn who_reads_behind_an_array_ends_the_tests_and_is_named() {
+    let Some(kernels) = load(&source()) else { return };
+    if let Ok(name) = env::var(BEHIND) {
+        let mut out = Buffer::room(64);
+        kernels.run(&name, [1, 1, 1], 64, &[out.arg(), 0usize.into()], 0);
+        println!("nothing is behind an array's own");
+        kernels.run(&name, [1, 1, 1], 64, &[out.arg(), 1usize.into()], 0);
+        return;
+    }
+    for name in ["reads_behind", "reads_behind_shared"] {
+        let myself = "shim::who_reads_behind_an_array_ends_the_tests_and_is_named";
+        let run = Command::new(env::current_exe().unwrap())
+            .args(["--exact", myself, "--nocapture"])
+            .env(BEHIND, name)
+            .output()
+            .unwrap();
+        let [out, error] = [run.stdout, run.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        assert!(out.contains("nothing is behind"), "{name}: {out} {error}");
+        assert!(error.contains(&format!("kernel {name}: an address behind an array")), "{name}: {error}");
+        assert!(!run.status.success(), "{name}");
+    }
 }
 
 #[test]

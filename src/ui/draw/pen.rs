@@ -106,6 +106,11 @@ impl<'b, 's> Pen<'b, 's> {
         for word in words.split(' ').filter(|w| !w.is_empty()) {
             let width = text::width(word) as u16;
             if !first && self.room() < width + 1 {
+                if self.lines() == 1 {
+                    // Nothing follows the last line: its end is a word that is cut.
+                    self.x = if self.room() > 1 { self.x + 1 } else { self.area.right() - 1 };
+                    return self.put(word, role).newline();
+                }
                 self.newline().skip(indent);
             } else if !first {
                 self.skip(1);
@@ -136,5 +141,28 @@ impl<'b, 's> Pen<'b, 's> {
             self.buf.set_style(line.intersection(self.area), style);
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ui::theme::dark;
+
+    fn lines(words: &str, width: u16, height: u16) -> Vec<String> {
+        let area = Rect { x: 0, y: 0, width, height };
+        let mut buf = Buffer::empty(area);
+        Pen::new(&mut buf, area, &dark()).wrapped(words, Role::Text, 0);
+        let line = |y: u16| (0..width).map(|x| buf[(x, y)].symbol().to_owned()).collect::<String>();
+        (0..height).map(|y| line(y).trim_end().to_owned()).collect()
+    }
+
+    #[test]
+    fn words_that_have_no_line_leave_a_sign() {
+        assert_eq!(lines("one two three", 7, 2), ["one two", "three"]);
+        assert_eq!(lines("one two three four", 7, 2), ["one two", "three …"]);
+        assert_eq!(lines("one two three", 7, 1), ["one tw…"]);
+        assert_eq!(lines("one three", 7, 1), ["one th…"]);
+        assert_eq!(lines("one two three", 9, 1), ["one two …"]);
     }
 }

@@ -16,7 +16,8 @@ const ORIGIN: u16 = 14;
 /// Rows with the selected one explained below.
 pub(super) fn render(buf: &mut Buffer, area: Rect, scene: &Scene<'_>) {
     let params = &scene.app.params;
-    let about = 4;
+    // What it does and what it takes, two lines each; a line before them where there is one to spare.
+    let about = if area.height < 30 { 4 } else { 5 };
     let size = (76.min(area.width.saturating_sub(4)), (params.rows.len() as u16 + about).min(area.height));
     let inner = popup(buf, area, scene, "parameters", "A/B: Space", size);
     let (list, below) = split_bottom(inner, if inner.height > 8 { about } else { 1 });
@@ -63,7 +64,7 @@ fn draw_row(buf: &mut Buffer, place: Rect, scene: &Scene<'_>, row: &ParamRow, he
 
 fn explain(pen: &mut Pen<'_, '_>, row: &ParamRow, error: Option<&str>) {
     let one_line = pen.lines() < 2;
-    if !one_line {
+    if pen.lines() > 4 {
         pen.newline();
     }
     if let Some(error) = error {
@@ -72,10 +73,10 @@ fn explain(pen: &mut Pen<'_, '_>, row: &ParamRow, error: Option<&str>) {
     }
     pen.wrapped(row.doc, Role::Text, 0);
     if !one_line {
-        pen.put(&row.range, Role::Dim);
         if row.value != row.baseline {
-            pen.put("; started with ", Role::Dim).foreign(&row.baseline, Role::Dim);
+            pen.put("started with ", Role::Dim).foreign(&row.baseline, Role::Dim).put("; takes ", Role::Dim);
         }
+        pen.wrapped(&row.range, Role::Dim, 0);
     }
 }
 

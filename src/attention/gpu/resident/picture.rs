@@ -12,6 +12,9 @@ use crate::device::gpu::{Array, Gpu, Result, Room};
 use crate::device::launch::{Cells, PictureRows, SelectTop, TopSlots};
 use crate::event::{Layer, ScoreLevel};
 
+/// What each picture of a step is aligned to, in bytes.
+const ALIGNED: usize = 256;
+
 /// The picture of one part of a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Picture {
@@ -29,13 +32,18 @@ pub(super) struct Pictures<G: Gpu> {
     bounds: Room<G>,
     sums: Room<G>,
     marks: Room<G>,
-    /// The step's pictures, each in a room of its own until they are fetched.
+    /// The step's pictures, one behind the other in `room` until they are fetched together.
     drawn: Vec<Drawn>,
-    rooms: Vec<Room<G>>,
+    room: Room<G>,
+    /// Bytes of `room`, and how many of them hold pictures.
+    held: usize,
+    used: usize,
 }
 
-/// Where the picture of some parts of a layer lies in its room: words, then cells.
+/// The picture of some parts of a layer: words, then cells.
 struct Drawn {
+    /// Where it begins among the step's, in bytes.
+    first: usize,
     layer: Layer,
     level: ScoreLevel,
     parts: Range<usize>,
@@ -82,19 +90,18 @@ impl Drawn {
                 PictureCells::Top(chosen.iter().copied().zip(cells.iter().copied()).collect())
             }
         };
-        let own = self.ranges_of(slots);
+        let own = PictureRows::ranges(values_of(self.level, slots, self.block_size));
         let mass = words[row * self.ranges..][..own].iter().map(|&word| f64::from(f32::from_bits(word)));
         PictureRow {
             pixels,
             dropped: bounded(mass.sum::<f64>() + f64::from(f32::from_bits(words[lost + row]))),
         }
     }
+}
 
-    /// Ranges that a row of so many slots has.
-    fn ranges_of(&self, slots: usize) -> usize {
-        let values = if self.level == ScoreLevel::Blocks { slots.div_ceil(self.block_size) } else { slots };
-        PictureRows::ranges(values)
-    }
+/// Values that cells are chosen or made of, in a row of so many slots.
+fn values_of(level: ScoreLevel, slots: usize, block_size: usize) -> usize {
+    if level == ScoreLevel::Blocks { slots.div_ceil(block_size) } else { slots }
 }
 
 impl<G: Gpu> Pictures<G> {
@@ -104,12 +111,28 @@ impl<G: Gpu> Pictures<G> {
             sums: Room::new("a picture"),
             marks: Room::new("a picture"),
             drawn: Vec::new(),
-            rooms: Vec::new(),
+            room: Room::new("a picture"),
+            held: 0,
+            used: 0,
         }
     }
 
     pub(super) fn begin(&mut self) {
         self.drawn.clear();
+        self.used = 0;
+    }
+
+    /// Room for so many bytes more; where they begin among the step's. What is there already stays, and is copied where there
+    /// is more than the first of `layers` alike foretold.
+    fn room(&mut self, gpu: &G, bytes: usize, layers: usize) -> Result<usize> {
+        let (first, end) = (self.used, (self.used + bytes).next_multiple_of(ALIGNED));
+        let foretold = if first == 0 { end * layers } else { end };
+        if foretold > self.held {
+            self.held = foretold + foretold / 4;
+            self.room.grown(gpu, first, self.held)?;
+        }
+        self.used = end;
+        Ok(first)
     }
 
     fn bounds(&mut self, gpu: &G) -> Result<Array> {
@@ -123,11 +146,14 @@ impl<G: Gpu> Pictures<G> {
 impl<G: Gpu> GpuAttention<G> {
     /// Makes the picture of the latest decode out of its rows, which are not what they were after that.
     pub(super) fn draw_decoded(&mut self, level: ScoreLevel) -> Result<()> {
+        if level == ScoreLevel::Off {
+            return Ok(());
+        }
         let heads = heads(self.shape);
         let now = self.batch.now();
         let (parts, slots) = now.decoded.clone();
         let (layer, lanes) = (now.layer, now.lanes(parts.start, heads.kv_heads));
-        let (positions, reads) = (now.tables.positions, now.values_on_host);
+        let positions = now.tables.positions;
         let gpu = self.gpu.clone();
         let rows = PictureRows {
             heads,
@@ -138,13 +164,10 @@ impl<G: Gpu> GpuAttention<G> {
             lanes,
         };
         let block_size = self.pool.block_size();
-        let (values, stride) = match level {
-            ScoreLevel::Off => return Ok(()),
-            ScoreLevel::Blocks => (slots.div_ceil(block_size), slots.div_ceil(block_size)),
-            ScoreLevel::Top(k) => (slots, slots.min(k as usize)),
-            ScoreLevel::Full => (slots, slots),
-        };
-        let drawn = Drawn {
+        let values = values_of(level, slots, block_size);
+        let stride = if let ScoreLevel::Top(k) = level { values.min(k as usize) } else { values };
+        let mut drawn = Drawn {
+            first: 0,
             layer,
             level,
             heads: heads.heads,
@@ -155,11 +178,10 @@ impl<G: Gpu> GpuAttention<G> {
             block_size,
         };
         let unread = self.keep_used(&rows, &drawn)?;
+        let layers = self.batch.step.layers;
         let pictures = &mut self.batch.pictures;
-        if pictures.rooms.len() == pictures.drawn.len() {
-            pictures.rooms.push(Room::new("a picture"));
-        }
-        let base = pictures.rooms[pictures.drawn.len()].of(&gpu, drawn.bytes())?;
+        drawn.first = pictures.room(&gpu, drawn.bytes(), layers)?;
+        let base = pictures.room.array(&gpu).offset(drawn.first);
         let [lost, dropped, counts, list] = drawn.lengths();
         let at = |words: usize| base.offset(4 * words);
         match unread {
@@ -206,7 +228,6 @@ impl<G: Gpu> GpuAttention<G> {
                 rows.top(&to, &chosen, &gpu)?;
             }
         }
-        debug_assert!(reads == unread.is_some(), "a read set says what was not read");
         pictures.drawn.push(drawn);
         Ok(())
     }
@@ -229,13 +250,14 @@ impl<G: Gpu> GpuAttention<G> {
     pub(super) fn fetch_pictures(&mut self) -> Result<Vec<Picture>> {
         let mut pictures = Vec::new();
         let group = self.shape.group();
-        for (drawn, room) in self.batch.pictures.drawn.iter().zip(&self.batch.pictures.rooms) {
-            let mut bytes = vec![0u32; drawn.bytes().div_ceil(4)];
-            let all: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut bytes)[..drawn.bytes()];
-            self.gpu.download(room.array(&self.gpu), all)?;
+        let step = &self.batch.pictures;
+        let mut all = vec![0u32; step.used / 4];
+        self.gpu.download(step.room.array(&self.gpu), bytemuck::cast_slice_mut(&mut all))?;
+        for drawn in &step.drawn {
+            let words = &all[drawn.first / 4..];
             for (i, part) in drawn.parts.clone().enumerate() {
                 let row =
-                    |head: usize| drawn.row(&bytes, i * drawn.heads + head, drawn.slots[i][head / group]);
+                    |head: usize| drawn.row(words, i * drawn.heads + head, drawn.slots[i][head / group]);
                 pictures.push(Picture {
                     layer: drawn.layer,
                     part,
@@ -243,7 +265,6 @@ impl<G: Gpu> GpuAttention<G> {
                 });
             }
         }
-        self.batch.pictures.drawn.clear();
         Ok(pictures)
     }
 }

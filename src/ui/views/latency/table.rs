@@ -42,8 +42,8 @@ pub(super) fn phases(buf: &mut Buffer, area: Rect, scene: &Scene<'_>, steps: Ste
     let totals: Vec<f64> = steps.set.phases.iter().map(total_ns).collect();
     // Of the steps that were clocked, as if all were like them; where these are longer than most, they are their phases.
     let clocked = steps.set.clocked() as f64 / steps.set.steps.len() as f64;
-    let least = if clocked < 1.0 { totals.iter().sum() } else { 1.0 };
-    let whole = (total_ns(&steps.set.steps) * clocked).max(least).max(1.0);
+    let phases = if clocked < 1.0 { totals.iter().sum() } else { 0.0 };
+    let whole = (total_ns(&steps.set.steps) * clocked).max(phases).max(1.0);
     columns.line(
         &mut pen,
         scene,
