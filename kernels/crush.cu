@@ -21,12 +21,12 @@
 //   position / group: of the candidates by distance, ties to the earlier, `representatives` evenly spread, counted from 1;
 //   the caller zeroes it. Work grows with the square of the candidates.
 // crush_verdicts: grid (kv_heads, sequences), block 512. Slots of those that are lost and scores of their units, ascending:
-//   of a lane from `begins` on as far as there are `places`, which the lanes take as they come (`taken` begins as 0); and
-//   [lane][list_stride], or null. counts; cutoffs, the lowest score that stayed for itself, NaN where none did. What the
-//   first head's decision looked like, pictures [sequence][picture_stride]: units, the first and the end of those that
-//   compete; the
-//   first `shown_words` of the anchor; of the first `shown` units first positions, distances, flags (1 stays for its score,
-//   2 represents, 4 would stay if all places went by score), the first `shown_words` of each signature.
+//   of a lane from `begins` on, as far as `places_there` reach, which the lanes take as they come (`taken` begins as 0);
+//   and all of them [lane][list_stride], or null. counts; cutoffs, the lowest score that stayed for itself, NaN where none
+//   did. What the first head's decision looked like, pictures [sequence][picture_stride]: units, the first and the end of
+//   those that compete; the first `shown_words` of the anchor; of the first `shown` units first positions, distances, flags
+//   (1 stays for its score, 2 represents, 4 would stay if all places went by score), the first `shown_words` of each
+//   signature.
 // Registers: at most 64, no spills.
 #include "select.cuh"
 

@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::emulated::is_there;
 use crate::host::same_bits;
 use crate::launches::On;
-use crate::scene::{HOLE, LaneScene, Plan, Scene, pick, seeded};
+use crate::scene::{Cell, HOLE, LaneScene, Plan, Scene, pick, seeded};
 use crate::select::bare;
 
 const CASES: u64 = 48;
@@ -254,4 +254,50 @@ fn a_batch_loses_whom_the_rule_says() {
     let told =
         format!("{decided} decisions, {apart} of heads apart, {none} without victims, {long} of long lists");
     assert!(decided > 50 && apart > 15 && none > 10 && long > 5, "{told}");
+}
+
+/// The picks are the first head's. One whose window cuts through a unit has fewer places for them.
+#[test]
+fn a_head_with_fewer_places_keeps_fewer_of_the_picks() {
+    if !is_there() {
+        return;
+    }
+    let held = [(0..12).collect::<Vec<u32>>(), (0..11).collect()];
+    let (cell, block_size, head_dim, fresh) = (Cell::F32, 16, 8, 1);
+    let plan = Plan {
+        cell,
+        sequences: 1,
+        kv_heads: 2,
+        group: 1,
+        head_dim,
+        block_size,
+        slots: 12,
+        holes: 0.0,
+        fresh,
+    };
+    let lane = |(first, positions): (u32, &Vec<u32>)| LaneScene {
+        words: [0, first, positions.len() as u32, 0, 0, 0, 0, 0],
+        positions: positions.clone(),
+        ..LaneScene::default()
+    };
+    let scene = Scene {
+        plan,
+        lanes: [(0, &held[0]), (12, &held[1])].map(lane).to_vec(),
+        blocks: Vec::new(),
+        positions: held.concat(),
+        k: Vec::new(),
+        v: Vec::new(),
+        exact_k: Vec::new(),
+        exact_v: Vec::new(),
+    };
+    let text = "h2o:budget=8,recent=0.25+kvcrush:group=2,ratio=1,anchor=zeros";
+    let policy = parse_policy(text).unwrap();
+    let ranked = policy.ranked(&moment(&scene, 0), 12).unwrap();
+    // Of equal scores the later are the upper half: distances 0, 0, 3, 4 and 2, so units 0, 4 and 3 are picked.
+    let case = Case { scene, policy, ranked, end: 12, paid: vec![vec![0.5; 12]; 2] };
+    let [words, rest] = case.on_device(0, false);
+    let got = case.verdicts(&words, &rest, 0);
+    assert_eq!(got, rule(&case.policy, &moment(&case.scene, 0), &case.scene.lanes, &case.paid));
+    let victims: Vec<&[u32]> = got.iter().map(|verdict| &*verdict.victims).collect();
+    assert_eq!(victims, [&[2, 3, 4, 5][..], &[2, 3, 4, 5, 6, 7]]);
 }

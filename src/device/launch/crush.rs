@@ -36,9 +36,9 @@ pub struct CrushSizes {
 }
 
 impl CrushSizes {
-    /// Most units of a lane.
+    /// Most units of a lane, at least one.
     pub fn units(&self) -> usize {
-        self.residents.min(self.end.div_ceil(self.group))
+        self.residents.min(self.end.div_ceil(self.group)).max(1)
     }
 
     /// Bits of a signature.
