@@ -5,6 +5,7 @@
 #include <string.h>
 
 static size_t taken;
+static void *current;
 
 int cuInit(unsigned flags) { return INIT; }
 int cuDriverGetVersion(int *version) { *version = 13010; return 0; }
@@ -20,8 +21,14 @@ int cuDeviceGetAttribute(int *value, int which, int device) {
   return 0;
 }
 int cuDevicePrimaryCtxRetain(void **context, int device) { *context = &taken; return 0; }
-int cuDevicePrimaryCtxRelease_v2(int device) { return taken == 0 ? 0 : 1; }
-int cuCtxSetCurrent(void *context) { return context == &taken ? 0 : 201; }
+/* Not while memory is out, nor under a thread that is left in it. */
+int cuDevicePrimaryCtxRelease_v2(int device) { return taken == 0 && current == NULL ? 0 : 1; }
+int cuCtxGetCurrent(void **context) { *context = current; return 0; }
+int cuCtxSetCurrent(void *context) {
+  if (context != &taken && context != NULL) return 201;
+  current = context;
+  return 0;
+}
 int cuCtxSynchronize(void) { return 0; }
 int cuMemGetInfo_v2(size_t *free_bytes, size_t *total) { *free_bytes = 3ul << 30; *total = 4ul << 30; return 0; }
 int cuMemAlloc_v2(unsigned long long *address, size_t bytes) {
