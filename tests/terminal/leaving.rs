@@ -57,6 +57,22 @@ fn every_size_shows_something() {
 }
 
 #[test]
+fn a_key_in_the_moment_of_a_resize_is_heard() {
+    let mut session = Start::new([""; 0]).size(200, 60).go();
+    session.shows("Space runs the model");
+    for round in 0..12 {
+        let (view, text) = [("4", "nothing was lost"), ("1", "What is the pass key?")][round % 2];
+        for (i, key) in (0..).zip(["2", "3", "5", "6", view]) {
+            session.resize(180 - 7 * i, 50 - i);
+            session.keys(key);
+        }
+        session.shows(text);
+    }
+    session.keys("q");
+    assert_eq!(session.exit_code(), 0);
+}
+
+#[test]
 fn suspended_by_key_and_by_signal_it_comes_back() {
     let mut session = Start::new(["run", "--prompt", "Mia was a girl"]).under_a_shell().go();
     for by_key in [true, false] {
